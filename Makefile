@@ -1,0 +1,46 @@
+# Every target sets up what it needs; `make` alone lists them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow lint format bench mutate clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## Set up the virtual environment (VENV=.venv, about 6 GB)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+train: $(READY)  ## Train MADE on handwritten digits, evaluate it exactly, draw samples
+	$(BIN)/armodels train
+
+test: $(READY)  ## Lint and run the tests (under three minutes)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## Run every test, also the slow ones
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## Measure sampling and training speed side by side
+	$(BIN)/python scripts/benchmark.py
+
+mutate: $(READY)  ## Plant known bugs one by one and show that the tests catch each
+	$(BIN)/python scripts/mutate.py
+
+clean:  ## Remove the virtual environment and caches, never outputs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

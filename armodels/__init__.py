@@ -1,0 +1,22 @@
+"""Autoregressive density models with exact likelihoods. Importing this costs nothing."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "DataSpec": "armodels.spec",
+    "bits_per_dim": "armodels.spec",
+    "AutoregressiveModel": "armodels.density",
+    "DensityModel": "armodels.density",
+    "OrderMixture": "armodels.density",
+    "load_model": "armodels.run",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,495 @@
+"""Density models: exact log-probabilities, and the only sampling loop.
+
+Shapes: B batch, S steps, K values per step, P parameters per step, N particles.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from armodels import orders
+from armodels.heads import Head
+from armodels.networks.base import Network
+from armodels.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Events whose unknown values were filled in.
+
+    Attributes:
+        values: (B, *event); known values are those given, bit for bit.
+        method: ``"exact"``: drawn from p(unknown | known). ``"likelihood weighting"``: resampled
+            from weighted particles, exact in the limit. ``"clamped"``: known values that come
+            late in the order did not inform the earlier ones.
+        effective_sample_size: (B,) 1 / sum w^2 of the normalized particle weights.
+        num_particles: Particles that the weights were spread over.
+    """
+
+    values: Tensor
+    method: str
+    effective_sample_size: Tensor
+    num_particles: int
+
+
+class DensityModel(nn.Module, ABC):
+    """All that the tasks know about a model."""
+
+    spec: DataSpec
+
+    @final
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Exact log p(x), nats: (B, *event) -> (B,).
+
+        Raises:
+            ValueError: A value lies outside the support.
+        """
+        self.spec.check(x)
+        return self._log_prob(x, context)
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """``log_prob`` of values known to be in the support."""
+
+    @abstractmethod
+    def sample_with_log_prob(
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` events: (n, *event), and the model's log p of each (at temperature 1): (n,).
+
+        ``progress`` shows a bar with an ETA once a second has passed.
+        """
+
+    @final
+    def sample(self, n: int, **options) -> Tensor:
+        """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``."""
+        return self.sample_with_log_prob(n, **options)[0]
+
+    @abstractmethod
+    def complete(
+        self,
+        x: Tensor,
+        observed: Tensor,
+        *,
+        num_particles: int = 1,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Completion:
+        """Fill in what is not observed.
+
+        Args:
+            x: (B, *event); values where ``observed`` is False are ignored.
+            observed: Boolean, True = known, (*event) or (B, *event).
+            num_particles: Particles per event where the order does not put known values first.
+            context: What the model is conditioned on.
+            temperature: As in ``sample_with_log_prob``.
+            generator: Seeds the draw.
+            progress: Show a bar with an ETA once a second has passed.
+        """
+
+    def objective(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What training maximizes: (B, *event) -> (B,); by default the log-probability."""
+        return self._log_prob(x, context)
+
+    @final
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The objective in train mode, else log_prob: what DDP, compile and autocast see."""
+        return self.objective(x, context) if self.training else self.log_prob(x, context)
+
+    def initialize(self, batches: Iterable[Tensor]) -> None:
+        """Hook before training: closed-form fits, EM, output biases from the data."""
+        return
+
+    def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Log-probability of each value given those before it, (B, *event), where defined."""
+        return None
+
+
+def as_mask(observed: Tensor, x: Tensor) -> Tensor:
+    """``observed`` as one mask per event, (B, *event), after checking its shape."""
+    if observed.dtype != torch.bool:
+        raise ValueError(f"observed must be boolean, True = known, got {observed.dtype}")
+    if observed.shape not in (x.shape, x.shape[1:]):
+        raise ValueError(
+            f"observed has shape {tuple(observed.shape)}, the events {tuple(x.shape[1:])}"
+        )
+    return observed.expand_as(x)
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
+    """Uniforms in the open interval (0, 1), float64, drawn where the generator lives."""
+    source = device if generator is None else generator.device
+    noise = torch.rand(shape, dtype=torch.double, generator=generator, device=source)
+    return noise.clamp_min_(2.0**-54).to(device)
+
+
+@contextlib.contextmanager
+def _sampling(model: nn.Module, *, naive: bool = False) -> Iterator[None]:
+    """Evaluation mode, no gradients, and one intra-op thread unless steps are forward passes.
+
+    A cached step is many small operations, which a second thread slows down several times.
+    """
+    training, threads = model.training, torch.get_num_threads()
+    model.eval()
+    torch.set_num_threads(threads if naive else 1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        model.train(training)
+
+
+def resample(
+    x: Tensor, log_weights: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Keep one particle per event, by weight.
+
+    Args:
+        x: (B, N, *event).
+        log_weights: (B, N), not normalized.
+        generator: Seeds the choice.
+
+    Returns:
+        (B, *event) and the effective sample sizes (B,).
+
+    Raises:
+        ValueError: All particles of an event have weight zero.
+    """
+    if not torch.isfinite(log_weights.amax(1)).all():
+        raise ValueError("the observed values have probability 0 under the model")
+    weights = log_weights.double().softmax(1)
+    uniform = draw_noise((len(x), 1), generator, x.device)
+    cdf = weights.cumsum(1)
+    index = (cdf <= uniform * cdf[:, -1:]).sum(1)
+    rows = torch.arange(len(x), device=x.device)
+    return x[rows, index], 1 / weights.square().sum(1)
+
+
+@final
+class AutoregressiveModel(DensityModel):
+    """p(x) = prod{ p(x[order[s]] | x[order[<s]]) : s = 1..S }: an order, a network and a head.
+
+    Args:
+        net: Says what earlier values tell about each step; holds the order.
+        head: Says what the network's parameters mean.
+    """
+
+    def __init__(self, net: Network, head: Head):
+        super().__init__()
+        self.spec = net.spec
+        self.net = net
+        self.head = head
+
+    def with_order(self, order: Tensor, *, seed: int = 0) -> "AutoregressiveModel":
+        """The same weights under another order."""
+        view = AutoregressiveModel(self.net.with_order(order, seed=seed), self.head)
+        return view.train(self.training)
+
+    def _to_steps(self, x: Tensor) -> Tensor:
+        """(B, *event) -> (B, S, K), in generation order."""
+        return x.flatten(1)[:, self.net.order]
+
+    def _to_event(self, values: Tensor) -> Tensor:
+        """(B, S, K) -> (B, *event)."""
+        x = torch.empty_like(values).flatten(1)
+        x[:, self.net.order.flatten()] = values.flatten(1)
+        return x.view(-1, *self.spec.shape)
+
+    def _head_log_prob(self, params: Tensor, values: Tensor) -> Tensor:
+        # Heads compute in at least float32: half precision cannot tell log-probabilities apart.
+        with torch.autocast(params.device.type, enabled=False):
+            if params.dtype in (torch.bfloat16, torch.float16):
+                params = params.float()
+            return self.head.log_prob(params, values)
+
+    def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(values of step s | earlier steps), nats: (B, *event) -> (B, S)."""
+        return self._head_log_prob(self.net(x, context), self._to_steps(x))
+
+    def _log_prob(self, x, context):
+        return self.conditional_log_prob(x, context).sum(1)
+
+    def log_prob_map(self, x, context=None):
+        """A step's log-probability, shared evenly by its K values."""
+        steps = self.conditional_log_prob(x, context) / self.net.order.shape[1]
+        return steps[:, orders.ranks(self.net.order)].view(-1, *self.spec.shape)
+
+    def initialize(self, batches):
+        """Start the output biases at the marginals of the data."""
+        chunks, size = [], 0
+        for x in batches:
+            chunks.append(self._to_steps(x))
+            size += chunks[-1].numel()
+            if size > 100_000_000:
+                break
+        self.net.set_marginals(self.head.marginal_params(torch.cat(chunks)))
+
+    def _walk(
+        self,
+        noise: Tensor,
+        *,
+        context: Tensor | None,
+        temperature: float,
+        progress: bool,
+        naive: bool = False,
+        given: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The only sampling loop.
+
+        Args:
+            noise: (B, S, num_noise) uniforms.
+            context: What the model is conditioned on.
+            temperature: Of the draws; log-probabilities are the model's own.
+            progress: Show a bar with an ETA.
+            naive: Use the step that defines all others: a whole forward pass.
+            given: Values (B, S, K) and a mask (B, S) of the steps at which they are kept.
+
+        Returns:
+            (B, S, K) values and their log-probabilities (B, S), nats.
+        """
+        if given is None and not naive:
+            fused = self.net.fused_walk(self.head.family, noise, temperature, context)
+            if fused is not None:
+                values, params = fused
+                return values, self._head_log_prob(params, values)
+        kind = Network if naive else type(self.net)
+        cache = kind.init_cache(self.net, len(noise))
+        all_values, all_log_probs, pending = [], [], []
+        values = None
+        steps = range(self.net.num_steps)
+        for s in tqdm(steps, desc="sampling", unit="step", delay=1, disable=not progress):
+            params, cache = kind.step(self.net, values, s, cache, context)
+            values = self.head.sample(params, noise[:, s], temperature)
+            if given is not None:
+                values = torch.where(given[1][:, s, None], given[0][:, s], values)
+            all_values.append(values)
+            pending.append(params)
+            if len(pending) == 64 or s == steps[-1]:  # in bulk: each call costs as much as a step
+                drawn = torch.stack(all_values[-len(pending) :], 1)
+                all_log_probs.append(self._head_log_prob(torch.stack(pending, 1), drawn))
+                pending = []
+        return torch.stack(all_values, 1), torch.cat(all_log_probs, 1)
+
+    def sample_with_log_prob(
+        self,
+        n,
+        *,
+        context=None,
+        temperature=1.0,
+        generator=None,
+        progress=False,
+        noise=None,
+        naive=False,
+    ):
+        """As in the base class.
+
+        ``noise`` (n, S, num_noise) replaces the generator; ``naive`` walks by whole forward
+        passes, which gives the same samples, slowly.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; it must be 0 or more")
+        if noise is None:
+            shape = (n, self.net.num_steps, self.head.num_noise)
+            noise = draw_noise(shape, generator, self.net.order.device)
+        with _sampling(self, naive=naive):
+            values, log_probs = self._walk(
+                noise, context=context, temperature=temperature, progress=progress, naive=naive
+            )
+            return self._to_event(values), log_probs.sum(1)
+
+    def particles(
+        self,
+        x: Tensor,
+        observed: Tensor,
+        num_particles: int,
+        *,
+        context: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Walks that keep the observed values, weighted by what they say of those values.
+
+        Returns:
+            (B, N, *event), log-weights (B, N), and whether the weights are exact because the
+            order puts every known value first (then N = 1).
+
+        Raises:
+            ValueError: A step that writes several values is known in part.
+        """
+        known = self._to_steps(as_mask(observed, x))  # (B, S, K)
+        if (known.any(-1) != known.all(-1)).any():
+            raise ValueError(
+                "the head writes all channels of a pixel in one step: "
+                "each pixel must be known wholly or not at all"
+            )
+        known = known.all(-1)
+        exact = bool((known[:, 1:] <= known[:, :-1]).all())
+        n = 1 if exact else num_particles
+        values = self._to_steps(x).repeat_interleave(n, 0)
+        mask = known.repeat_interleave(n, 0)
+        if context is not None:
+            context = context.repeat_interleave(n, 0)
+        shape = (len(values), self.net.num_steps, self.head.num_noise)
+        with _sampling(self):
+            drawn, log_probs = self._walk(
+                draw_noise(shape, generator, x.device),
+                context=context,
+                temperature=temperature,
+                progress=progress,
+                given=(values, mask),
+            )
+        log_weights = log_probs.masked_fill(~mask, 0).sum(1).view(-1, n)
+        return self._to_event(drawn).unflatten(0, (-1, n)), log_weights, exact
+
+    def complete(
+        self,
+        x,
+        observed,
+        *,
+        num_particles=1,
+        context=None,
+        temperature=1.0,
+        generator=None,
+        progress=False,
+    ):
+        """Known values first in the order: exact. Otherwise by weighted particles."""
+        return _complete(
+            [self], x, observed, num_particles, context, temperature, generator, progress
+        )
+
+
+def _complete(
+    models, x, observed, num_particles, context, temperature, generator, progress
+) -> Completion:
+    """Completion under a uniform mixture of autoregressive models (one model: itself).
+
+    Every model contributes its particles; as their weights are the models' probabilities of the
+    known values, resampling also draws the model from its posterior.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
+    parts = [
+        model.particles(
+            x,
+            observed,
+            num_particles,
+            context=context,
+            temperature=temperature,
+            generator=generator,
+            progress=progress,
+        )
+        for model in models
+    ]
+    # A model without particles to spare counts as often as one with many.
+    total = sum(weights.shape[1] for _, weights, _ in parts)
+    log_weights = torch.cat(
+        [w - torch.log(torch.tensor(w.shape[1] / total, dtype=w.dtype)) for _, w, _ in parts], 1
+    )
+    values, effective = resample(torch.cat([v for v, _, _ in parts], 1), log_weights, generator)
+    if all(exact for _, _, exact in parts):
+        method = "exact"
+    else:
+        method = "clamped" if num_particles == 1 and len(parts) == 1 else "likelihood weighting"
+    return Completion(values, method, effective, total)
+
+
+@final
+class OrderMixture(DensityModel):
+    """The uniform mixture of one model's distributions under several orders, sharing weights.
+
+    p(x) = 1/N sum{ p(x | order i) }: the mean of *joint* probabilities. Averaging logits or
+    conditionals instead would not be a distribution.
+
+    Args:
+        model: Its network must support ``with_order``.
+        orders: One (order, seed) each; the seed is for random connectivity.
+    """
+
+    def __init__(self, model: AutoregressiveModel, orders: list[tuple[Tensor, int]]):
+        super().__init__()
+        self.spec = model.spec
+        self.model = model
+        self.orders = orders
+
+    def component(self, i: int) -> AutoregressiveModel:
+        """The model under order ``i``; made when asked for, so weights exist once."""
+        order, seed = self.orders[i]
+        return self.model.with_order(order.to(self.model.net.order.device), seed=seed)
+
+    def _components(self) -> list[AutoregressiveModel]:
+        return [self.component(i) for i in range(len(self.orders))]
+
+    def _log_prob(self, x, context):
+        joint = torch.stack([model._log_prob(x, context) for model in self._components()])
+        return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
+
+    def objective(self, x, context=None):
+        """log p(x | a random order): its mean bounds the mixture's log_prob from below."""
+        i = int(torch.randint(len(self.orders), ()))
+        return self.component(i).objective(x, context)
+
+    def initialize(self, batches):
+        """Initialize the shared weights."""
+        self.model.initialize(batches)
+
+    def sample_with_log_prob(
+        self, n, *, context=None, temperature=1.0, generator=None, progress=False
+    ):
+        """Each event is drawn under an order chosen at random."""
+        if context is not None:
+            raise ValueError("a mixture of orders takes no context yet")
+        device = self.model.net.order.device
+        which = draw_noise((n,), generator, device) * len(self.orders)
+        counts = which.long().bincount(minlength=len(self.orders)).tolist()
+        x = torch.cat(
+            [
+                self.component(i).sample(
+                    count, temperature=temperature, generator=generator, progress=progress
+                )
+                for i, count in enumerate(counts)
+                if count
+            ]
+        )
+        # Sorted by order so far; shuffled, so that any part of the batch is a fair sample.
+        x = x[draw_noise((n,), generator, device).argsort()]
+        with _sampling(self):
+            return x, self._log_prob(x, None)
+
+    def complete(
+        self,
+        x,
+        observed,
+        *,
+        num_particles=1,
+        context=None,
+        temperature=1.0,
+        generator=None,
+        progress=False,
+    ):
+        """Particles from every order, weighted together."""
+        return _complete(
+            self._components(),
+            x,
+            observed,
+            num_particles,
+            context,
+            temperature,
+            generator,
+            progress,
+        )

@@ -1,0 +1,302 @@
+"""Heads: families of conditionals. A head alone knows what its parameters mean.
+
+Shapes: P parameters per step, K values per step, M components, L levels. A head has no weights;
+``log_prob`` and ``sample`` work on any leading shape.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from armodels.spec import DataSpec
+
+
+class Head(ABC):
+    """p(values of one step | params).
+
+    Attributes:
+        family: Short name; a network that offers a fused walk goes by it.
+        num_params: P, numbers that the network must give for each step.
+        num_noise: Uniforms in (0, 1) that ``sample`` turns into the values of one step.
+        joint: True when the head takes all channels of a pixel in one step (K = C).
+    """
+
+    family: ClassVar[str]
+    joint: ClassVar[bool] = False
+    num_params: int
+    num_noise: int
+
+    @abstractmethod
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
+        """Nats: (..., P), (..., K) -> (...)."""
+
+    @abstractmethod
+    def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """Turn explicit noise into values: (..., P), (..., num_noise) -> (..., K).
+
+        Logits are divided by the temperature and scales multiplied by its square root: 1 is the
+        model itself, 0 the mode (of the likeliest component).
+        """
+
+    @abstractmethod
+    def marginal_params(self, values: Tensor) -> Tensor:
+        """Parameters that fit each step alone: (N, S, K) -> (S, P); where training starts."""
+
+
+def _pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Index drawn from softmax(logits / temperature) by its CDF: (..., N), (...) -> (...)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    # Scaled by the last entry, rounding cannot push a draw past the last level.
+    return (cdf <= (uniform.double() * cdf[..., -1])[..., None]).sum(-1)
+
+
+class Bernoulli(Head):
+    """One binary value; the parameter is its logit. P = 1."""
+
+    family = "bernoulli"
+    num_params = 1
+    num_noise = 1
+
+    def __init__(self, spec: DataSpec):
+        if spec.levels != 2:
+            kind = "real values" if spec.levels is None else f"{spec.levels} levels"
+            raise ValueError(
+                f"head bernoulli needs data of 2 levels, but {spec.name} has {kind}; "
+                f"use head=auto, or binarize the data"
+            )
+
+    def log_prob(self, params, values):
+        # softplus rather than a binary cross-entropy: exact and finite at any logit.
+        logits = params[..., 0]
+        return -F.softplus(torch.where(values[..., 0] > 0, -logits, logits))
+
+    def sample(self, params, noise, temperature=1.0):
+        if temperature == 0:
+            return (params > 0).to(torch.uint8)
+        return (noise < (params / temperature).sigmoid()).to(torch.uint8)
+
+    def marginal_params(self, values):
+        ones = values[..., 0].double().sum(0)  # (S,)
+        return torch.log((ones + 1) / (len(values) - ones + 1))[:, None]
+
+
+class Categorical(Head):
+    """One of L levels; the parameters are logits. P = L."""
+
+    family = "categorical"
+    num_noise = 1
+
+    def __init__(self, spec: DataSpec):
+        if spec.levels is None:
+            raise ValueError(
+                f"head categorical needs data with levels, but {spec.name} has real values; "
+                f"use head=gaussian_mixture"
+            )
+        self.num_params = spec.levels
+        self._dtype = spec.dtype
+
+    def log_prob(self, params, values):
+        return params.log_softmax(-1).gather(-1, values.long()).squeeze(-1)
+
+    def sample(self, params, noise, temperature=1.0):
+        return _pick(params, noise[..., 0], temperature)[..., None].to(self._dtype)
+
+    def marginal_params(self, values):
+        # One example's weight is spread over the levels, so that an unseen level stays possible.
+        counts = F.one_hot(values[..., 0].long(), self.num_params).sum(0).double()  # (S, L)
+        return torch.log((counts + 1 / self.num_params) / (len(values) + 1))
+
+
+def _spread(values: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
+    """Component means at quantiles and a common log-scale: (N, S) -> (S, M), (S, 1)."""
+    levels = (torch.arange(num_components, dtype=torch.double) + 0.5) / num_components
+    # torch.quantile takes at most 16M values.
+    values = values[:: 1 + values.numel() // 10_000_000].double().cpu()
+    means = torch.quantile(values, levels, dim=0).T  # (S, M)
+    scale = values.std(0, correction=0).clamp_min(1e-3) / math.sqrt(num_components)
+    return means, scale.log()[:, None]
+
+
+class GaussianMixture(Head):
+    """Mixture of M Gaussians over one real value. P = 3M, or 2M with uniform mixing weights.
+
+    Args:
+        spec: What a datum is.
+        num_components: M.
+        mixing: ``"learned"`` mixing weights, or ``"uniform"``: 1/M each.
+        min_log_scale: Floor of log sigma; keeps the density bounded on repeated values.
+
+    References:
+        RNADE: The real-valued neural autoregressive density-estimator (Uria et al., 2013)
+        https://arxiv.org/abs/1306.0186
+
+    Differs from the paper: scales are exp(.) with a floor; gradients are not rescaled.
+    """
+
+    family = "gaussian_mixture"
+    num_noise = 2
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        num_components: int = 10,
+        mixing: str = "learned",
+        min_log_scale: float = -7.0,
+    ):
+        if spec.levels is not None:
+            raise ValueError(
+                f"head gaussian_mixture needs real values, but {spec.name} has {spec.levels} "
+                f"levels; use head=auto"
+            )
+        if mixing not in ("learned", "uniform"):
+            raise ValueError(f"mixing is {mixing!r}; choose learned or uniform")
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; it must be at least 1")
+        self.num_components = num_components
+        self.mixing = mixing
+        self.min_log_scale = min_log_scale
+        self.num_params = num_components * (3 if mixing == "learned" else 2)
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixing logits, means, log-scales: (..., P) -> three of (..., M)."""
+        means, log_scales, *logits = params.split(self.num_components, -1)
+        log_scales = log_scales.clamp_min(self.min_log_scale)
+        return (logits[0] if logits else torch.zeros_like(means)), means, log_scales
+
+    def log_prob(self, params, values):
+        logits, means, log_scales = self._split(params)
+        z = (values - means) * torch.exp(-log_scales)
+        log_normal = -0.5 * z * z - log_scales - 0.5 * math.log(2 * math.pi)
+        return torch.logsumexp(logits.log_softmax(-1) + log_normal, -1)
+
+    def sample(self, params, noise, temperature=1.0):
+        logits, means, log_scales = self._split(params)
+        index = _pick(logits, noise[..., 0], temperature)[..., None]
+        scale = math.sqrt(temperature) * log_scales.gather(-1, index).exp()
+        return means.gather(-1, index) + scale * torch.special.ndtri(noise[..., 1:]).to(scale)
+
+    def marginal_params(self, values):
+        means, log_scale = _spread(values[..., 0], self.num_components)
+        rest = self.num_params // self.num_components - 2
+        return torch.cat([means, log_scale.expand_as(means), *[torch.zeros_like(means)] * rest], 1)
+
+
+class DiscretizedLogisticMixture(Head):
+    """Mixture of M logistics, each integrated over the bins of L levels, over a whole pixel.
+
+    p(v) = sigma((v + 1/2 - mu) / s) - sigma((v - 1/2 - mu) / s), the outer bins open to infinity;
+    the mean of a later channel is shifted linearly by the earlier channels' values, within each
+    component. Values are scaled to [-1, 1]. P = M (1 + 2 C + C (C - 1) / 2).
+
+    Args:
+        spec: What a datum is; vectors and sequences have C = 1.
+        num_components: M.
+        min_log_scale: Floor of log s on the [-1, 1] scale.
+
+    References:
+        PixelCNN++: Improving the PixelCNN with discretized logistic mixture likelihood
+        (Salimans et al., 2017) https://arxiv.org/abs/1701.05517
+
+    Differs from the paper: bins in closed form, log sigma(a) + log sigma(-b) + log(1 - e^(b-a)),
+    without the threshold branch; any number of levels and channels.
+    """
+
+    family = "discretized_logistic_mixture"
+    joint = True
+
+    def __init__(self, spec: DataSpec, *, num_components: int = 10, min_log_scale: float = -7.0):
+        if spec.levels is None:
+            raise ValueError(
+                f"head discretized_logistic_mixture needs data with levels, but {spec.name} has "
+                f"real values; use head=gaussian_mixture"
+            )
+        if num_components < 1:
+            raise ValueError(f"num_components is {num_components}; it must be at least 1")
+        self.levels = spec.levels
+        self.channels = spec.shape[0] if spec.kind == "image" else 1
+        self.num_components = num_components
+        self.min_log_scale = min_log_scale
+        self._dtype = spec.dtype
+        self._num_coefficients = self.channels * (self.channels - 1) // 2
+        self.num_params = num_components * (1 + 2 * self.channels + self._num_coefficients)
+        self.num_noise = 1 + self.channels
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(..., P) -> logits (..., M); means, log-scales (..., C, M); coefficients (..., ?, M)."""
+        parts = params.unflatten(-1, (-1, self.num_components))
+        logits, means, log_scales, coefficients = parts.split(
+            [1, self.channels, self.channels, self._num_coefficients], -2
+        )
+        log_scales = log_scales.clamp_min(self.min_log_scale)
+        return logits.squeeze(-2), means, log_scales, coefficients.tanh()
+
+    def _scaled(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        return values.to(dtype) * (2 / (self.levels - 1)) - 1
+
+    def _shift(self, coefficients: Tensor, c: int, earlier: Tensor) -> Tensor:
+        """Shift of channel c's mean by the c earlier channels (..., c, M or 1): (..., M)."""
+        first = c * (c - 1) // 2
+        return (coefficients[..., first : first + c, :] * earlier).sum(-2)
+
+    def log_prob(self, params, values):
+        logits, means, log_scales, coefficients = self._split(params)
+        inverse = torch.exp(-log_scales)
+        x = self._scaled(values, params.dtype)[..., None]  # (..., C, 1)
+        half = 1 / (self.levels - 1)
+        total = logits.log_softmax(-1)
+        for c in range(self.channels):
+            mean = means[..., c, :] + self._shift(coefficients, c, x[..., :c, :])
+            upper = (x[..., c, :] - mean + half) * inverse[..., c, :]
+            lower = (x[..., c, :] - mean - half) * inverse[..., c, :]
+            below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
+            inner = below + above + torch.log(-torch.expm1(-2 * half * inverse[..., c, :]))
+            v = values[..., c, None]
+            total = total + torch.where(
+                v == 0, below, torch.where(v == self.levels - 1, above, inner)
+            )
+        return torch.logsumexp(total, -1)
+
+    def sample(self, params, noise, temperature=1.0):
+        logits, means, log_scales, coefficients = self._split(params)
+        index = _pick(logits, noise[..., 0], temperature)[..., None, None]
+
+        def chosen(t: Tensor) -> Tensor:  # (..., ?, M) -> (..., ?, 1)
+            return t.gather(-1, index.expand(*t.shape[:-1], 1))
+
+        means, log_scales, coefficients = map(chosen, (means, log_scales, coefficients))
+        scales = math.sqrt(temperature) * log_scales[..., 0].exp()  # (..., C)
+        values = torch.zeros(*params.shape[:-1], self.channels, device=params.device)
+        values = values.to(self._dtype)
+        for c in range(self.channels):
+            x = self._scaled(values[..., :c], params.dtype)[..., None]
+            mean = (means[..., c, :] + self._shift(coefficients, c, x))[..., 0]
+            drawn = mean + scales[..., c] * torch.logit(noise[..., 1 + c]).to(mean)
+            level = ((drawn + 1) * ((self.levels - 1) / 2)).round()
+            # On the grid before it conditions the next channel.
+            values[..., c] = level.clamp(0, self.levels - 1).to(self._dtype)
+        return values
+
+    def marginal_params(self, values):
+        x = self._scaled(values, torch.double)  # (N, S, C)
+        spreads = [_spread(x[..., c], self.num_components) for c in range(self.channels)]
+        means = torch.stack([mean for mean, _ in spreads], 1)  # (S, C, M)
+        # A logistic of scale s has standard deviation s pi / sqrt(3).
+        log_scales = torch.stack([s.expand(-1, self.num_components) for _, s in spreads], 1)
+        log_scales = log_scales + math.log(math.sqrt(3) / math.pi)
+        zeros = torch.zeros(len(means), 1 + self._num_coefficients, self.num_components)
+        parts = torch.cat([zeros[:, :1], means, log_scales, zeros[:, 1:]], 1)
+        return parts.flatten(1)
+
+
+def auto(spec: DataSpec) -> Head:
+    """2 levels: Bernoulli; more levels: Categorical; real values: GaussianMixture."""
+    if spec.levels is None:
+        return GaussianMixture(spec)
+    return Bernoulli(spec) if spec.levels == 2 else Categorical(spec)

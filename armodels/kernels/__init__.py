@@ -1,0 +1,1 @@
+"""Fused CPU kernels, each beside its PyTorch reference; pure functions of arrays."""

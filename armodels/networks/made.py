@@ -1,0 +1,224 @@
+"""MADE: masked multi-layer perceptrons; without hidden layers, the FVSBN."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armodels import masks, orders
+from armodels.networks import layers
+from armodels.networks.base import Network
+from armodels.spec import DataSpec
+
+
+class MADECache(NamedTuple):
+    """Weights and activations sorted by when they are known; T = S steps, E features a value."""
+
+    weights: list[Tensor]
+    """Masked weight of each hidden layer, rows and columns sorted by degree."""
+    biases: list[Tensor]
+    output: Tensor | None
+    """(S, P, H) masked weight of the output layer, columns sorted by degree."""
+    direct: Tensor | None
+    """(S, P, D E) masked direct connections, columns in generation order."""
+    bias: Tensor
+    """(S, P)."""
+    counts: list[list[int]]
+    """counts[l][m]: units of layer l of degree below m."""
+    inputs: Tensor
+    """(B, D E) values read so far, in generation order."""
+    units: list[Tensor]
+    """(B, H) of each hidden layer: activations known so far."""
+
+
+class MADE(Network):
+    """MADE: a fully connected network whose masked weights make it autoregressive.
+
+    Each hidden unit has a degree m and sees units of degree <= m and the values of steps 0..m;
+    the parameters of step s see units of degree < s.
+
+    Accepts: vector, image, sequence. Order: any; several share weights (``with_order``).
+    Cache: hidden units sorted by degree, each computed once, when its last input is known.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K).
+        hidden_sizes: Units of each hidden layer; empty with direct connections is the FVSBN.
+        activation: relu, sigmoid, tanh or elu.
+        direct_connections: Masked linear connections from the values to the parameters.
+        dropout: Probability of dropping a hidden unit in training.
+        connectivity: Degrees spread ``"even"``, or drawn at ``"random"`` (by order seed).
+        encoding: How values are read, see ``layers.Encoding``.
+        seed: Of random connectivity.
+
+    Shapes:
+        x: (B, *event).
+        returns: (B, S, P).
+
+    References:
+        MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015)
+        https://arxiv.org/abs/1502.03509
+        Does the Wake-sleep Algorithm Produce Good Density Estimators? (Frey et al., 1996; FVSBN)
+
+    Differs from the paper: by default degrees are spread evenly rather than drawn, a layer's
+    degrees never fall below the smallest of the layer before (such a unit would be dead), and
+    output biases start at the marginals.
+    """
+
+    kinds = frozenset({"vector", "image", "sequence"})
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        *,
+        hidden_sizes: list[int],
+        activation: str = "relu",
+        direct_connections: bool = False,
+        dropout: float = 0.0,
+        connectivity: str = "even",
+        encoding: str = "auto",
+        seed: int = 0,
+    ):
+        super().__init__(spec, num_params, order)
+        if not hidden_sizes and not direct_connections:
+            raise ValueError("hidden_sizes is empty: that needs direct_connections=true (FVSBN)")
+        if connectivity not in ("even", "random"):
+            raise ValueError(f"connectivity is {connectivity!r}; choose even or random")
+        self.connectivity = connectivity
+        self.encode = layers.Encoding(spec, encoding)
+        self.activation = layers.activation(activation)
+        self.dropout = nn.Dropout(dropout)
+        num_inputs = spec.num_dims * self.encode.num_features
+        num_outputs = self.num_steps * num_params
+        sizes = [num_inputs, *hidden_sizes]
+        self.hidden = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.output = nn.Linear(sizes[-1], num_outputs, bias=False) if hidden_sizes else None
+        self.direct = (
+            nn.Linear(num_inputs, num_outputs, bias=False) if direct_connections else None
+        )
+        # Rows of the outputs are laid out by event, not by step: orders share them.
+        self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
+        for layer in self.hidden:
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.output, self.direct):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.01)
+        self._set_order(order, seed)
+
+    def _set_order(self, order: Tensor, seed: int) -> None:
+        """Derive degrees and masks; none is saved, all follow from the config."""
+        device = self.bias.device
+        ranks = orders.ranks(order)  # (D,)
+        self.register_buffer("order", order.to(device), persistent=False)
+        # A step's parameters are stored with the first value that it writes.
+        self.register_buffer("rows", order[:, 0].to(device), persistent=False)
+        steps = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
+        outputs = ranks[: self.num_steps].repeat_interleave(self.num_params)  # (S P,)
+        seen, lowest, self._degrees = steps, 0, []
+        for i, layer in enumerate(self.hidden):
+            if self.connectivity == "even":
+                degrees = masks.even_degrees(layer.out_features, self.num_steps)
+            else:
+                layer_seed = seed * len(self.hidden) + i
+                degrees = masks.random_degrees(
+                    layer.out_features, self.num_steps, lowest, layer_seed
+                )
+            mask = masks.rank_mask(seen, degrees, strict=False)
+            self.register_buffer(f"mask_{i}", mask.to(device), persistent=False)
+            self._degrees.append(degrees)
+            seen, lowest = degrees, int(degrees.min())
+        mask = masks.rank_mask(seen, outputs, strict=True) if self.output is not None else None
+        self.register_buffer("mask_output", mask if mask is None else mask.to(device), False)
+        mask = masks.rank_mask(steps, outputs, strict=True) if self.direct is not None else None
+        self.register_buffer("mask_direct", mask if mask is None else mask.to(device), False)
+
+    def with_order(self, order, *, seed=0):
+        """The same weights under masks for another order."""
+        view = copy.copy(self)
+        view._buffers = dict(self._buffers)
+        view._set_order(order.cpu(), seed)
+        return view
+
+    def set_marginals(self, params):
+        """Output biases at the marginals."""
+        with torch.no_grad():
+            self.bias[self.rows] = params.to(self.bias)
+
+    def forward(self, x, context=None):
+        """(B, *event) -> (B, S, P)."""
+        inputs = self.encode(x.flatten(1), self.bias.dtype).flatten(1)  # (B, D E)
+        h = inputs
+        for i, layer in enumerate(self.hidden):
+            weight = layer.weight * self.get_buffer(f"mask_{i}")
+            h = self.dropout(self.activation(F.linear(h, weight, layer.bias)))
+        params = self.bias.flatten()
+        if self.output is not None:
+            params = F.linear(h, self.output.weight * self.mask_output, params)
+        if self.direct is not None:
+            params = params + F.linear(inputs, self.direct.weight * self.mask_direct)
+        return params.view(-1, self.num_steps, self.num_params)[:, self.rows]  # (B, S, P)
+
+    def init_cache(self, batch_size):
+        """Sort every weight by when its input is known."""
+        num_features = self.encode.num_features
+        columns = self.order.flatten()[:, None] * num_features
+        columns = (columns + torch.arange(num_features, device=columns.device)).flatten()
+        inputs = torch.zeros(
+            batch_size, len(columns), dtype=self.bias.dtype, device=self.bias.device
+        )
+
+        def sort_rows(weight: Tensor, columns: Tensor) -> Tensor:  # (S P, I) -> (S, P, I)
+            return weight[:, columns].unflatten(0, (-1, self.num_params))[self.rows]
+
+        direct = None
+        if self.direct is not None:
+            direct = sort_rows(self.direct.weight * self.mask_direct, columns)
+        weights, biases, counts, units = [], [], [], []
+        for i, (layer, degrees) in enumerate(zip(self.hidden, self._degrees, strict=True)):
+            by_degree = degrees.argsort(stable=True)
+            weight = layer.weight * self.get_buffer(f"mask_{i}")
+            weights.append(weight[by_degree.to(columns.device)][:, columns])
+            biases.append(layer.bias[by_degree.to(columns.device)])
+            below = torch.arange(self.num_steps + 1)
+            counts.append(torch.searchsorted(degrees[by_degree], below).tolist())
+            units.append(inputs.new_zeros(batch_size, len(degrees)))
+            columns = by_degree.to(columns.device)
+        output = None
+        if self.output is not None:
+            output = sort_rows(self.output.weight * self.mask_output, columns)
+        bias = self.bias[self.rows]
+        return MADECache(weights, biases, output, direct, bias, counts, inputs, units)
+
+    def step(self, values, s, cache, context=None):
+        """Compute the units whose last input was just written, then one step's parameters."""
+        known = 0
+        if s > 0:
+            known = s * values.shape[1] * self.encode.num_features
+            new = self.encode(values, cache.inputs.dtype).flatten(1)
+            cache.inputs[:, known - new.shape[1] : known] = new
+        seen = cache.inputs[:, :known]
+        for weight, bias, count, units in zip(
+            cache.weights, cache.biases, cache.counts, cache.units, strict=True
+        ):
+            first, last = count[max(s - 1, 0)], count[s]
+            if last > first:
+                fan_in = weight[first:last, : seen.shape[1]]
+                units[:, first:last] = self.activation(
+                    torch.addmm(bias[first:last], seen, fan_in.T)
+                )
+            seen = units[:, :last]
+        params = cache.bias[s]
+        if cache.output is not None:
+            params = torch.addmm(params, seen, cache.output[s, :, : seen.shape[1]].T)
+        if cache.direct is not None:
+            fan_in = cache.direct[s, :, :known]
+            params = params + cache.inputs[:, :known] @ fan_in.T
+        return params, cache

@@ -1,0 +1,99 @@
+"""What a datum is, and what a number about it means."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+KINDS = ("vector", "image", "sequence")
+MEASURES = ("probability", "density", "bound")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Facts about the values of one data set; every model is built from it.
+
+    Attributes:
+        name: Names the data *and* its preprocessing; numbers under two names are never ranked.
+        kind: ``"vector"``, ``"image"`` or ``"sequence"``.
+        shape: ``(D,)``, ``(C, H, W)`` or ``(T,)``.
+        levels: L for integers in {0 .. L-1}; ``None`` for real values.
+        measure: ``"probability"`` (exact, discrete), ``"density"`` (real values) or ``"bound"``
+            (a density on dequantized values, which bounds a probability).
+        log_det: log|dz/dx| of the preprocessing x -> z, per example, nats; added to log p(z).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    levels: int | None
+    measure: str
+    log_det: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} of data {self.name!r} is not one of {KINDS}")
+        if self.measure not in MEASURES:
+            raise ValueError(
+                f"measure {self.measure!r} of data {self.name!r} is not one of {MEASURES}"
+            )
+        if len(self.shape) != (3 if self.kind == "image" else 1) or min(self.shape) < 1:
+            raise ValueError(f"shape {self.shape} of data {self.name!r} is no {self.kind}")
+        if self.levels is not None and self.levels < 2:
+            raise ValueError(f"data {self.name!r} needs at least 2 levels, not {self.levels}")
+        if (self.levels is None) == (self.measure == "probability"):
+            raise ValueError(
+                f"data {self.name!r} with levels={self.levels} cannot have measure {self.measure}"
+            )
+
+    @property
+    def num_dims(self) -> int:
+        """D, the number of values of one example."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How values travel: the smallest integer type that holds L levels, or a float."""
+        if self.levels is None:
+            return torch.get_default_dtype()
+        return torch.uint8 if self.levels <= 256 else torch.int32
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` (B, *shape) lies in the support."""
+        if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"data {self.name!r} has examples of shape {self.shape}, got {tuple(x.shape[1:])}"
+            )
+        if self.levels is None:
+            if not x.is_floating_point():
+                raise ValueError(f"data {self.name!r} is real-valued, got {x.dtype}")
+            if not torch.isfinite(x).all():
+                raise ValueError(f"data {self.name!r} holds NaN or infinite values")
+            return
+        if x.is_floating_point():
+            raise ValueError(
+                f"data {self.name!r} has {self.levels} levels, given as integers, got {x.dtype}"
+            )
+        if x.numel():
+            low, high = (int(v) for v in torch.aminmax(x))
+            if low < 0 or high >= self.levels:
+                raise ValueError(
+                    f"data {self.name!r} has levels 0..{self.levels - 1}, "
+                    f"got values in {low}..{high}"
+                )
+
+    def to_dict(self) -> dict:
+        """Builtins only, for checkpoints."""
+        return asdict(self) | {"shape": list(self.shape)}
+
+
+def nats(log_prob, spec: DataSpec):
+    """Negative log-likelihood in nats per example, in the original units of the data."""
+    return -(log_prob + spec.log_det)
+
+
+def bits_per_dim(log_prob, spec: DataSpec):
+    """-(log_prob + log_det) / (D ln 2): bits per dimension, the one formula in the one place."""
+    return nats(log_prob, spec) / (spec.num_dims * math.log(2))

@@ -1,0 +1,1 @@
+"""Tasks: one file per verb of the command line."""

@@ -1,0 +1,62 @@
+"""Orders and masks against matrices written by hand."""
+
+import pytest
+import torch
+
+from armodels import masks, orders
+
+
+@pytest.mark.parametrize("name", orders.ORDERS)
+@pytest.mark.parametrize("shape", [(1,), (5,), (1, 3, 4), (3, 2, 3)])
+@pytest.mark.parametrize("joint", [False, True])
+def test_every_order_writes_each_index_once(name, shape, joint):
+    order = orders.make(name, shape, joint=joint, seed=3)
+    assert sorted(order.flatten().tolist()) == list(range(torch.Size(shape).numel()))
+    assert torch.equal(orders.ranks(order)[order[:, 0]], torch.arange(len(order)))
+
+
+def test_orders_by_hand():
+    def pixels(name):
+        return orders.make(name, (1, 3, 3)).flatten().tolist()
+
+    assert pixels("raster") == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert pixels("reverse") == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert pixels("columns") == [0, 3, 6, 1, 4, 7, 2, 5, 8]
+    assert pixels("snake") == [0, 1, 2, 5, 4, 3, 6, 7, 8]
+    assert pixels("spiral") == [0, 1, 2, 5, 8, 7, 6, 3, 4]
+
+
+def test_colour_values_follow_one_another():
+    # Channel planes of a 1 x 2 image: R at 0 1, G at 2 3, B at 4 5.
+    assert orders.make("raster", (3, 1, 2)).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    assert orders.make("raster", (3, 1, 2), joint=True).tolist() == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_random_order_is_the_same_for_ever():
+    # Checkpoints store the seed alone: another permutation here would be another distribution.
+    assert orders.make("random", (8,), seed=1).flatten().tolist() == [7, 2, 1, 6, 0, 4, 3, 5]
+
+
+def test_unknown_order():
+    with pytest.raises(ValueError, match="order 'zigzag' is unknown; choose from raster"):
+        orders.make("zigzag", (4,))
+
+
+def test_masks_by_hand():
+    inputs, hidden, outputs = (
+        torch.tensor([0, 1, 2]),
+        torch.tensor([0, 1]),
+        torch.tensor([0, 1, 2]),
+    )
+    assert masks.rank_mask(inputs, hidden, strict=False).int().tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert masks.rank_mask(hidden, outputs, strict=True).int().tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
+def test_degrees():
+    assert masks.even_degrees(6, 4).tolist() == [0, 0, 1, 1, 2, 2]
+    assert masks.even_degrees(2, 5).tolist() == [0, 2]
+    assert masks.even_degrees(3, 1).tolist() == [0, 0, 0]
+    drawn = masks.random_degrees(200, 6, lowest=2, seed=0)
+    assert set(drawn.tolist()) == {2, 3, 4}  # none below the layer before, none at S - 1
+    assert torch.equal(drawn, masks.random_degrees(200, 6, lowest=2, seed=0))
+    assert masks.random_degrees(3, 1, lowest=0, seed=0).tolist() == [0, 0, 0]
