@@ -16,6 +16,7 @@ from armodels.data import base, mnist
 from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
 from armodels.data.digits import Digits
 from armodels.data.mnist import MNIST, FashionMNIST
+from armodels.data.toy import CODES, DENSITIES, Toy
 from armodels.spec import DataSpec
 
 NUM_TRAIN, NUM_TEST = 50, 10  # of the small files that stand in for MNIST
@@ -77,6 +78,10 @@ SOURCES = {
         for cls in (MNIST, FashionMNIST)
         for b in cls.binarizations
     },
+    **{
+        name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)
+        for name in [*DENSITIES, *CODES]
+    },
 }
 
 
@@ -102,6 +107,8 @@ def test_spec_needs_no_files(tmp_path):
     specs = [
         *(MNIST(b, root=str(tmp_path)).spec for b in MNIST.binarizations),
         *(FashionMNIST(b, root=str(tmp_path)).spec for b in FashionMNIST.binarizations),
+        *(Toy(name).spec for name in [*DENSITIES, *CODES]),
+        Toy("parity", num_dims=3).spec,
         Digits().spec,
         Digits(2).spec,
         Digits(split_seed=1).spec,
@@ -109,7 +116,7 @@ def test_spec_needs_no_files(tmp_path):
     names = [spec.name for spec in specs]
     assert len(set(names)) == len(names)
     assert names[:4] == ["mnist-dynamic", "mnist-fixed", "mnist-threshold", "mnist"]
-    assert "digits-binary" in names
+    assert {"toy-rings", "toy-copy_chain-8", "toy-parity-3", "digits-binary"} <= set(names)
     assert not list(tmp_path.iterdir())
 
 
