@@ -50,9 +50,9 @@ class MADE(Network):
         activation: relu, sigmoid, tanh or elu.
         direct_connections: Masked linear connections from the values to the parameters.
         dropout: Probability of dropping a hidden unit in training.
-        connectivity: Degrees spread ``"even"``, or drawn at ``"random"`` (by order seed).
+        connectivity: Degrees spread ``"even"``, or drawn at ``"random"``.
         encoding: How values are read, see ``layers.Encoding``.
-        seed: Of random connectivity.
+        connectivity_seed: Of random connectivity.
 
     Shapes:
         x: (B, *event).
@@ -82,7 +82,7 @@ class MADE(Network):
         dropout: float = 0.0,
         connectivity: str = "even",
         encoding: str = "auto",
-        seed: int = 0,
+        connectivity_seed: int = 0,
     ):
         super().__init__(spec, num_params, order)
         if not hidden_sizes and not direct_connections:
@@ -111,7 +111,7 @@ class MADE(Network):
         for layer in (self.output, self.direct):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
-        self._set_order(order, seed)
+        self._set_order(order, connectivity_seed)
 
     def _set_order(self, order: Tensor, seed: int) -> None:
         """Derive degrees and masks; none is saved, all follow from the config."""
