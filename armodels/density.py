@@ -340,9 +340,12 @@ class AutoregressiveModel(DensityModel):
             order puts every known value first (then N = 1).
 
         Raises:
-            ValueError: A step that writes several values is known in part.
+            ValueError: A step that writes several values is known in part, or a known value lies
+                outside the support.
         """
-        known = self._to_steps(as_mask(observed, x))  # (B, S, K)
+        observed = as_mask(observed, x)
+        self.spec.check(x.masked_fill(~observed, 0))
+        known = self._to_steps(observed)  # (B, S, K)
         if (known.any(-1) != known.all(-1)).any():
             raise ValueError(
                 "the head writes all channels of a pixel in one step: "

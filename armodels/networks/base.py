@@ -47,8 +47,10 @@ class Network(nn.Module, ABC):
 
     def init_cache(self, batch_size: int) -> Any:
         """State before the first step; a plain value that ``step`` takes and returns."""
-        device = self.order.device
-        return torch.zeros(batch_size, self.spec.num_dims, dtype=self.spec.dtype, device=device)
+        # Real values are as precise as the weights: a float32 copy would be another event.
+        real = self.spec.levels is None
+        dtype = next(self.parameters()).dtype if real else self.spec.dtype
+        return torch.zeros(batch_size, self.spec.num_dims, dtype=dtype, device=self.order.device)
 
     def step(
         self, values: Tensor | None, s: int, cache: Any, context: Tensor | None = None

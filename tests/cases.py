@@ -1,0 +1,210 @@
+"""Tiny models, a line each: every invariant runs on every case for which it makes sense.
+
+A model added later is one line of ``CASES``. Cases keep to 6,561 outcomes where they can, so that
+the tests enumerate them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from armodels import heads, orders
+from armodels.density import (
+    AutoregressiveModel,
+    Completion,
+    DensityModel,
+    OrderMixture,
+    draw_noise,
+)
+from armodels.networks.made import MADE
+from armodels.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family on tiny data.
+
+    Attributes:
+        spec: Of the model.
+        build: seed -> the model in float64 and evaluation mode; orders and masks are the same
+            for every seed, weights are not.
+        steps: An AutoregressiveModel, with a network, a head and an order. Any other case is a
+            DensityModel and no more.
+        num_orders: Of a mixture of orders, else 1.
+    """
+
+    spec: DataSpec
+    build: Callable[[int], DensityModel]
+    steps: bool = False
+    num_orders: int = 1
+
+    def events(self, n: int, seed: int = 0) -> Tensor:
+        """Random events in the support: (n, *event)."""
+        return random_events(self.spec, n, seed)
+
+
+def random_events(spec: DataSpec, n: int, seed: int = 0) -> Tensor:
+    """(n, *event); not independent over dimensions, so that a fit has something to find."""
+    generator = torch.Generator().manual_seed(seed)
+    if spec.levels is None:
+        steps = torch.randn(n, spec.num_dims, generator=generator, dtype=torch.double)
+        return (steps.cumsum(1) / 2).view(n, *spec.shape)
+    start = torch.randint(spec.levels, (n, 1), generator=generator)
+    steps = torch.randint(2, (n, spec.num_dims), generator=generator).cumsum(1)
+    return ((start + steps) % spec.levels).to(spec.dtype).view(n, *spec.shape)
+
+
+def every_event(spec: DataSpec) -> Tensor:
+    """All L^D events, the last dimension fastest: (L^D, *event)."""
+    values = torch.arange(spec.levels).to(spec.dtype)
+    return torch.cartesian_prod(*[values] * spec.num_dims).view(-1, *spec.shape)
+
+
+def event_index(x: Tensor, spec: DataSpec) -> Tensor:
+    """Row of each event in ``every_event``: (B, *event) -> (B,)."""
+    place = spec.levels ** torch.arange(spec.num_dims - 1, -1, -1)
+    return (x.flatten(1).long() * place).sum(1)
+
+
+def _autoregressive(spec, head, network, order, order_seed, keys, scale, seed):
+    table = orders.make(order, spec.shape, joint=head.joint, seed=order_seed)
+    model = AutoregressiveModel(network(spec, head.num_params, table, **keys), head).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.double)
+            weight.copy_(scale * noise)
+    return model.eval()
+
+
+def autoregressive(
+    spec, head, network, *, order="raster", order_seed=0, scale=0.7, **keys
+) -> Case:
+    """One network under one order, with random weights."""
+
+    def build(seed):
+        return _autoregressive(spec, head(spec), network, order, order_seed, keys, scale, seed)
+
+    return Case(spec, build, steps=True)
+
+
+def order_mixture(spec, head, network, *, num_orders=3, scale=0.7, **keys) -> Case:
+    """One network under several random orders, as build.py makes it."""
+
+    def build(seed):
+        made = head(spec)
+        model = _autoregressive(spec, made, network, "random", 0, keys, scale, seed)
+        tables = [
+            (orders.make("random", spec.shape, joint=made.joint, seed=i), i)
+            for i in range(num_orders)
+        ]
+        return OrderMixture(model, tables).eval()
+
+    return Case(spec, build, num_orders=num_orders)
+
+
+def fitted(spec, kind, **keys) -> Case:
+    """A DensityModel without steps, fitted to random events."""
+
+    def build(seed):
+        model = kind(spec, **keys).double()
+        model.initialize([random_events(spec, 200, seed), random_events(spec, 100, seed + 100)])
+        return model.eval()
+
+    return Case(kind(spec, **keys).spec, build)
+
+
+class Uniform(DensityModel):
+    """The least DensityModel: keeps every test honest about what it may ask of a model."""
+
+    def __init__(self, spec: DataSpec):
+        super().__init__()
+        self.spec = spec
+
+    def _log_prob(self, x, context):
+        each = -torch.tensor(float(self.spec.levels), dtype=torch.double).log()
+        return (each * self.spec.num_dims).expand(len(x))
+
+    def sample_with_log_prob(
+        self, n, *, context=None, temperature=1.0, generator=None, progress=False
+    ):
+        noise = draw_noise((n, *self.spec.shape), generator, "cpu")
+        x = (noise * self.spec.levels).to(self.spec.dtype)
+        return x, self._log_prob(x, None)
+
+    def complete(self, x, observed, *, num_particles=1, generator=None, **options):
+        drawn = self.sample(len(x), generator=generator)
+        ones = torch.ones(len(x), dtype=torch.double)
+        return Completion(torch.where(observed, x, drawn), "exact", ones, 1)
+
+
+def data(kind: str, *shape: int, levels: int | None) -> DataSpec:
+    """A spec of tiny data."""
+    measure = "density" if levels is None else "probability"
+    return DataSpec(f"tiny-{kind}", kind, shape, levels, measure)
+
+
+def mixture_of_2(spec):
+    return heads.GaussianMixture(spec, num_components=2)
+
+
+def uniform_mixture_of_3(spec):
+    return heads.GaussianMixture(spec, num_components=3, mixing="uniform")
+
+
+def logistics(spec):
+    return heads.DiscretizedLogisticMixture(spec, num_components=2)
+
+
+BITS = data("vector", 6, levels=2)
+GREY = data("image", 1, 2, 3, levels=2)
+RGB = data("image", 3, 1, 2, levels=3)
+RGB_BITS = data("image", 3, 1, 3, levels=2)
+LEVELS = data("vector", 4, levels=5)
+PLANE = data("vector", 2, levels=None)
+SPACE = data("vector", 4, levels=None)
+
+BERNOULLI, CATEGORICAL = heads.Bernoulli, heads.Categorical
+
+
+def made(spec, head, *sizes, activation="tanh", **keys) -> Case:
+    return autoregressive(
+        spec, head, MADE, hidden_sizes=list(sizes), activation=activation, **keys
+    )
+
+
+def made_orders(spec, head, *sizes, **keys) -> Case:
+    return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
+
+
+# Activations are smooth: where a ReLU is off, a value that must matter seems not to.
+CASES: dict[str, Case] = {
+    "made": made(BITS, BERNOULLI, 12),
+    "made-permuted": made(BITS, BERNOULLI, 11, order="random", order_seed=3),
+    "made-deep": made(BITS, BERNOULLI, 9, 14, order="reverse", dropout=0.5),
+    "made-direct": made(BITS, BERNOULLI, 2, order="snake", direct_connections=True),
+    "made-random": made(BITS, BERNOULLI, 40, 40, connectivity="random", activation="sigmoid"),
+    "made-sequence": made(data("sequence", 5, levels=2), BERNOULLI, 8, activation="elu"),
+    "made-image": made(GREY, BERNOULLI, 12, order="columns"),
+    "made-levels": made(LEVELS, CATEGORICAL, 12, order="random", order_seed=1),
+    "made-scaled": made(LEVELS, CATEGORICAL, 12, encoding="scaled"),
+    "made-rgb": made(RGB, CATEGORICAL, 14, order="reverse", direct_connections=True),
+    "made-rgb-joint": made(RGB, logistics, 12),
+    "made-rgb-joint-permuted": made(RGB_BITS, logistics, 12, order="random", order_seed=2),
+    "made-logistics": made(LEVELS, logistics, 12, order="reverse"),
+    "made-mog": made(PLANE, mixture_of_2, 8, scale=0.4),
+    "made-mog-uniform": made(PLANE, uniform_mixture_of_3, 8, order="reverse", scale=0.4),
+    "made-mog-deep": made(SPACE, mixture_of_2, 10, 12, order="random", scale=0.4),
+    "made-mog-direct": made(SPACE, mixture_of_2, 6, direct_connections=True, scale=0.2),
+    "made-one-bit": made(data("vector", 1, levels=2), BERNOULLI, 3),
+    "made-one-pixel": made(data("image", 1, 1, 1, levels=4), CATEGORICAL, 3),
+    "made-one-real": made(data("vector", 1, levels=None), mixture_of_2, 3),
+    "fvsbn": made(BITS, BERNOULLI, order="random", order_seed=7, direct_connections=True),
+    "fvsbn-rgb": made(RGB, CATEGORICAL, direct_connections=True),
+    "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
+    "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
+    "orders-made-mog": made_orders(PLANE, mixture_of_2, 8, num_orders=2, scale=0.4),
+    "uniform": fitted(LEVELS, Uniform),
+}

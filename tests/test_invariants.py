@@ -1,0 +1,644 @@
+"""What every model must satisfy, on every tiny case of ``cases.CASES``."""
+
+import contextlib
+import copy
+import math
+import re
+
+import pytest
+import torch
+from cases import BITS, CASES, PLANE, RGB, Case, event_index, every_event
+from frequencies import p_value
+
+from armodels import heads, orders
+from armodels.density import AutoregressiveModel, OrderMixture, draw_noise
+from armodels.networks import layers
+from armodels.networks.base import Network
+from armodels.networks.made import MADE
+
+
+def over(wanted):
+    """Run a test on every case for which ``wanted(case)`` holds."""
+    chosen = {name: case for name, case in CASES.items() if wanted(case)}
+    return pytest.mark.parametrize("case", chosen.values(), ids=chosen)
+
+
+def countable(case: Case) -> bool:
+    return case.spec.measure == "probability" and case.spec.levels**case.spec.num_dims <= 6561
+
+
+over_all = over(lambda case: True)
+over_steps = over(lambda case: case.steps)
+over_countable = over(countable)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise_for(model: AutoregressiveModel, n: int, seed: int = 0):
+    shape = (n, model.net.num_steps, model.head.num_noise)
+    return draw_noise(shape, generator(seed), "cpu")
+
+
+@contextlib.contextmanager
+def refuses(sentence: str):
+    """The block must raise this very ValueError."""
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+# 1. Sums to one
+
+
+@over_countable
+def test_probabilities_of_all_events_sum_to_one(case):
+    for seed in range(3):
+        total = case.build(seed).log_prob(every_event(case.spec)).logsumexp(0)
+        assert abs(float(total)) < 1e-10
+
+
+@over(lambda case: case.spec.levels is None and case.spec.num_dims <= 2)
+def test_density_integrates_to_one(case):
+    # The trapezium rule is as good as exact for sums of Gaussians wider than the spacing.
+    grid = torch.linspace(-16, 16, 641, dtype=torch.double)
+    x = torch.cartesian_prod(*[grid] * case.spec.num_dims).view(-1, *case.spec.shape)
+    cell = case.spec.num_dims * math.log(32 / 640)
+    total = case.build(0).log_prob(x).logsumexp(0) + cell
+    assert abs(float(total)) < 1e-6
+
+
+# 2. Strictly causal, and uses the whole past
+
+
+@over_steps
+def test_a_step_sees_every_earlier_value_and_no_other(case):
+    """Changed values rather than a Jacobian: levels have none, nor need a compiled network."""
+    for seed in range(3):
+        model, x = case.build(seed), case.events(4, seed)
+        order, before = model.net.order, model.net(x)
+        for t, index in enumerate(order.flatten().tolist()):
+            step = t // order.shape[1]
+            for change in range(1, case.spec.levels or 3):
+                changed = x.flatten(1).clone()
+                if case.spec.levels is None:
+                    changed[:, index] += change
+                else:
+                    changed[:, index] = (changed[:, index] + change) % case.spec.levels
+                moved = (model.net(changed.view_as(x)) - before).abs().amax(-1)  # (B, S)
+                assert not moved[:, : step + 1].any(), f"a step <= {step} sees a value of {step}"
+                assert (moved[:, step + 1 :] > 1e-9).all(), f"a later step misses one of {step}"
+
+
+# 3. The cached step is the naive step
+
+
+def walk(kind: type[Network], net: Network, values):
+    """Parameters of each step by the steps of ``kind``: (B, S, K) -> (B, S, P)."""
+    cache, rows = kind.init_cache(net, len(values)), []
+    for s in range(net.num_steps):
+        params, cache = kind.step(net, values[:, s - 1] if s else None, s, cache)
+        rows.append(params.clone())
+    return torch.stack(rows, 1)
+
+
+@over_steps
+def test_cached_step_equals_naive_step(case):
+    model, x = case.build(0), case.events(5)
+    values = x.flatten(1)[:, model.net.order]
+    forward = model.net(x)
+    naive, cached = walk(Network, model.net, values), walk(type(model.net), model.net, values)
+    for s in range(model.net.num_steps):
+        torch.testing.assert_close(naive[:, s], forward[:, s], rtol=0, atol=1e-11)
+        torch.testing.assert_close(cached[:, s], naive[:, s], rtol=0, atol=1e-11)
+
+
+@over_steps
+def test_two_walks_at_once_do_not_meet(case):
+    """State travels in the cache: a walk begun in between must not disturb the first."""
+    net, x = case.build(0).net, case.events(3)
+    values = x.flatten(1)[:, net.order]
+    first = net.init_cache(3)
+    params, first = net.step(None, 0, first)
+    walk(type(net), net, values.flip(0))
+    for s in range(1, net.num_steps):
+        params, first = net.step(values[:, s - 1], s, first)
+    torch.testing.assert_close(params, net(x)[:, -1], rtol=0, atol=1e-11)
+
+
+# 4. The sampler's log-probability is the model's
+
+
+@over_all
+def test_samples_carry_their_log_prob(case):
+    model = case.build(0)
+    x, log_prob = model.sample_with_log_prob(16, generator=generator())
+    assert x.shape == (16, *case.spec.shape)
+    assert log_prob.shape == (16,)
+    torch.testing.assert_close(log_prob, model.log_prob(x), rtol=0, atol=1e-10)
+
+
+@over_all
+def test_samples_lie_in_the_support(case):
+    x = case.build(0).sample(16, generator=generator())
+    case.spec.check(x)
+    assert case.spec.levels is None or x.dtype == case.spec.dtype
+
+
+@over_steps
+def test_naive_sampling_equals_cached_sampling(case):
+    model = case.build(0)
+    noise = noise_for(model, 16)
+    fast, fast_log_prob = model.sample_with_log_prob(16, noise=noise)
+    slow, slow_log_prob = model.sample_with_log_prob(16, noise=noise, naive=True)
+    if case.spec.levels is None:
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
+    else:
+        assert torch.equal(fast, slow)
+    torch.testing.assert_close(fast_log_prob, slow_log_prob, rtol=0, atol=1e-10)
+
+
+@over_steps
+def test_a_fused_walk_equals_the_loop(case):
+    """Keeping no value given walks the loop, which a fused walk would have replaced."""
+    model = case.build(0)
+    noise = noise_for(model, 16)
+    values = torch.zeros(16, *model.net.order.shape, dtype=case.spec.dtype)
+    nothing = (values, torch.zeros(values.shape[:2], dtype=torch.bool))
+    options = {"context": None, "temperature": 0.7, "progress": False}
+    looped, loop_log_probs = model._walk(noise, given=nothing, **options)
+    walked, walk_log_probs = model._walk(noise, **options)
+    torch.testing.assert_close(walked, looped, rtol=0, atol=1e-10)
+    torch.testing.assert_close(walk_log_probs, loop_log_probs, rtol=0, atol=1e-10)
+
+
+# 5. Samples have the frequencies of the model
+
+
+@over(lambda case: countable(case) and case.spec.levels**case.spec.num_dims <= 64)
+def test_sample_frequencies(case):
+    model = case.build(0)
+    index = event_index(model.sample(2000, generator=generator(1)), case.spec)
+    assert p_value(index, model.log_prob(every_event(case.spec))) > 1e-3
+
+
+def copy_chain(order: str) -> AutoregressiveModel:
+    """An FVSBN, set by hand, that starts at random and repeats itself in its order."""
+    table = orders.make(order, BITS.shape, seed=3)
+    net = MADE(BITS, 1, table, hidden_sizes=[], direct_connections=True)
+    flat = table.flatten().tolist()
+    net.bias.zero_()
+    net.direct.weight.zero_()
+    for last, now in zip(flat, flat[1:], strict=False):
+        net.direct.weight[now, last] = 80.0
+        net.bias[now] = -40.0
+    return AutoregressiveModel(net, heads.Bernoulli(BITS))
+
+
+@pytest.mark.parametrize("order", ["raster", "reverse", "random"])
+def test_samples_of_a_copy_chain_are_constant(order):
+    x = copy_chain(order).sample(300, generator=generator())
+    assert (x == x[:, :1]).all()
+    assert 100 < int(x[:, 0].sum()) < 200
+    constant = torch.tensor([[0] * 6, [1] * 6], dtype=torch.uint8)
+    torch.testing.assert_close(
+        copy_chain(order).log_prob(constant), torch.full((2,), -math.log(2)), rtol=0, atol=1e-6
+    )
+
+
+# 6. Completion
+
+
+def pixel_masks(case: Case):
+    """Masks of whole pixels: the first half known, the second half known, nothing, all."""
+    pixels = case.spec.shape[1] * case.spec.shape[2] if case.spec.kind == "image" else None
+    size = pixels or case.spec.num_dims
+    late = torch.arange(size) >= (size + 1) // 2
+    for mask in (~late, late, late & ~late, late | ~late):
+        if pixels:
+            mask = mask.view(1, *case.spec.shape[1:])
+        yield mask.expand(case.spec.shape)
+
+
+def conditional(model, x, observed):
+    """log p(event | observed values of x) of every event, by enumeration: (L^D,)."""
+    every = every_event(model.spec)
+    agrees = ((every == x) | ~observed).flatten(1).all(1)
+    return model.log_prob(every).masked_fill(~agrees, -math.inf).log_softmax(0)
+
+
+@over_all
+def test_completion_keeps_known_values(case):
+    model, x = case.build(0), case.events(6)
+    for observed in pixel_masks(case):
+        rest = torch.where(observed, x, torch.zeros_like(x))
+        done = model.complete(rest, observed, num_particles=3, generator=generator())
+        assert done.values.shape == x.shape
+        assert torch.equal(done.values[:, observed], x[:, observed])
+        case.spec.check(done.values)
+        assert (done.effective_sample_size <= done.num_particles + 1e-9).all()
+        assert (done.effective_sample_size >= 1 - 1e-9).all()
+        # One mask for all events, or one each.
+        each = observed.expand_as(x)
+        again = model.complete(rest, each, num_particles=3, generator=generator())
+        assert torch.equal(done.values, again.values)
+
+
+@over(lambda case: countable(case) and case.spec.num_dims > 1)
+def test_completion_follows_the_conditional(case):
+    """Exact or by many particles; whatever the model's order, early or late values known."""
+    model, x = case.build(0), case.events(1, seed=5)
+    for observed in list(pixel_masks(case))[:2]:
+        done = model.complete(
+            x.expand(500, *case.spec.shape), observed, num_particles=100, generator=generator(2)
+        )
+        assert done.method in ("exact", "likelihood weighting")
+        index = event_index(done.values, case.spec)
+        assert p_value(index, conditional(model, x, observed)) > 1e-3
+
+
+@over(lambda case: case.steps and case.spec.num_dims > 1)
+def test_completion_says_how(case):
+    model, x = case.build(0), case.events(2)
+    order = model.net.order
+    first, last = torch.zeros(2, case.spec.num_dims, dtype=torch.bool)
+    first[order[0]], last[order[-1]] = True, True
+
+    def complete(observed, **options):
+        return model.complete(x, observed.view(case.spec.shape), generator=generator(), **options)
+
+    done = complete(first, num_particles=50)
+    assert (done.method, done.num_particles) == ("exact", 1)
+    assert done.effective_sample_size.tolist() == [1, 1]
+    done = complete(last)
+    assert (done.method, done.num_particles) == ("clamped", 1)
+    done = complete(last, num_particles=50)
+    assert (done.method, done.num_particles) == ("likelihood weighting", 50)
+    assert (done.effective_sample_size < 50 - 1e-9).all()
+
+
+def test_clamping_ignores_later_evidence():
+    """What "clamped" warns of: the known end of a copy chain does not reach its start."""
+    x, last = torch.ones(200, 6, dtype=torch.uint8), torch.arange(6) == 5
+    chain = copy_chain("raster")
+    clamped = chain.complete(x, last, generator=generator())
+    assert clamped.method == "clamped"
+    assert 60 < int(clamped.values[:, 0].sum()) < 140
+    weighted = chain.complete(x, last, num_particles=30, generator=generator())
+    assert (weighted.values == 1).all()
+    # About half of the particles start at 1 and share all the weight.
+    assert 13 < float(weighted.effective_sample_size.mean()) < 17
+
+
+def test_completion_of_a_mixture_of_one_is_the_model():
+    model, x = CASES["made-permuted"].build(0), CASES["made-permuted"].events(4)
+    mixture = OrderMixture(model, [(model.net.order, 0)])
+    late = torch.arange(6) > 2
+    alone = model.complete(x, late, num_particles=9, generator=generator())
+    mixed = mixture.complete(x, late, num_particles=9, generator=generator())
+    assert torch.equal(alone.values, mixed.values)
+    assert torch.equal(alone.effective_sample_size, mixed.effective_sample_size)
+
+
+def test_completion_refuses():
+    case = CASES["made"]
+    model, x = case.build(0), case.events(3)
+    known = torch.ones(6, dtype=torch.bool)
+
+    with refuses("num_particles is 0; it must be at least 1"):
+        model.complete(x, known, num_particles=0)
+    with refuses("observed must be boolean, True = known, got torch.int64"):
+        model.complete(x, known.long())
+    with refuses("observed has shape (5,), the events (6,)"):
+        model.complete(x, known[:5])
+    with refuses("data 'tiny-vector' has levels 0..1, got values in 0..7"):
+        model.complete(x * 7, known)
+    with refuses("data 'tiny-vector' has examples of shape (6,), got (5,)"):
+        model.complete(x[:, :5], known[:5])
+
+
+def test_completion_ignores_what_stands_in_unknown_places():
+    case = CASES["made-mog-deep"]
+    model, x = case.build(0), case.events(3)
+    known = torch.tensor([True, False, True, False])
+    holes = x.masked_fill(~known, math.nan)
+    done = [model.complete(v, known, num_particles=4, generator=generator()) for v in (x, holes)]
+    assert torch.equal(done[0].values, done[1].values)
+
+
+def test_completion_refuses_a_pixel_known_in_part():
+    case = CASES["made-rgb-joint"]
+    red = torch.zeros(RGB.shape, dtype=torch.bool)
+    red[0] = True
+    with refuses(
+        "the head writes all channels of a pixel in one step: "
+        "each pixel must be known wholly or not at all"
+    ):
+        case.build(0).complete(case.events(2), red)
+
+
+def test_completion_refuses_known_values_of_probability_0():
+    model = CASES["made"].build(0)
+    model.net.bias[5], model.net.output.weight[5] = -math.inf, 0.0
+    x, last = torch.ones(3, 6, dtype=torch.uint8), torch.arange(6) == 5
+    with refuses("the observed values have probability 0 under the model"):
+        model.complete(x, last, num_particles=4)
+
+
+# 7. Mixtures of orders
+
+over_mixtures = over(lambda case: case.num_orders > 1)
+
+
+@over_mixtures
+def test_a_mixture_of_orders_averages_joint_probabilities(case):
+    mixture, x = case.build(0), case.events(8)
+    parts = torch.stack([mixture.component(i).log_prob(x) for i in range(len(mixture.orders))])
+    assert parts.std(0).min() > 1e-3, "the orders agree, so that this test tests nothing"
+    mean = parts.exp().mean(0).log()
+    torch.testing.assert_close(mixture.log_prob(x), mean, rtol=0, atol=1e-10)
+    assert (mixture.log_prob(x) > parts.mean(0)).all()
+    # What training maximizes is one order's log-probability, a bound on average.
+    torch.manual_seed(0)
+    objective = mixture.train()(x)
+    assert ((objective - parts).abs().amax(1) < 1e-10).sum() == 1
+
+
+def test_averaged_logits_are_not_a_distribution():
+    """A reminder of a published mistake: the mean over orders of logits does not sum to one."""
+    mixture, every = CASES["orders-made"].build(0), every_event(BITS)
+    by_event = []
+    for i in range(len(mixture.orders)):
+        net = mixture.component(i).net
+        by_event.append(net(every)[:, orders.ranks(net.order)])
+    log_prob = heads.Bernoulli(BITS).log_prob(torch.stack(by_event).mean(0), every[..., None])
+    assert abs(float(log_prob.sum(1).logsumexp(0))) > 1e-3
+    assert abs(float(mixture.log_prob(every).logsumexp(0))) < 1e-10
+
+
+def follows_any_order(case: Case) -> bool:
+    return case.steps and type(case.build(0).net).with_order is not Network.with_order
+
+
+@over(follows_any_order)
+def test_with_order_leaves_the_model_as_it_was(case):
+    model, x = case.build(0), case.events(4)
+    before = model.log_prob(x)
+    view = model.with_order(model.net.order.flip(0), seed=9)
+    again = view.with_order(model.net.order, seed=0)
+    assert torch.equal(view.net.order, model.net.order.flip(0))
+    assert torch.equal(model.log_prob(x), before)
+    if countable(case):
+        total = view.log_prob(every_event(case.spec)).logsumexp(0)
+        assert abs(float(total)) < 1e-10
+    torch.testing.assert_close(again.log_prob(x), before, rtol=0, atol=1e-10)
+
+
+# 11. Independence within a batch
+
+
+@over_all
+def test_one_row_never_moves_another(case):
+    model, x = case.build(0), case.events(5)
+    before = model.log_prob(x)
+    others = x.clone()
+    others[1:] = case.events(9, seed=1)[5:]
+    assert not torch.equal(others[1:], x[1:])
+    assert torch.equal(model.log_prob(others)[0], before[0])
+    torch.testing.assert_close(model.log_prob(x[:1]), before[:1], rtol=0, atol=1e-11)
+
+
+@over_steps
+def test_one_rows_noise_never_moves_another_sample(case):
+    model = case.build(0)
+    noise = noise_for(model, 5)
+    others = noise.clone()
+    others[1:] = noise_for(model, 4, seed=1)
+    drawn = [model.sample_with_log_prob(5, noise=n)[0] for n in (noise, others)]
+    assert torch.equal(drawn[0][0], drawn[1][0])
+
+
+# 12. Numbers
+
+
+@over_all
+def test_float32_agrees_with_float64(case):
+    model, x = case.build(0), case.events(32)
+    exact = model.log_prob(x)
+    if x.is_floating_point():
+        x = x.float()
+    single = model.float().log_prob(x)
+    # Nats per event; sums of a few terms, each good to about 1e-7 of its size.
+    torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@over_steps
+def test_bfloat16_autocast_agrees_with_float64(case):
+    model, x = case.build(0), case.events(64)
+    exact = model.log_prob(x)
+    model = model.float()
+    if x.is_floating_point():
+        x = x.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model.log_prob(x)
+    assert half.dtype == torch.float32, "heads compute in at least float32"
+    # Parameters keep 8 bits, so a log-probability is good to about 1 in 100.
+    assert ((half - exact).abs() <= 0.02 * case.spec.num_dims + 0.05 * exact.abs()).all()
+    assert float((half - exact).mean().abs()) < 0.05 * case.spec.num_dims
+
+
+# Temperature and generators
+
+
+@over_steps
+def test_temperature_0_is_one_event_and_1_is_the_model(case):
+    model = case.build(0)
+    cold = model.sample(16, temperature=0, generator=generator())
+    assert (cold == cold[:1]).all()
+    noise = noise_for(model, 16)
+    plain, at_one = (
+        model.sample_with_log_prob(16, noise=noise, **t) for t in ({}, {"temperature": 1})
+    )
+    assert torch.equal(plain[0], at_one[0])
+    # Log-probabilities of tempered samples are still the model's own.
+    x, log_prob = model.sample_with_log_prob(16, temperature=0.3, generator=generator())
+    torch.testing.assert_close(log_prob, model.log_prob(x), rtol=0, atol=1e-10)
+    x, log_prob = model.sample_with_log_prob(16, temperature=0, generator=generator())
+    torch.testing.assert_close(log_prob, model.log_prob(x), rtol=0, atol=1e-10)
+
+
+@over(lambda case: case.steps and case.spec.levels is not None and case.spec.num_dims > 1)
+def test_colder_samples_are_likelier(case):
+    model = case.build(0)
+    mean = [
+        float(model.sample_with_log_prob(300, temperature=t, generator=generator())[1].mean())
+        for t in (0.3, 1.0, 3.0)
+    ]
+    assert mean[0] > mean[1] > mean[2]
+
+
+@over_all
+def test_a_generator_repeats_itself(case):
+    model, x = case.build(0), case.events(8)
+    nothing = torch.zeros(case.spec.shape, dtype=torch.bool)
+    first, again, other = (model.sample(8, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    if case.spec.num_dims > 1:
+        assert not torch.equal(first, other)
+    torch.manual_seed(0)  # the global stream must not matter
+    done = model.complete(x, nothing, num_particles=2, generator=generator(1)).values
+    torch.manual_seed(1)
+    same = model.complete(x, nothing, num_particles=2, generator=generator(1)).values
+    assert torch.equal(done, same)
+
+
+# The contract
+
+
+@over_all
+def test_values_outside_the_support_are_refused(case):
+    model, x = case.build(0), case.events(4)
+    if case.spec.levels is None:
+        wrong = x.clone()
+        wrong[3] = math.nan
+        sentence = f"data '{case.spec.name}' holds NaN or infinite values"
+    else:
+        wrong = x.clone()
+        wrong.flatten(1)[3, 0] = case.spec.levels
+        sentence = f"data '{case.spec.name}' has levels 0..{case.spec.levels - 1}, got values in"
+    for function in (model.log_prob, model):
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+            function(wrong)
+
+
+@over_all
+def test_forward_is_log_prob_in_eval_mode(case):
+    model, x = case.build(0), case.events(4)
+    assert torch.equal(model(x), model.log_prob(x))
+    assert model.train()(x).shape == (4,)
+
+
+@over_all
+def test_sampling_leaves_mode_threads_and_weights_alone(case):
+    model, x = case.build(0), case.events(4)
+    before = copy.deepcopy(model.state_dict())
+    expected = model.sample(8, generator=generator())
+    threads = torch.get_num_threads()
+    model.train()
+    # Dropout must be off, and on again afterwards.
+    assert torch.equal(model.sample(8, generator=generator()), expected)
+    model.complete(x, torch.ones(case.spec.shape, dtype=torch.bool))
+    assert all(module.training for module in model.modules())
+    assert torch.get_num_threads() == threads
+    # Masks are multiplied, never written into weights.
+    model.log_prob(x)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@over_all
+def test_a_state_dict_restores_the_distribution(case):
+    """Orders and masks come from the config; weights alone from the file."""
+    model, other, x = case.build(0), case.build(1), case.events(8)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.log_prob(x), model.log_prob(x))
+    assert torch.equal(
+        other.sample(8, generator=generator()), model.sample(8, generator=generator())
+    )
+
+
+@over_all
+def test_log_prob_map_shares_out_the_log_prob(case):
+    model, x = case.build(0), case.events(4)
+    shares = model.log_prob_map(x)
+    if shares is None:
+        assert not case.steps
+        return
+    assert shares.shape == x.shape
+    torch.testing.assert_close(shares.flatten(1).sum(1), model.log_prob(x), rtol=0, atol=1e-10)
+    if case.steps:
+        order = model.net.order
+        steps = shares.flatten(1)[:, order].sum(-1)
+        torch.testing.assert_close(steps, model.conditional_log_prob(x), rtol=0, atol=1e-10)
+
+
+@over(lambda case: case.steps and case.spec.num_dims > 1)
+def test_training_starts_at_the_marginals(case):
+    """With no other weight than the output biases, the model is the data's marginals."""
+    model = case.build(0)
+    for weight in model.parameters():
+        weight.zero_()
+    x = case.events(300)
+    model.initialize([x[:100], x[100:]])
+    values = x.flatten(1)[:, model.net.order]
+    expected = model.head.marginal_params(values).expand(4, -1, -1)
+    torch.testing.assert_close(model.net(x[:4]), expected.double(), rtol=0, atol=1e-6)
+
+
+# Unknown names and pairs that cannot work
+
+
+class OnlyImages(MADE):
+    kinds = frozenset({"image"})
+
+
+class OneOrder(MADE):
+    with_order = Network.with_order
+
+
+def build_made(spec=BITS, **keys):
+    return MADE(spec, 1, orders.make("raster", spec.shape), **{"hidden_sizes": [4]} | keys)
+
+
+REFUSALS = {
+    "head bernoulli needs data of 2 levels, but tiny-image has 3 levels; use head=auto, or "
+    "binarize the data": lambda: heads.Bernoulli(RGB),
+    "head bernoulli needs data of 2 levels, but tiny-vector has real values; use head=auto, or "
+    "binarize the data": lambda: heads.Bernoulli(PLANE),
+    "head categorical needs data with levels, but tiny-vector has real values; use "
+    "head=gaussian_mixture": lambda: heads.Categorical(PLANE),
+    "head discretized_logistic_mixture needs data with levels, but tiny-vector has real values; "
+    "use head=gaussian_mixture": lambda: heads.DiscretizedLogisticMixture(PLANE),
+    "head gaussian_mixture needs real values, but tiny-vector has 2 levels; use "
+    "head=auto": lambda: heads.GaussianMixture(BITS),
+    "mixing is 'even'; choose learned or uniform": lambda: heads.GaussianMixture(
+        PLANE, mixing="even"
+    ),
+    "num_components is 0; it must be at least 1": lambda: heads.GaussianMixture(
+        PLANE, num_components=0
+    ),
+    "num_components is -1; it must be at least 1": lambda: heads.DiscretizedLogisticMixture(
+        RGB, num_components=-1
+    ),
+    "order 'zigzag' is unknown; choose from raster, reverse, columns, snake, spiral, "
+    "random": lambda: orders.make("zigzag", (4,)),
+    "activation 'swish' is unknown; choose from relu, sigmoid, tanh, elu": lambda: (
+        layers.activation("swish")
+    ),
+    "encoding is 'binary'; choose auto, one_hot or scaled": lambda: build_made(encoding="binary"),
+    "connectivity is 'sparse'; choose even or random": lambda: build_made(connectivity="sparse"),
+    "hidden_sizes is empty: that needs direct_connections=true (FVSBN)": lambda: build_made(
+        hidden_sizes=[]
+    ),
+    "model OnlyImages takes image data, but tiny-vector is vector data": lambda: OnlyImages(
+        BITS, 1, orders.make("raster", (6,)), hidden_sizes=[4]
+    ),
+    "model OneOrder follows one order only; use num_orders=1": lambda: OneOrder(
+        BITS, 1, orders.make("raster", (6,)), hidden_sizes=[4]
+    ).with_order(orders.make("reverse", (6,))),
+    "temperature is -1; it must be 0 or more": lambda: (
+        CASES["made"].build(0).sample(2, temperature=-1)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSALS, ids=lambda s: "-".join(s.split()[:3]))
+def test_what_cannot_work_is_refused_in_one_sentence(sentence):
+    with refuses(sentence):
+        REFUSALS[sentence]()
