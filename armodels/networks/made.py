@@ -105,9 +105,6 @@ class MADE(Network):
         )
         # Rows of the outputs are laid out by event, not by step: orders share them.
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
-        for layer in self.hidden:
-            nn.init.orthogonal_(layer.weight)
-            nn.init.zeros_(layer.bias)
         for layer in (self.output, self.direct):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
