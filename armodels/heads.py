@@ -50,7 +50,7 @@ class Head(ABC):
 def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Index drawn from softmax(logits / temperature) by its CDF: (..., N), (...) -> (...)."""
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1).expand_as(uniform)
     cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
     # Scaled by the last entry, rounding cannot push a draw past the last level.
     return (cdf <= (uniform.double() * cdf[..., -1])[..., None]).sum(-1)
