@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
+from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import Network
 from armodels.spec import DataSpec
@@ -92,6 +93,7 @@ class MADE(Network):
         self.connectivity = connectivity
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
+        self._activation = activation
         self.dropout = nn.Dropout(dropout)
         num_inputs = spec.num_dims * self.encode.num_features
         num_outputs = self.num_steps * num_params
@@ -219,3 +221,23 @@ class MADE(Network):
             fan_in = cache.direct[s, :, :known]
             params = params + cache.inputs[:, :known] @ fan_in.T
         return params, cache
+
+    def fused_walk(self, family, noise, temperature, context=None):
+        """For heads of logits."""
+        if family not in ("bernoulli", "categorical") or context is not None:
+            return None
+        cache = self.init_cache(0)
+        return kernels.walk(
+            cache.weights,
+            cache.biases,
+            cache.counts,
+            cache.output,
+            cache.direct,
+            cache.bias,
+            self.encode.num_features,
+            self.encode.scale,
+            self._activation,
+            noise,
+            temperature,
+            self.spec.dtype,
+        )
