@@ -38,6 +38,11 @@ class Baseline(DensityModel):
         self.spec = spec
         self.register_buffer("fitted", torch.tensor(False))
 
+    @property
+    def num_parameters(self):
+        """What is fitted stands in buffers; a baseline has no weights."""
+        return sum(b.numel() for name, b in self.named_buffers() if name != "fitted")
+
     @abstractmethod
     def _fit(self, x: Tensor) -> None:
         """Set the buffers from all training examples, (B, D)."""

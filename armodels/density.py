@@ -48,6 +48,11 @@ class DensityModel(nn.Module, ABC):
         """A few words for the log: which distribution this is."""
         return type(self).__name__
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted to the data."""
+        return sum(p.numel() for p in self.parameters())
+
     @final
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log p(x), nats: (B, *event) -> (B,).
