@@ -43,6 +43,16 @@ class DensityModel(nn.Module, ABC):
 
     spec: DataSpec
 
+    @property
+    def description(self) -> str:
+        """A few words for the log: which distribution this is."""
+        return type(self).__name__
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted to the data."""
+        return sum(p.numel() for p in self.parameters())
+
     @final
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log p(x), nats: (B, *event) -> (B,).
@@ -194,6 +204,11 @@ class AutoregressiveModel(DensityModel):
         self.spec = net.spec
         self.net = net
         self.head = head
+
+    @property
+    def description(self):
+        """Network and head."""
+        return f"{type(self.net).__name__} with {self.head.family} head"
 
     def with_order(self, order: Tensor, *, seed: int = 0) -> "AutoregressiveModel":
         """The same weights under another order."""
@@ -429,6 +444,11 @@ class OrderMixture(DensityModel):
         self.spec = model.spec
         self.model = model
         self.orders = orders
+
+    @property
+    def description(self):
+        """Number of orders and what they share."""
+        return f"mixture of {len(self.orders)} orders of {self.model.description}"
 
     def component(self, i: int) -> AutoregressiveModel:
         """The model under order ``i``; made when asked for, so weights exist once."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
+from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import Network
 from armodels.spec import DataSpec
@@ -50,9 +51,9 @@ class MADE(Network):
         activation: relu, sigmoid, tanh or elu.
         direct_connections: Masked linear connections from the values to the parameters.
         dropout: Probability of dropping a hidden unit in training.
-        connectivity: Degrees spread ``"even"``, or drawn at ``"random"`` (by order seed).
+        connectivity: Degrees spread ``"even"``, or drawn at ``"random"``.
         encoding: How values are read, see ``layers.Encoding``.
-        seed: Of random connectivity.
+        connectivity_seed: Of random connectivity.
 
     Shapes:
         x: (B, *event).
@@ -82,7 +83,7 @@ class MADE(Network):
         dropout: float = 0.0,
         connectivity: str = "even",
         encoding: str = "auto",
-        seed: int = 0,
+        connectivity_seed: int = 0,
     ):
         super().__init__(spec, num_params, order)
         if not hidden_sizes and not direct_connections:
@@ -92,6 +93,7 @@ class MADE(Network):
         self.connectivity = connectivity
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
+        self._activation = activation
         self.dropout = nn.Dropout(dropout)
         num_inputs = spec.num_dims * self.encode.num_features
         num_outputs = self.num_steps * num_params
@@ -105,13 +107,10 @@ class MADE(Network):
         )
         # Rows of the outputs are laid out by event, not by step: orders share them.
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
-        for layer in self.hidden:
-            nn.init.orthogonal_(layer.weight)
-            nn.init.zeros_(layer.bias)
         for layer in (self.output, self.direct):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
-        self._set_order(order, seed)
+        self._set_order(order, connectivity_seed)
 
     def _set_order(self, order: Tensor, seed: int) -> None:
         """Derive degrees and masks; none is saved, all follow from the config."""
@@ -222,3 +221,23 @@ class MADE(Network):
             fan_in = cache.direct[s, :, :known]
             params = params + cache.inputs[:, :known] @ fan_in.T
         return params, cache
+
+    def fused_walk(self, family, noise, temperature, context=None):
+        """For heads of logits."""
+        if family not in ("bernoulli", "categorical") or context is not None:
+            return None
+        cache = self.init_cache(0)
+        return kernels.walk(
+            cache.weights,
+            cache.biases,
+            cache.counts,
+            cache.output,
+            cache.direct,
+            cache.bias,
+            self.encode.num_features,
+            self.encode.scale,
+            self._activation,
+            noise,
+            temperature,
+            self.spec.dtype,
+        )

@@ -1,0 +1,5 @@
+"""``python -m armodels``: what torchrun calls."""
+
+from armodels.cli import main
+
+main()

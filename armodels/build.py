@@ -1,0 +1,134 @@
+"""From configs to objects: no config passes beyond this file and the tasks."""
+
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from armodels import orders
+from armodels.data.base import Source
+from armodels.density import AutoregressiveModel, DensityModel, OrderMixture
+from armodels.heads import Head
+from armodels.networks.base import Network
+from armodels.schedules import Schedule
+from armodels.spec import DataSpec
+
+ORDER_KEYS = ("order", "order_seed", "num_orders")
+"""Keys of a network's YAML that say in which order it is used; the others are its arguments."""
+
+
+def instantiate(node: Mapping, *args) -> Any:
+    """The object that ``node._target_`` names, of its other keys and ``args``.
+
+    The one call of Hydra's ``instantiate``. Its newer versions want to be told which targets may
+    run: those are this package's, torch's and, as the user's own configs say, the user's own.
+    """
+    allow = getattr(hydra.utils, "execution_whitelist", None)
+    target = node["_target_"]
+    with allow("armodels.*", "torch.*", target) if allow else contextlib.nullcontext():
+        return hydra.utils.instantiate(OmegaConf.create(dict(node)), *args, _convert_="all")
+
+
+def source(config: Mapping) -> Source:
+    """The data source of a ``data`` config; nothing is read yet."""
+    return instantiate(config)
+
+
+def head(config: Mapping, spec: DataSpec) -> Head:
+    """The head of a ``head`` config."""
+    return instantiate(config, spec)
+
+
+def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel:
+    """The model of a ``model`` config: a network with its order and head, or a baseline.
+
+    Args:
+        config: Names a Network or a DensityModel by ``_target_``, and its arguments.
+        head_config: Names the head; a baseline has none.
+        spec: What a datum is.
+
+    Raises:
+        ValueError: The model, the head and the data do not go together.
+    """
+    config = dict(config)
+    target = hydra.utils.get_class(config["_target_"])
+    if issubclass(target, DensityModel):
+        return instantiate(config, spec)
+    if not issubclass(target, Network):
+        raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
+    name, order_seed, num_orders = (config.pop(key) for key in ORDER_KEYS)
+    if num_orders < 1:
+        raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
+    made_head = head(head_config, spec)
+    make = functools.partial(orders.make, name, spec.shape, joint=made_head.joint)
+    net = instantiate(config, spec, made_head.num_params, make(seed=order_seed))
+    one = AutoregressiveModel(net, made_head)
+    if num_orders == 1:
+        return one
+    seeds = range(order_seed, order_seed + num_orders)
+    mixture = OrderMixture(one, [(make(seed=seed), seed) for seed in seeds])
+    mixture.component(0)  # refuses at once a network that follows one order only
+    return mixture
+
+
+def optimizer(config: Mapping, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of an ``optimizer`` config."""
+    return instantiate({**config, "_partial_": True})(params)
+
+
+def schedule(config: Mapping) -> Schedule:
+    """The learning-rate schedule of a ``schedule`` config."""
+    return instantiate(config)
+
+
+def plain(config: Any) -> Any:
+    """A config as resolved builtins, fit for a checkpoint."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]:
+    """Apply overrides of the command line to a saved config.
+
+    Args:
+        saved: A resolved config.
+        overrides: Such as ``trainer.max_epochs=20``; those of ``resume``, ``out`` and ``hydra``
+            say where, not what, and are passed over.
+
+    Returns:
+        The config, and the dotted names of the keys whose values differ from the saved ones.
+
+    Raises:
+        ValueError: An override names a group or a key that the saved config does not have.
+    """
+    config = OmegaConf.create(dict(saved))
+    for item in OverridesParser.create().parse_overrides(list(overrides)):
+        key = item.key_or_group
+        if key in ("resume", "out") or key.split(".")[0] == "hydra":
+            continue
+        missing = object()
+        old = OmegaConf.select(config, key, default=missing)
+        if old is missing or OmegaConf.is_dict(old):
+            raise ValueError(
+                f"resume continues the same run, to which {item.input_line!r} cannot be applied; "
+                f"name single keys, such as trainer.max_epochs=20"
+            )
+        OmegaConf.update(config, key, item.value())
+    merged = plain(config)
+    return merged, changed(saved, merged)
+
+
+def changed(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """Dotted names of the keys whose values differ between two nested configs."""
+    names: list[str] = []
+    for key in sorted({*old, *new}, key=str):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            names += changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key}")
+    return names

@@ -1,0 +1,340 @@
+"""The command line: a verb, then Hydra overrides. Nothing here imports torch until a task runs."""
+
+import difflib
+import importlib
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from armodels import __version__
+
+
+class Verb(NamedTuple):
+    """One word of the command line."""
+
+    module: str
+    """Module of armodels.tasks whose ``main(config)`` does it."""
+    help: str
+    path_key: str | None = None
+    """Key that a bare path on the command line stands for."""
+    many: bool = False
+    """Whether several bare paths may stand there."""
+
+
+VERBS = {
+    "train": Verb("train", "train a model, evaluate it exactly, draw samples"),
+    "eval": Verb("evaluate", "exact likelihood of a split under a trained model", "run"),
+    "sample": Verb("sample", "draw samples from a trained model", "run"),
+    "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
+    "score": Verb("score", "nats and bits/dim of every example, as CSV", "run"),
+    "compare": Verb("compare", "table over run directories", "runs", many=True),
+    "list": Verb("list", "models, data, heads and experiments"),
+    "tensorboard": Verb("tensorboard", "open TensorBoard on run directories", "logdir"),
+}
+_HYDRA_FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
+_HYDRA_FLAGS_WITH_VALUE |= {"--cfg", "-c", "--package", "-p", "--info", "-i"}
+_FLAGS = {"compare": {"--csv": "format=csv", "--markdown": "format=markdown"}}
+
+USAGE = f"""armodels {__version__}: autoregressive density models with exact likelihoods
+
+usage: armodels VERB [key=value ...] [Hydra flags]
+
+verbs:
+{chr(10).join(f"  {name:<12} {verb.help}" for name, verb in VERBS.items())}
+
+examples:
+  armodels train                                   # MADE on handwritten digits, no download
+  armodels train model=nade data=mnist seed=1      # choose model and data
+  armodels train data=toy data.name=rings          # a density whose true entropy is known
+  armodels train -m model=made,nade,gmm seed=1,2   # sweep: every combination
+  armodels train resume=outputs/digits/made/...    # go on, bit for bit
+  armodels compare outputs                         # table of all runs
+  armodels list                                    # what there is to choose from
+  armodels train --cfg job                         # every knob, with its value
+  eval "$(armodels -sc install=bash)"              # tab completion
+
+HYDRA_FULL_ERROR=1 shows tracebacks; see README.md and docs/ for more.
+"""
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One sentence on standard error, then exit."""
+    print(f"armodels: error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    program, *args = sys.argv
+    if args[:1] and args[0] in ("-sc", "--shell-completion"):
+        return complete_words(program, args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return None
+    if args[0] in ("--version", "-V"):
+        print(f"armodels {__version__}")
+        return None
+    name = args[0]
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(VERBS)}"
+        fail(f"{name!r} is no verb of armodels; {hint}", 2)
+    return run_verb(program, name, args[1:])
+
+
+def run_verb(program: str, name: str, args: list[str]) -> None:
+    """Hand one verb to Hydra and turn what goes wrong into one sentence and an exit code."""
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us rather than Hydra's printer
+    if sys.path[0] != os.getcwd():
+        sys.path.insert(0, os.getcwd())  # users' own classes, named by _target_
+    with tempfile.TemporaryDirectory(prefix="armodels-") as scratch:
+        # Jobs of a sweep may run in other processes: they report their failures in this file.
+        os.environ["ARMODELS_FAILURES"] = failures = str(Path(scratch) / "failures")
+        sys.argv = [program, *_translate(name, args)]
+        if int(os.environ.get("RANK", 0)) > 0:  # torchrun: rank 0 owns directory and log
+            quiet = [f"hydra.run.dir={scratch}", "hydra.job_logging.root.handlers=[]"]
+            sys.argv += quiet
+        try:
+            _hydra_main(name)
+        except KeyboardInterrupt as stop:
+            print(f"armodels: {stop or 'interrupted'}", file=sys.stderr)
+            sys.exit(getattr(stop, "exit_code", 130))
+        except Exception as error:
+            if full_error:
+                raise
+            fail(explain(error, name, sys.argv[1:]))
+        if Path(failures).is_file():
+            _report_failures([json.loads(line) for line in open(failures)], full_error)
+
+
+def _hydra_main(name: str) -> None:
+    import hydra
+    from hydra.core.plugins import Plugins
+    from omegaconf import OmegaConf
+
+    Plugins.instance().register(_search_path_plugin())
+    OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+    def job(config):
+        return _job(name, config)
+
+    options = _hydra_compatibility()
+    hydra.main(config_path="pkg://armodels.configs", config_name=name, **options)(job)()
+
+
+def _hydra_compatibility() -> dict[str, str]:
+    """Hydra 1.4 warns about the argument that 1.3 wants."""
+    import hydra
+
+    version = tuple(int(part) for part in re.findall(r"\d+", hydra.__version__)[:2])
+    return {"version_base": "1.3"} if version < (1, 4) else {}
+
+
+def _job(name: str, config) -> float | None:
+    """Run a verb's task. A failure is recorded, not raised, so that a sweep goes on."""
+    from omegaconf import OmegaConf
+
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
+        plain = OmegaConf.to_container(config, resolve=True)
+        return importlib.import_module(f"armodels.tasks.{VERBS[name].module}").main(plain)
+    except Exception as error:
+        record = {
+            "overrides": OmegaConf.to_container(config.overrides) if "overrides" in config else [],
+            "error": explain(error, name, sys.argv[1:]),
+            "traceback": traceback.format_exc(),
+        }
+        if "directory" in config:
+            record["directory"] = config.directory
+            _note_failure(Path(config.get("resume") or config.directory), record)
+        with open(os.environ["ARMODELS_FAILURES"], "a") as file:
+            file.write(json.dumps(record) + "\n")
+        return float("nan")
+
+
+def _note_failure(directory: Path, record: dict) -> None:
+    """Leave status and traceback in the run's directory, unless another run owns it."""
+    from armodels.run import RunDirectory
+
+    if not directory.is_dir() or "exists and is not empty" in record["error"]:
+        return
+    RunDirectory(directory).write_status("failed", record["error"])
+    with open(directory / "train.log", "a") as file:
+        file.write(record["traceback"])
+
+
+def _report_failures(records: list[dict], full_error: bool) -> NoReturn:
+    """One sentence a failed job; the exit code says that there were some."""
+    for record in records:
+        if full_error:
+            print(record["traceback"], file=sys.stderr)
+        if len(records) > 1 and record["overrides"]:
+            print(f"armodels: failed: {' '.join(record['overrides'])}", file=sys.stderr)
+        print(f"armodels: error: {record['error']}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _translate(name: str, args: list[str]) -> list[str]:
+    """Bare paths and the verb's flags, as Hydra overrides."""
+    verb, flags = VERBS[name], _FLAGS.get(name, {})
+    paths, rest = [], []
+    takes_value = False  # after a Hydra flag such as --config-dir
+    for arg in args:
+        if arg in flags:
+            rest.append(flags[arg])
+        elif takes_value or arg.startswith("-") or "=" in arg.split("/")[0] or not verb.path_key:
+            takes_value = arg in _HYDRA_FLAGS_WITH_VALUE
+            rest.append(arg)
+        else:
+            paths.append(arg)
+    if not paths:
+        return rest
+    if len(paths) > 1 and not verb.many:
+        fail(f"armodels {name} takes one path, got {' '.join(paths)}", 2)
+    quoted = ["'" + path.replace("'", "\\'") + "'" for path in paths]
+    value = f"[{','.join(quoted)}]" if verb.many else quoted[0]
+    return [f"{verb.path_key}={value}", *rest]
+
+
+def _run_dir(resume: str | None, out: str | None, default: str) -> str:
+    """Where a run writes; a run to resume is looked up before anything is created."""
+    if resume:
+        if not (Path(resume) / "config.yaml").is_file():
+            raise FileNotFoundError(
+                f"{resume} is not a run directory: it has no config.yaml to resume from"
+            )
+        return resume
+    return out or default
+
+
+def _run_name() -> str:
+    """<data>/<model>/<date>-<time>-<suffix>: the suffix keeps simultaneous runs apart."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", str(choices[key])) for key in ("data", "model")]
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return "/".join([*parts, f"{stamp}-{os.urandom(3).hex()}"])
+
+
+def _search_path_plugin() -> type:
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UserConfigs(SearchPathPlugin):
+        """Configs of $ARMODELS_CONFIG_PATH come before the shipped ones."""
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in filter(None, os.environ.get("ARMODELS_CONFIG_PATH", "").split(":")):
+                search_path.prepend("armodels", f"file://{os.path.abspath(folder)}")
+
+    return UserConfigs
+
+
+def complete_words(program: str, args: list[str]) -> None:
+    """Tab completion: verbs first, then Hydra's own for the verb."""
+    if len(args) < 2 or not args[1].startswith("query="):
+        sys.argv = [program, *args]  # install or uninstall
+        return _hydra_main("train")
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+        print(" ".join(VERBS))
+        return None
+    if words[1] in VERBS:  # hide the verb and let Hydra complete the rest
+        rest = line.split(None, 2)
+        os.environ["COMP_LINE"] = f"{words[0]} {rest[2] if len(rest) > 2 else ''}"
+        sys.argv = [program, *args]
+        return _hydra_main(words[1])
+    return None
+
+
+# Errors
+
+
+def explain(error: BaseException, name: str, args: list[str]) -> str:
+    """One sentence for the user: what, where, what to do."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    kinds = {type(link).__name__: link for link in reversed(chain)}
+    if "OverrideParseException" in kinds:
+        return _bad_override(str(kinds["OverrideParseException"]))
+    if "MissingConfigException" in kinds:
+        return _bad_choice(str(kinds["MissingConfigException"]))
+    text = str(error)
+    if key := re.search(r"Could not override '([^']+)'", text):
+        return _bad_key(key.group(1), name)
+    if value := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = value.group(1).partition("=")
+        return f"{key}={values} is a sweep, which needs -m; a list is written {key}=[{values}]"
+    if "InterpolationResolutionError" in kinds and len(chain) > 1:
+        return _sentence(chain[-1])
+    if "InstantiationException" in kinds and len(chain) > 1:
+        return _sentence(chain[-1])
+    if isinstance(error, OmegaConfBaseException):
+        return " ".join(str(error).split())
+    if "ConfigCompositionException" in kinds or "HydraException" in kinds:
+        return " ".join(text.split())
+    return _sentence(error)
+
+
+def _sentence(error: BaseException) -> str:
+    """The message; of an error that nobody foresaw, also its type and where to read more."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError)) and text:
+        if "out of memory" in text.lower():
+            text = f"out of memory; lower trainer.batch_size or raise trainer.accumulate ({text})"
+        return text
+    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
+
+
+def _bad_override(message: str) -> str:
+    first = message.splitlines()[0]
+    if "mismatched input '='" in message:
+        return f"{first}; a value that holds = must be quoted: \"key='a=b'\""
+    return first
+
+
+def _bad_choice(message: str) -> str:
+    """Hydra's message names the group and lists the choices on lines of their own."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    wanted = re.search(r"Could not find '([^']+)'", lines[0])
+    if not wanted or "/" not in wanted.group(1):
+        return " ".join(lines)
+    group, _, choice = wanted.group(1).rpartition("/")
+    after = [s.startswith("Available options") for s in lines].index(True) + 1
+    stop = [s.startswith("Config search path") for s in lines].index(True)
+    names = [item.removeprefix(f"{group}/") for item in lines[after:stop]]
+    close = difflib.get_close_matches(choice, names, 1)
+    hint = f"did you mean {group}={close[0]}? " if close else ""
+    return f"{group}={choice} is unknown; {hint}choose from {', '.join(sorted(names))}"
+
+
+def _bad_key(key: str, name: str) -> str:
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    def names(node, prefix=""):
+        for child, value in node.items():
+            yield f"{prefix}{child}"
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{child}.")
+
+    with initialize_config_module("armodels.configs", **_hydra_compatibility()):
+        keys = list(names(OmegaConf.to_container(compose(name))))
+    close = difflib.get_close_matches(key, keys, 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"see armodels {name} --cfg job"
+    return f"{key} is no key of armodels {name}; {hint}"

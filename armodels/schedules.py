@@ -1,0 +1,67 @@
+"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state."""
+
+import math
+from abc import ABC, abstractmethod
+
+
+class Schedule(ABC):
+    """Factor on the learning rate, after a linear warm-up over ``warmup_steps``."""
+
+    def __init__(self, warmup_steps: int = 0):
+        if warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {warmup_steps}; it must be 0 or more")
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int, total: int | None) -> float:
+        """Factor at ``step``, counted from 0, of ``total`` steps (None: limited by time alone)."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        rest = None if total is None else max(total - self.warmup_steps, 1)
+        return self._decay(step - self.warmup_steps, rest)
+
+    @abstractmethod
+    def _decay(self, step: int, total: int | None) -> float:
+        """Factor after the warm-up, both counts starting there."""
+
+
+class Constant(Schedule):
+    """The same learning rate throughout."""
+
+    def _decay(self, step, total):
+        return 1.0
+
+
+class Cosine(Schedule):
+    """Half a cosine from 1 down to ``final`` at the last step.
+
+    References:
+        SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)
+        https://arxiv.org/abs/1608.03983
+
+    Differs from the paper: no restarts.
+    """
+
+    def __init__(self, warmup_steps: int = 0, final: float = 0.0):
+        super().__init__(warmup_steps)
+        self.final = final
+
+    def _decay(self, step, total):
+        if total is None:
+            raise ValueError(
+                "schedule=cosine needs trainer.max_epochs or trainer.max_steps: "
+                "it cannot tell where trainer.max_minutes alone will end"
+            )
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+class Exponential(Schedule):
+    """The learning rate is multiplied by ``gamma`` at every step."""
+
+    def __init__(self, warmup_steps: int = 0, gamma: float = 0.9999):
+        super().__init__(warmup_steps)
+        if not 0 < gamma <= 1:
+            raise ValueError(f"schedule.gamma is {gamma}; it must lie in (0, 1]")
+        self.gamma = gamma
+
+    def _decay(self, step, total):
+        return self.gamma**step

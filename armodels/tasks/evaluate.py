@@ -1,0 +1,155 @@
+"""armodels eval: the exact likelihood of a split, and the sums that every number comes from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from armodels import build, run
+from armodels.density import DensityModel
+from armodels.spec import DataSpec, bits_per_dim, nats
+
+log = getLogger(__name__)
+
+
+@torch.no_grad()
+def log_probs(
+    model: DensityModel, x: Tensor, batch_size: int, *, progress: bool = False, name: str = ""
+) -> Tensor:
+    """Exact log p of every example, nats: (N, *event) -> (N,) float64 on the CPU.
+
+    Computed in the model's own precision without autocast: a number that is published should not
+    carry the rounding of half precision.
+    """
+    if batch_size < 1:
+        raise ValueError(f"eval.batch_size is {batch_size}; it must be at least 1")
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), x.device)
+    model.eval()
+    bar = tqdm(
+        total=len(x), desc=f"evaluating {name}", unit="ex", delay=1, leave=False,
+        disable=not progress,
+    )  # fmt: skip
+    parts = []
+    with bar:
+        for batch in x.split(batch_size):
+            parts.append(model.log_prob(batch.to(device)).double().cpu())
+            bar.update(len(batch))
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.double)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean log-probability of a split.
+
+    Attributes:
+        num_examples: How many examples were counted, each once.
+        log_prob: Mean, nats per example.
+        standard_error: Of the mean, nats; NaN for a single example.
+    """
+
+    num_examples: int
+    log_prob: float
+    standard_error: float
+
+    def report(self, spec: DataSpec) -> dict[str, float]:
+        """Numbers for metrics.json: nats and bits/dim, with 95 % half-widths."""
+        half = 1.96 * self.standard_error
+        return {
+            "num_examples": self.num_examples,
+            "nats": nats(self.log_prob, spec),
+            "nats_ci95": half,
+            "bits_per_dim": bits_per_dim(self.log_prob, spec),
+            "bits_per_dim_ci95": half / (spec.num_dims * math.log(2)),
+        }
+
+
+def evaluate(
+    model: DensityModel,
+    x: Tensor,
+    batch_size: int,
+    *,
+    fabric: Fabric | None = None,
+    progress: bool = False,
+    name: str = "",
+) -> Evaluation:
+    """Evaluate every example of ``x`` exactly once, over all processes of ``fabric``.
+
+    Rank r takes ``x[r::world]``; sums are float64 and divided once.
+    """
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    values = log_probs(model, x[rank::world], batch_size, progress=progress, name=name)
+    sums = torch.stack(
+        [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
+    )
+    if world > 1:
+        sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()
+    count, total, squares = sums.tolist()
+    assert count == len(x), f"evaluated {count} of {len(x)} examples"
+    mean = total / count
+    variance = max(squares - count * mean * mean, 0.0) / (count - 1) if count > 1 else math.nan
+    return Evaluation(int(count), mean, math.sqrt(variance / count))
+
+
+def describe(name: str, report: Mapping[str, float]) -> str:
+    """One line: nats and bits/dim with their intervals."""
+    return (
+        f"{name:<6} {report['nats']:.4f} ± {report['nats_ci95']:.4f} nats   "
+        f"{report['bits_per_dim']:.4f} ± {report['bits_per_dim_ci95']:.4f} bits/dim   "
+        f"({report['num_examples']} examples)"
+    )
+
+
+def load_split(
+    restored: run.Restored, data: Mapping | None, split: str
+) -> tuple[DataSpec, Tensor]:
+    """A split of the run's own data, or of other data of the same shape and levels.
+
+    Raises:
+        ValueError: The model cannot score such data.
+    """
+    source = build.source(data or restored.config["data"])
+    own, spec = restored.spec, source.spec
+    if (spec.kind, spec.shape, spec.levels) != (own.kind, own.shape, own.levels):
+        raise ValueError(
+            f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
+            f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
+        )
+    return spec, source.load().split(split)
+
+
+def main(config: Mapping) -> None:
+    """Evaluate a run or checkpoint on one split."""
+    restored = run.restore(
+        config["run"],
+        checkpoint=config["checkpoint"],
+        weights=config["eval"]["weights"],
+        device=run.pick_device(config["device"]),
+    )
+    spec, x = load_split(restored, config.get("data"), config["split"])
+    result = evaluate(
+        restored.model, x, config["eval"]["batch_size"], progress=True, name=config["split"]
+    )
+    measure = restored.model.spec.measure
+    report = {
+        "data": spec.name,
+        "trained_on": restored.spec.name,
+        "split": config["split"],
+        "measure": measure,
+        "num_dims": spec.num_dims,
+        "levels": spec.levels,
+        "weights": restored.weights,
+        "checkpoint": str(restored.path),
+        **result.report(spec),
+    }
+    log.info("data   %s (D = %d, levels %s, %s)", spec.name, spec.num_dims, spec.levels, measure)
+    log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
+    log.info(describe(config["split"], report))
+    if config["out"]:
+        run.write_json(Path(config["out"]), report)
+        log.info("wrote  %s", config["out"])

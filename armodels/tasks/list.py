@@ -1,0 +1,36 @@
+"""armodels list: what there is to choose from, one line each."""
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from logging import getLogger
+from pathlib import Path
+
+log = getLogger(__name__)
+
+GROUPS = ("model", "data", "head", "optimizer", "schedule", "trainer", "experiment")
+
+
+def choices(group: str) -> Iterator[tuple[str, str]]:
+    """Name and description (the comment on the first line) of every config in a group."""
+    roots = [Path(str(files("armodels.configs")))]
+    roots += map(Path, filter(None, os.environ.get("ARMODELS_CONFIG_PATH", "").split(":")))
+    found = {}
+    for root in roots:
+        for path in sorted((root / group).rglob("*.yaml")):
+            lines = path.read_text().splitlines()
+            comment = next((s for s in lines if s.startswith("#") and "@package" not in s), "")
+            name = path.relative_to(root / group).with_suffix("").as_posix()
+            found[name] = comment.lstrip("# ")
+    yield from sorted(found.items())
+
+
+def main(config: Mapping) -> None:
+    """Print the groups."""
+    if config["group"] not in (None, *GROUPS):
+        raise ValueError(f"group {config['group']} is unknown; choose from {', '.join(GROUPS)}")
+    for group in [config["group"]] if config["group"] else GROUPS:
+        log.info("%s=", group)
+        for name, text in choices(group):
+            log.info("  %-28s %s", name, text)
+        log.info("")

@@ -1,0 +1,39 @@
+"""armodels score: the log-likelihood of every single example."""
+
+import csv
+from collections.abc import Mapping
+from logging import getLogger
+from pathlib import Path
+
+from armodels import run
+from armodels.spec import bits_per_dim, nats
+from armodels.tasks.evaluate import load_split, log_probs
+
+log = getLogger(__name__)
+
+
+def main(config: Mapping) -> None:
+    """Write one row an example: index, nats, bits/dim."""
+    restored = run.restore(
+        config["run"],
+        checkpoint=config["checkpoint"],
+        weights=config["eval"]["weights"],
+        device=run.pick_device(config["device"]),
+    )
+    spec, x = load_split(restored, config.get("data"), config["split"])
+    values = log_probs(
+        restored.model, x, config["eval"]["batch_size"], progress=True, name=config["split"]
+    )
+    path = Path(
+        config["out"]
+        or restored.folder_for(None).parent / f"scores-{spec.name}-{config['split']}.csv"
+    )
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["index", "nats", "bits_per_dim"])
+        for i, value in enumerate(values.tolist()):
+            table.writerow([i, repr(nats(value, spec)), repr(bits_per_dim(value, spec))])
+    log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
+    mean = float(values.mean())
+    log.info("mean   %.4f nats, %.4f bits/dim", nats(mean, spec), bits_per_dim(mean, spec))
+    log.info("wrote  %s (%d examples)", path, len(values))

@@ -1,0 +1,700 @@
+"""armodels train: fit a model, evaluate it exactly, leave a run directory.
+
+Nothing here knows which model it trains. Every random draw is a function of (seed, step), so a
+run continued from any checkpoint repeats the steps it lost bit for bit, and evaluating more or
+less often changes no weight.
+"""
+
+import contextlib
+import copy
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from logging import getLogger
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from armodels import build, pictures, run
+from armodels.data.base import Splits
+from armodels.density import DensityModel
+from armodels.schedules import Schedule
+from armodels.spec import nats
+from armodels.tasks.evaluate import describe, evaluate
+from armodels.tracking import Tracker
+
+log = getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal, after everything was saved."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+def stream(*key: int) -> int:
+    """A seed for one purpose: well mixed, and a function of the key alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+# What a stream is for; the first number of its key.
+_WEIGHTS, _EPOCH, _STEP, _NOISE, _SAMPLES = range(5)
+
+
+@dataclass
+class Settings:
+    """The ``trainer`` config; see configs/trainer/default.yaml for what each key means."""
+
+    max_epochs: int | None
+    max_steps: int | None
+    max_minutes: float | None
+    batch_size: int
+    accumulate: int
+    max_grad_norm: float | None
+    ema: float | None
+    patience: int | None
+    eval_every: float | None
+    log_every: int
+    checkpoint_every: float
+    accelerator: str
+    devices: int
+    precision: str
+    compile: bool
+    threads: int | None
+    progress: bool
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = get_args(kind) or (kind,)
+            fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+            if not fits or (isinstance(value, bool) and bool not in kinds):
+                wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+                raise ValueError(f"trainer.{name} is {value!r}; it must be {wanted}")
+        if self.max_epochs is None and self.max_steps is None and self.max_minutes is None:
+            raise ValueError("set trainer.max_epochs, trainer.max_steps or trainer.max_minutes")
+        for name in ("max_epochs", "max_steps", "max_minutes"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"trainer.{name} is {value}; it must be 0 or more")
+        for name in ("batch_size", "accumulate", "log_every", "devices", "patience", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"trainer.{name} is {value}; it must be at least 1")
+        for name in ("eval_every", "max_grad_norm"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"trainer.{name} is {value}; it must be positive")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"trainer.ema is {self.ema}; it must lie between 0 and 1")
+
+
+@dataclass
+class State:
+    """Where a training stands; with the weights, all that a checkpoint must hold."""
+
+    step: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    best_nats: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    window_log_prob: float = 0.0  # since the last point of the curve
+    window_examples: int = 0
+    valid: dict[str, float] = field(default_factory=dict)
+
+
+class Average:
+    """Exponential moving average of the weights, without bias towards their start.
+
+    After t steps it is sum{ (1 - d) d^(t - i) w_i : i = 1..t } / (1 - d^t).
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.names = [name for name, _ in model.named_parameters()]
+        self.params = list(model.parameters())
+        self.values = [p.detach().clone() for p in self.params]
+
+    @torch.no_grad()
+    def update(self, t: int) -> None:
+        """Take in the weights after step ``t``, counted from 1."""
+        weight = (1 - self.decay) / (1 - self.decay**t)
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.params], weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Averages by parameter name."""
+        return dict(zip(self.names, self.values, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state_dict``."""
+        for name, value in zip(self.names, self.values, strict=True):
+            value.copy_(state[name])
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """The model holds the averages inside the block."""
+        kept = [p.detach().clone() for p in self.params]
+        torch._foreach_copy_(self.params, self.values)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self.params, kept)
+
+
+class Trainer:
+    """One training: the model, its data, and the loop.
+
+    Args:
+        config: The resolved config of the run.
+        settings: Its ``trainer`` part.
+        fabric: Device, precision and processes.
+        model: Built, not yet initialized.
+        splits: The data.
+        directory: Where the run writes.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        settings: Settings,
+        fabric: Fabric,
+        model: DensityModel,
+        splits: Splits,
+        directory: run.RunDirectory,
+    ):
+        self.config = config
+        self.settings = settings
+        self.fabric = fabric
+        self.model = model.to(fabric.device)
+        self.splits = splits
+        self.directory = directory
+        self.seed = config["seed"]
+        self.state = State()
+        self.train = splits.train.to(fabric.device)
+        self.steps_per_epoch = math.ceil(len(self.train) / settings.batch_size)
+        self.total = self._total_steps()
+        self.schedule: Schedule = build.schedule(config["schedule"])
+        self.schedule(0, self.total)  # refuses at once what it cannot schedule
+        params = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build.optimizer(config["optimizer"], params) if params else None
+        self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
+        self.average = Average(self.model, settings.ema) if settings.ema and params else None
+        self.weights = "ema" if self.average and config["eval"]["weights"] == "ema" else "raw"
+        self.tracker: Tracker | None = None
+        self._pending: list[tuple[int, Tensor, Tensor]] = []
+        self._epoch_rows: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._saved_at = time.monotonic()
+        self._signal: int | None = None
+
+    def _total_steps(self) -> int | None:
+        limits = []
+        if self.settings.max_steps is not None:
+            limits.append(self.settings.max_steps)
+        if self.settings.max_epochs is not None:
+            limits.append(self.settings.max_epochs * self.steps_per_epoch)
+        return min(limits) if limits else None
+
+    # Checkpoints
+
+    def _state_dict(self) -> dict:
+        return {
+            "config": self.config,
+            "spec": self.splits.spec.to_dict(),
+            "model": self.model.state_dict(),
+            "ema": self.average.state_dict() if self.average else None,
+            "step": self.state.step,
+            "state": asdict(self.state),
+        }
+
+    def save_last(self) -> None:
+        """Write last.pt, from which the run goes on as if it had never stopped."""
+        self._flush_losses()
+        if self.fabric.is_global_zero:
+            optimizer = self.optimizer.state_dict() if self.optimizer else None
+            self.directory.save("last", {**self._state_dict(), "optimizer": optimizer})
+            if self.tracker:
+                self.tracker.flush()
+        self._saved_at = time.monotonic()
+
+    def load_last(self) -> None:
+        """Take up last.pt."""
+        path = self.directory.checkpoint("last")
+        checkpoint = run.load_checkpoint(path)
+        self.model.load_state_dict(checkpoint["model"])
+        if self.optimizer:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if self.average and checkpoint["ema"]:
+            self.average.load_state_dict(checkpoint["ema"])
+        self.state = State(**checkpoint["state"])
+
+    # One step
+
+    def _rows(self, step: int) -> Tensor:
+        """Rows of the training split that the global batch of ``step`` holds."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._epoch_rows[0] != epoch:
+            generator = torch.Generator().manual_seed(stream(_EPOCH, self.seed, epoch))
+            rows = torch.randperm(len(self.train), generator=generator)
+            self._epoch_rows = (epoch, rows.to(self.train.device))
+        size = self.settings.batch_size
+        return self._epoch_rows[1][index * size : (index + 1) * size]
+
+    def _step(self, net: torch.nn.Module) -> None:
+        step, fabric = self.state.step, self.fabric
+        rows = self._rows(step)
+        mine = rows[fabric.global_rank :: fabric.world_size]
+        torch.manual_seed(stream(_STEP, self.seed, step, fabric.global_rank))
+        noise = None
+        if self.splits.transform is not None:
+            noise = torch.Generator(self.train.device)
+            noise.manual_seed(stream(_NOISE, self.seed, step, fabric.global_rank))
+        factor = self.schedule(step, self.total)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        log_prob = torch.zeros((), device=self.train.device)
+        parts = mine.tensor_split(self.settings.accumulate)
+        for i, part in enumerate(parts):
+            x = self.train[part]
+            if noise is not None:
+                x = self.splits.transform(x, noise)
+            with fabric.no_backward_sync(net, enabled=i + 1 < len(parts)):
+                objective = net(x).sum()
+                # Processes average their gradients: scaled so that each example counts once.
+                fabric.backward(objective * (-fabric.world_size / len(rows)))
+            log_prob += objective.detach()
+        norm = fabric.clip_gradients(
+            net,
+            self.optimizer,
+            max_norm=self.settings.max_grad_norm or math.inf,
+            error_if_nonfinite=False,
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        if self.average:
+            self.average.update(self.state.step)
+        self._pending.append((len(mine), log_prob, norm))
+        self.state.examples += len(rows)
+
+    def _flush_losses(self) -> None:
+        """Bring the losses over from the device; stop at the first that is not finite.
+
+        Done before anything is logged or saved, so that no checkpoint holds broken weights.
+        """
+        if not self._pending:
+            return
+        counts, log_probs, norms = zip(*self._pending, strict=True)
+        log_probs, norms = torch.stack(log_probs).tolist(), torch.stack(norms).tolist()
+        first = self.state.step - len(counts)
+        for i, (log_prob, norm) in enumerate(zip(log_probs, norms, strict=True)):
+            if not (math.isfinite(log_prob) and math.isfinite(norm)):
+                raise FloatingPointError(
+                    f"the loss became {-log_prob / max(counts[i], 1):g} at step {first + i + 1} "
+                    f"(gradient norm {norm:g}); the last good checkpoint is "
+                    f"{self.directory.checkpoint('last')}; "
+                    f"try a lower optimizer.lr or a trainer.max_grad_norm"
+                )
+        self.state.window_log_prob += math.fsum(log_probs)
+        self.state.window_examples += sum(counts)
+        self._last_norm = norms[-1]
+        self._pending = []
+
+    # What is told
+
+    def _log_point(self, bar: tqdm) -> None:
+        """One point of the training curve."""
+        self._flush_losses()
+        state = self.state
+        sums = torch.tensor([state.window_log_prob, float(state.window_examples)])
+        if self.fabric.world_size > 1:
+            sums = self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum").cpu()
+        train_nats = nats(float(sums[0] / sums[1]), self.splits.spec)
+        now = time.monotonic()
+        speed = (state.examples - self._spoke[1]) / max(now - self._spoke[0], 1e-9)
+        self._spoke = (now, state.examples)
+        state.window_log_prob, state.window_examples = 0.0, 0
+        bar.set_postfix_str(f"{train_nats:.3f} nats, {speed:,.0f} examples/s", refresh=False)
+        if self.tracker:
+            self.tracker.row(
+                state.step,
+                state.step / self.steps_per_epoch,
+                self._seconds(),
+                train__nats=train_nats,
+                train__lr=self.optimizer.param_groups[0]["lr"],
+                train__grad_norm=self._last_norm,
+                speed__examples_per_s=speed,
+            )
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.monotonic() - self._started
+
+    def _chosen_weights(self):
+        return self.average.applied() if self.weights == "ema" else contextlib.nullcontext()
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        result = evaluate(
+            self.model,
+            self.splits.split(split),
+            self.config["eval"]["batch_size"],
+            fabric=self.fabric,
+            progress=self.settings.progress and self.fabric.is_global_zero,
+            name=split,
+        )
+        return result.report(self.splits.spec)
+
+    def validate(self) -> None:
+        """Evaluate on valid, keep the best, draw pictures."""
+        self._flush_losses()
+        state = self.state
+        with self._chosen_weights():
+            state.valid = self._evaluate("valid")
+            if not math.isfinite(state.valid["nats"]):
+                raise FloatingPointError(
+                    f"valid has {state.valid['nats']} nats at step {state.step}; the last good "
+                    f"checkpoint is {self.directory.checkpoint('last')}"
+                )
+            if self.tracker:
+                self.tracker.row(
+                    state.step,
+                    state.step / self.steps_per_epoch,
+                    self._seconds(),
+                    valid__nats=state.valid["nats"],
+                    valid__bits_per_dim=state.valid["bits_per_dim"],
+                )
+                self._draw()
+        state.evaluations_since_best += 1
+        if state.valid["nats"] < state.best_nats:
+            state.best_nats, state.best_step = state.valid["nats"], state.step
+            state.evaluations_since_best = 0
+            if self.fabric.is_global_zero:
+                self.directory.save("best", self._state_dict())
+        log.info(
+            "step %d: %s%s",
+            state.step,
+            describe("valid", state.valid),
+            "" if state.evaluations_since_best else " *",
+        )
+
+    def _draw(self) -> None:
+        """Samples, and what the model thinks of data it was not trained on."""
+        spec, step = self.splits.spec, self.state.step
+        number = self.config["samples"]["num"]
+        if number:
+            # The same noise each time: what changes from picture to picture is the model.
+            generator = torch.Generator().manual_seed(stream(_SAMPLES, self.seed))
+            samples = self.model.sample(
+                number,
+                temperature=self.config["samples"]["temperature"],
+                generator=generator,
+                progress=self.settings.progress,
+            )
+            picture = pictures.events(samples, spec)
+            if picture is not None:
+                file = self.directory.samples / f"step-{step:07d}.png"
+                self.tracker.picture("samples", picture, step, file)
+        if spec.kind == "image":
+            shown = self.splits.split("valid")[:16].to(self.fabric.device)
+            with torch.no_grad():
+                log_prob = self.model.log_prob_map(shown)
+            if log_prob is not None:
+                self.tracker.picture("log_prob", pictures.heat_maps(log_prob), step)
+        if self.splits.box is not None:
+            points, shape = pictures.lattice(self.splits.box)
+            with torch.no_grad():
+                learned = self.model.log_prob(points.to(self.fabric.device)).cpu()
+            panels = [self.splits.true_log_prob(points), learned + spec.log_det]
+            picture = pictures.density([panel.view(shape) for panel in panels])
+            file = self.directory.samples / f"density-{step:07d}.png"
+            self.tracker.picture("density", picture, step, file)
+
+    # The loop
+
+    def fit(self) -> None:
+        """Train until a limit is reached, then hold the best weights."""
+        settings, state, fabric = self.settings, self.state, self.fabric
+        self._started = time.monotonic()
+        self._last_norm = math.nan
+        if state.step == 0:
+            if self.tracker:
+                log.info("initializing from the training split")
+            x = self.splits.split("train")
+            with torch.no_grad():
+                self.model.initialize(b.to(fabric.device) for b in x.split(1000))
+            if self.average:
+                self.average = Average(self.model, settings.ema)
+        if self.optimizer is None:
+            self.validate()
+            self._finish_clock()
+            self.save_last()
+            return
+        net = torch.compile(self.model) if settings.compile else self.model
+        net, self.optimizer = fabric.setup(net, self.optimizer)
+        if not self.directory.checkpoint("last").is_file():
+            self.save_last()
+        every = settings.eval_every
+        every = None if every is None else max(1, round(every * self.steps_per_epoch))
+        self._spoke = (time.monotonic(), state.examples)
+        bar = tqdm(
+            total=self.total,
+            initial=state.step,
+            desc="training",
+            unit="step",
+            disable=not (settings.progress and fabric.is_global_zero),
+        )
+        with bar, self._signals():
+            while not self._over():
+                self.model.train()
+                self._step(net)
+                bar.update()
+                if state.step % settings.log_every == 0:
+                    self._log_point(bar)
+                if every and state.step % every == 0:
+                    with logging_redirect_tqdm():
+                        self.validate()
+                    self._save_and_restart_clock()
+                elif time.monotonic() - self._saved_at >= settings.checkpoint_every:
+                    self._save_and_restart_clock()
+                if self._stop_asked():
+                    self._save_and_restart_clock()
+                    raise Interrupted(
+                        self._signal or signal.SIGTERM,
+                        f"stopped at step {state.step}; "
+                        f"go on with: armodels train resume={self.directory.path}",
+                    )
+            self._flush_losses()
+        if not state.valid or (every is None or state.step % every):
+            self.validate()
+        self._finish_clock()
+        self.save_last()
+
+    def _save_and_restart_clock(self) -> None:
+        self._finish_clock()
+        self.save_last()
+
+    def _finish_clock(self) -> None:
+        """Book the seconds so far."""
+        self.state.seconds = self._seconds()
+        self._started = time.monotonic()
+
+    def _over(self) -> bool:
+        state, settings = self.state, self.settings
+        if self.total is not None and state.step >= self.total:
+            return True
+        if settings.patience and state.evaluations_since_best >= settings.patience:
+            log.info("no better valid likelihood in %d evaluations", settings.patience)
+            return True
+        if settings.max_minutes is None:
+            return False
+        return self._agree(self._seconds() >= 60 * settings.max_minutes)
+
+    def _stop_asked(self) -> bool:
+        return self._agree(self._signal is not None)
+
+    def _agree(self, flag: bool) -> bool:
+        """Processes must stop at the same step: any asks, all stop."""
+        if self.fabric.world_size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(flags, reduce_op="max") > 0)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM wait for the end of the step."""
+
+        def remember(number, frame):
+            if self._signal is not None:  # asked twice: at once
+                raise KeyboardInterrupt
+            self._signal = number
+            log.info("stopping after this step")
+
+        kept = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                kept[number] = signal.signal(number, remember)
+        except ValueError:
+            pass  # not the main thread: whoever started it handles signals
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def final_metrics(self) -> dict:
+        """Evaluate the best weights on valid and, for the only time, on test."""
+        best = run.load_checkpoint(self.directory.checkpoint("best"))
+        # A copy: last.pt goes on from the last weights, not from the best.
+        model, self.model = self.model, copy.deepcopy(self.model)
+        try:
+            self.model.load_state_dict(best["model"])
+            if self.weights == "ema":
+                self.model.load_state_dict(best["ema"], strict=False)
+            spec = self.splits.spec
+            reports = {split: self._evaluate(split) for split in ("valid", "test")}
+            gap = None
+            if self.splits.true_log_prob is not None:
+                test = self.splits.split("test")
+                truth = self.splits.true_log_prob(test).double().mean()
+                gap = reports["test"]["nats"] + float(truth)
+        finally:
+            self.model = model
+        state = self.state
+        metrics = {
+            "data": spec.name,
+            "kind": spec.kind,
+            "shape": list(spec.shape),
+            "num_dims": spec.num_dims,
+            "levels": spec.levels,
+            "measure": self.model.spec.measure,
+            "model": self.config["choices"]["model"],
+            "parameters": self.model.num_parameters,
+            "seed": self.seed,
+            "weights": self.weights,
+            "best_step": state.best_step,
+            "steps": state.step,
+            "epochs": state.step / self.steps_per_epoch,
+            "seconds": state.seconds,
+            "examples_per_s": state.examples / max(state.seconds, 1e-9),
+            **reports,
+        }
+        if gap is not None:
+            metrics["gap_to_truth"] = gap
+        return metrics | {"overrides": self.config["overrides"], "environment": run.environment()}
+
+
+def _fabric(settings: Settings) -> Fabric:
+    """Device, precision and processes; several processes only where torchrun started them."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if "LOCAL_RANK" not in os.environ:
+        if settings.devices > 1:
+            raise ValueError(
+                f"trainer.devices={settings.devices} needs one process a device; start it with: "
+                f"torchrun --nproc-per-node={settings.devices} -m armodels train ..."
+            )
+        return Fabric(accelerator=settings.accelerator, devices=1, precision=settings.precision)
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp",
+        precision=settings.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory]:
+    """The config and directory of a run to continue."""
+    directory = run.RunDirectory.open(config["resume"])
+    saved = directory.read_config()
+    merged, names = build.override(saved, config["overrides"])
+    for name in names:
+        if name.split(".")[0] in ("data", "model", "head", "seed"):
+            raise ValueError(
+                f"resume continues the same run, whose {name} cannot change; "
+                f"start a new run instead"
+            )
+        log.warning("resuming with a changed %s", name)
+    merged["resume"] = config["resume"]
+    return merged, directory
+
+
+def main(config: Mapping[str, Any]) -> float:
+    """Train one model; returns the best valid nats, which sweeps minimize."""
+    resuming = bool(config["resume"])
+    if resuming:
+        config, directory = _take_up(config)
+    settings = Settings(**config["trainer"])
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    fabric = _fabric(settings)
+    source = build.source(config["data"])
+    torch.manual_seed(stream(_WEIGHTS, config["seed"]))
+    model = build.model(config["model"], config["head"], source.spec)  # refused before any load
+    if not resuming:
+        directory = run.RunDirectory.create(os.path.relpath(config["directory"]))
+    if fabric.is_global_zero:
+        directory.write_status("running")
+        directory.write_config({**config, "resume": None})
+    trainer = Trainer(config, settings, fabric, model, source.load(), directory)
+    if resuming:
+        trainer.load_last()
+    return _train(trainer)
+
+
+def _train(trainer: Trainer) -> float:
+    directory, spec, fabric = trainer.directory, trainer.splits.spec, trainer.fabric
+    speaks = fabric.is_global_zero
+    success = False
+    if speaks:
+        _announce(trainer)
+        trainer.tracker = Tracker(directory.path, trainer.state.step)
+        hparams = ("data", "model", "head", "optimizer", "schedule", "trainer", "seed")
+        trainer.tracker.start({key: trainer.config[key] for key in hparams})
+    try:
+        trainer.fit()
+        metrics = trainer.final_metrics()
+        if speaks:
+            for split in ("valid", "test"):
+                for name in ("nats", "bits_per_dim"):
+                    value = metrics[split][name]
+                    trainer.tracker.scalar(f"best/{split}_{name}", value, metrics["steps"])
+            directory.write_metrics(metrics)
+            directory.write_status("done")
+            _conclude(trainer, metrics)
+        success = True
+    except Interrupted as stop:
+        if speaks:
+            directory.write_status("interrupted", str(stop))
+        raise
+    finally:
+        if trainer.tracker:
+            trainer.tracker.close(success=success)
+    return trainer.state.best_nats if spec else math.nan
+
+
+def _announce(trainer: Trainer) -> None:
+    spec, model, splits = trainer.splits.spec, trainer.model, trainer.splits
+    sizes = " / ".join(f"{len(part):,}" for part in (splits.train, splits.valid, splits.test))
+    log.info(
+        "data   %s: %s %s, levels %s, %s train / valid / test",
+        spec.name, spec.kind, "x".join(map(str, spec.shape)), spec.levels, sizes,
+    )  # fmt: skip
+    name = trainer.config["choices"]["model"]
+    log.info("model  %s: %s, %s parameters", name, model.description, f"{model.num_parameters:,}")
+    log.info(
+        "on     %s, precision %s, seed %d, %s weights evaluated",
+        trainer.fabric.device, trainer.settings.precision, trainer.seed, trainer.weights,
+    )  # fmt: skip
+    log.info("run    %s", trainer.directory.path)
+    if trainer.state.step:
+        log.info("going on from step %d", trainer.state.step)
+
+
+def _conclude(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    path = os.path.relpath(trainer.directory.path)
+    best = f"{metrics['weights']} weights of step {metrics['best_step']}"
+    log.info("")
+    log.info("%s, %s, %s, %.0f s", metrics["data"], metrics["measure"], best, metrics["seconds"])
+    for split in ("valid", "test"):
+        log.info(describe(split, metrics[split]))
+    if "gap_to_truth" in metrics:
+        log.info(
+            "gap    %.4f nats above the true entropy of the test split", metrics["gap_to_truth"]
+        )
+    log.info("")
+    log.info("Next:")
+    log.info("  armodels tensorboard logdir=%s", path)
+    log.info("  armodels sample run=%s num=64", path)
+    log.info("  armodels complete run=%s keep=0.5", path)
+    log.info("  armodels eval run=%s split=test", path)
+    log.info("  armodels compare %s", os.path.dirname(path) or path)

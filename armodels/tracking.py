@@ -1,0 +1,125 @@
+"""What a run tells while it goes: TensorBoard events and metrics.csv.
+
+Tags are the same in every run, so that runs overlay. Hyperparameters go into the run's own event
+file as one session-start and one session-end summary: TensorBoard then shows the union of all
+runs' columns, with every scalar as a live metric.
+"""
+
+import csv
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from armodels import pictures
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "seconds",
+    "train/nats",
+    "valid/nats",
+    "valid/bits_per_dim",
+    "train/lr",
+    "train/grad_norm",
+    "speed/examples_per_s",
+)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
+    """Nested config -> dotted names of single values, of one type for a key in every run.
+
+    Nothing stands for null (a string would turn a column of numbers into words), numbers are
+    floats and lists are words.
+    """
+    flat: dict[str, float | bool | str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        elif isinstance(value, (bool, str)):
+            flat[name] = value
+        elif isinstance(value, (int, float)):
+            flat[name] = float(value)
+        elif value is not None:
+            flat[name] = str(value)
+    return flat
+
+
+def _session(tag: str, **info) -> Summary:
+    """A summary of the HParams plugin, as its own writer (which needs TensorFlow) makes it."""
+    data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **info)
+    value = Summary.Value(
+        tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
+    )
+    return Summary(value=[value])
+
+
+class Tracker:
+    """Writes one run's events and metrics.csv.
+
+    Args:
+        directory: The run directory.
+        step: Where this process starts; what an earlier one wrote after it is dropped.
+    """
+
+    def __init__(self, directory: Path, step: int = 0):
+        self.writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        self._csv = directory / "metrics.csv"
+        rows = []
+        if step and self._csv.is_file():
+            with open(self._csv, newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        with open(self._csv, "w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(rows)
+
+    def start(self, hparams: Mapping) -> None:
+        """Hyperparameters, before the first step."""
+        info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in flatten(hparams).items():
+            if isinstance(value, bool):
+                info.hparams[name].bool_value = value
+            elif isinstance(value, float):
+                info.hparams[name].number_value = value
+            else:
+                info.hparams[name].string_value = value
+        summary = _session(metadata.SESSION_START_INFO_TAG, session_start_info=info)
+        self.writer.file_writer.add_summary(summary)
+
+    def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
+        """One row of metrics.csv and its points; tags by keyword, ``/`` written as ``__``."""
+        values = {tag.replace("__", "/"): value for tag, value in scalars.items()}
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
+        with open(self._csv, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(
+                {"step": step, "epoch": f"{epoch:.4f}", "seconds": f"{seconds:.3f}", **values}
+            )
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """A point that belongs to the end of the run, not to its curve."""
+        self.writer.add_scalar(tag, value, step)
+
+    def picture(self, tag: str, picture: Tensor, step: int, file: Path | None = None) -> None:
+        """A picture (3, H, W), also as a PNG where ``file`` is given."""
+        self.writer.add_image(tag, picture, step)
+        if file is not None:
+            pictures.save(picture, file)
+
+    def flush(self) -> None:
+        """Everything written so far goes to disk."""
+        self.writer.flush()
+
+    def close(self, *, success: bool) -> None:
+        """The session's end, then no more."""
+        status = api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
+        info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        summary = _session(metadata.SESSION_END_INFO_TAG, session_end_info=info)
+        self.writer.file_writer.add_summary(summary)
+        self.writer.close()

@@ -1,0 +1,325 @@
+"""Every source: true to its spec, split once and for all, offline, clear about bad files."""
+
+import gzip
+import hashlib
+import math
+import os
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from armodels.data import base, mnist
+from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
+from armodels.data.digits import Digits
+from armodels.data.mnist import MNIST, FashionMNIST
+from armodels.data.toy import CODES, DENSITIES, Toy
+from armodels.spec import DataSpec
+
+NUM_TRAIN, NUM_TEST = 50, 10  # of the small files that stand in for MNIST
+REAL = Path(os.environ.get("ARMODELS_DATA", ""))
+needs_real = pytest.mark.skipif(
+    not (REAL / "MNIST/raw/t10k-images-idx3-ubyte").exists()
+    or not (REAL / "binarized_mnist").exists(),
+    reason="needs MNIST and binarized_mnist in $ARMODELS_DATA",
+)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """No test may open a connection."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("network is blocked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Small files in the real formats, with the checksums to match; returns the data root."""
+    rng = np.random.RandomState(0)
+
+    def write(path: Path, contents: bytes) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents)
+        return hashlib.md5(contents).hexdigest()
+
+    def idx(num: int) -> bytes:
+        header = np.array([0x803, num, 28, 28], ">i4").tobytes()
+        return header + rng.randint(256, size=(num, 28, 28), dtype=np.uint8).tobytes()
+
+    def amat(num: int) -> bytes:
+        rows = rng.randint(2, size=(num, 784))
+        return "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
+
+    for cls in (MNIST, FashionMNIST):
+        raw = tmp_path / cls.dataset / "raw"
+        sizes = zip(cls.checksums, (NUM_TRAIN, NUM_TEST), strict=True)
+        monkeypatch.setattr(cls, "checksums", {n: write(raw / n, idx(num)) for n, num in sizes})
+    sizes = zip(mnist.FIXED_CHECKSUMS, (20, 5, 6), strict=True)
+    folder = tmp_path / "binarized_mnist"
+    checksums = {n: write(folder / n, amat(num)) for n, num in sizes}
+    monkeypatch.setattr(mnist, "FIXED_CHECKSUMS", checksums)
+    monkeypatch.setattr(mnist, "NUM_VALID", 10)
+    return tmp_path
+
+
+SOURCES = {
+    "digits": lambda root: Digits(),
+    "digits-binary": lambda root: Digits(levels=2),
+    **{
+        f"{cls.__name__}-{b}": lambda root, cls=cls, b=b: cls(b, root=str(root))
+        for cls in (MNIST, FashionMNIST)
+        for b in cls.binarizations
+    },
+    **{
+        name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)
+        for name in [*DENSITIES, *CODES]
+    },
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_source_keeps_its_word(name, files):
+    source = SOURCES[name](files)
+    splits, again = source.load(), SOURCES[name](files).load()
+    assert splits.spec == source.spec
+    for part in ("train", "valid", "test"):
+        values = splits.split(part)
+        splits.spec.check(values)
+        assert values.dtype == splits.spec.dtype
+        assert torch.equal(values, again.split(part))
+    parts = (splits.train, splits.valid, splits.test)
+    assert not torch.equal(parts[0][: len(parts[1])], parts[1][: len(parts[0])])
+    if splits.spec.levels is not None and splits.spec.levels < 256:
+        assert int(splits.split("train").max()) == splits.spec.levels - 1
+    with pytest.raises(ValueError, match="'val' is unknown; choose from train, valid, test"):
+        splits.split("val")
+
+
+def test_spec_needs_no_files(tmp_path):
+    specs = [
+        *(MNIST(b, root=str(tmp_path)).spec for b in MNIST.binarizations),
+        *(FashionMNIST(b, root=str(tmp_path)).spec for b in FashionMNIST.binarizations),
+        *(Toy(name).spec for name in [*DENSITIES, *CODES]),
+        Toy("parity", num_dims=3).spec,
+        Digits().spec,
+        Digits(2).spec,
+        Digits(split_seed=1).spec,
+    ]
+    names = [spec.name for spec in specs]
+    assert len(set(names)) == len(names)
+    assert names[:4] == ["mnist-dynamic", "mnist-fixed", "mnist-threshold", "mnist"]
+    assert {"toy-rings", "toy-copy_chain-8", "toy-parity-3", "digits-binary"} <= set(names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_rows():
+    a, b = split_rows(10, (6, 3), seed=0)
+    assert (len(a), len(b)) == (6, 3)
+    assert len({*a, *b}) == 9
+    assert not np.array_equal(a, split_rows(10, (6, 3), seed=1)[0])
+    # For ever: these numbers are the split of everyone's results.
+    assert split_rows(8, (5, 3), seed=0)[1].tolist() == [0, 5, 4]
+
+
+def test_digits():
+    splits = Digits().load()
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (1297, 250, 250)
+    grey = torch.cat([splits.train, splits.valid, splits.test])
+    assert int(grey.long().sum()) == 561718  # of all 1,797 digits: none is lost or doubled
+    binary = Digits(levels=2).load()
+    assert torch.equal(binary.test, (splits.test > 7).to(torch.uint8))
+    assert not torch.equal(Digits(split_seed=1).load().test, splits.test)
+    with pytest.raises(ValueError, match="levels of digits is 16; choose 17 or 2"):
+        Digits(levels=16)
+
+
+def test_splits_check_their_values():
+    spec = DataSpec("bits", "vector", (3,), 2, "probability")
+    good, bad = torch.zeros(2, 3, dtype=torch.uint8), torch.full((2, 3), 2, dtype=torch.uint8)
+    for rows in ((bad, good, good), (good, bad, good), (good, good, bad)):
+        with pytest.raises(ValueError, match=r"has levels 0\.\.1"):
+            Splits(spec, *rows)
+    # Bad values behind a thousand good ones.
+    with pytest.raises(ValueError, match=r"has levels 0\.\.1"):
+        Splits(spec, torch.cat([good.repeat(1000, 1), bad]), good, good)
+    with pytest.raises(ValueError, match=r"has levels 0\.\.1"):
+        Splits(spec, good, good, good, transform=lambda x, generator: x + 2)
+    with pytest.raises(ValueError, match="split valid of data 'bits' is empty"):
+        Splits(spec, good, good[:0], good)
+
+
+def test_binarize():
+    grey = torch.arange(256, dtype=torch.uint8).repeat(20_000, 1)
+    draws = {
+        "fresh": binarize(grey, torch.Generator().manual_seed(0)),
+        "frozen": binarize_frozen(grey, 0),
+    }
+    for bits in draws.values():
+        assert int(bits.max()) == 1
+        assert not bits[:, 0].any()
+        assert bits[:, 255].all()
+        p = torch.arange(1, 255, dtype=torch.double) / 255
+        z = (bits[:, 1:255].double().mean(0) - p) / (p * (1 - p) / len(grey)).sqrt()
+        assert float(z.abs().max()) < 4.5
+        assert abs(float(z.mean())) < 4 / math.sqrt(254)
+
+
+def test_dynamic_binarization_is_fresh_in_train_alone(files):
+    splits = MNIST("dynamic", root=str(files)).load()
+    generator = torch.Generator().manual_seed(0)
+    first, second = (splits.transform(splits.train, generator) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert int(splits.train.max()) > 1  # raw grey
+    assert not torch.equal(splits.valid, splits.test)
+
+
+def test_mnist_files_are_read_as_they_are(files):
+    raw = (files / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
+    grey = MNIST("none", root=str(files)).load()
+    assert bytes(grey.test.numpy().tobytes()) == raw[16:]
+    # Every training image stands in train or valid, once.
+    kept = sorted(x.numpy().tobytes() for x in torch.cat([grey.train, grey.valid]))
+    raw = (files / "MNIST/raw/train-images-idx3-ubyte").read_bytes()[16:]
+    assert kept == sorted(raw[i : i + 784] for i in range(0, len(raw), 784))
+    assert (len(grey.train), len(grey.valid)) == (40, 10)
+    threshold = MNIST("threshold", root=str(files)).load()
+    assert torch.equal(threshold.valid, (grey.valid > 127).to(torch.uint8))
+    fixed = MNIST("fixed", root=str(files)).load()
+    lines = (files / "binarized_mnist/binarized_mnist_valid.amat").read_text().split()
+    assert fixed.valid.flatten().tolist() == list(map(int, lines))
+
+
+def test_packed_files(files):
+    plain = MNIST("fixed", root=str(files)).load(), MNIST("none", root=str(files)).load()
+    for path in [*(files / "binarized_mnist").iterdir(), *(files / "MNIST/raw").iterdir()]:
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    packed = MNIST("fixed", root=str(files)).load(), MNIST("none", root=str(files)).load()
+    for a, b in zip(plain, packed, strict=True):
+        assert torch.equal(a.train, b.train)
+        assert torch.equal(a.test, b.test)
+
+
+def test_where_data_is_found(files, monkeypatch):
+    monkeypatch.setenv("ARMODELS_DATA", str(files))
+    assert len(MNIST("none").load().test) == NUM_TEST
+    monkeypatch.delenv("ARMODELS_DATA")
+    monkeypatch.setenv("HOME", str(files))
+    assert base.data_root(None) == files / ".cache/armodels"
+    assert base.data_root("~/x") == files / "x"
+
+
+def _message(error) -> str:
+    """The error's text, after checking that it is one line."""
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_missing_files_without_download(files):
+    (files / "MNIST/raw/t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        MNIST("none", root=str(files), download=False).load()
+    md5 = MNIST.checksums["t10k-images-idx3-ubyte"]
+    text = _message(error)
+    assert f"t10k-images-idx3-ubyte (md5 {md5})" in text
+    assert "train-images" not in text  # it is there
+    assert str(files / "MNIST/raw") in text
+    assert "download=false" in text
+
+
+@pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
+def test_failed_download(cls, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        cls(root=str(tmp_path)).load()
+    text = _message(error)
+    assert all(f"{name} (md5 {md5})" in text for name, md5 in cls.checksums.items())
+    assert str(tmp_path / cls.dataset / "raw") in text
+    assert "download failed" in text
+
+
+def test_download_fetches_missing_files_only(files, monkeypatch):
+    calls = []
+    monkeypatch.setattr(MNIST, "_fetch", lambda self: calls.append(self.root))
+    MNIST(root=str(files)).load()
+    assert not calls
+    contents = (files / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
+    (files / "MNIST/raw/t10k-images-idx3-ubyte").unlink()
+
+    def fetch(self):
+        (self.root / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(contents)
+
+    monkeypatch.setattr(MNIST, "_fetch", fetch)
+    assert len(MNIST(root=str(files)).load().test) == NUM_TEST
+
+
+def test_fixed_binarization_is_not_for_download(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        MNIST("fixed", root=str(tmp_path)).load()
+    text = _message(error)
+    assert all(f"{n} (md5 {m})" in text for n, m in mnist.FIXED_CHECKSUMS.items())
+    assert str(tmp_path / "binarized_mnist") in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("damage", ["truncated", "corrupted"])
+@pytest.mark.parametrize(
+    "name", ["MNIST/raw/train-images-idx3-ubyte", "binarized_mnist/binarized_mnist_valid.amat"]
+)
+def test_damaged_file(files, name, damage, packed):
+    path = files / name
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    if packed:
+        contents, path = gzip.compress(path.read_bytes()), files / f"{name}.gz"
+        (files / name).unlink()
+    else:
+        contents = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(contents[:-100])
+    else:
+        middle = len(contents) // 2
+        path.write_bytes(contents[:middle] + b"\x31\x32" + contents[middle + 2 :])
+    binarization = "fixed" if "amat" in name else "dynamic"
+    with pytest.raises(ValueError, match="truncated or corrupted") as error:
+        MNIST(binarization, root=str(files)).load()
+    text = _message(error)
+    assert str(path) in text
+    assert md5 in text
+    assert "delete it" in text
+
+
+def test_unknown_binarization():
+    with pytest.raises(ValueError, match="'fixd' of mnist is unknown; choose from dynamic, fixed"):
+        MNIST("fixd")
+    with pytest.raises(ValueError, match="'fixed' of fashion_mnist is unknown"):
+        FashionMNIST("fixed")
+
+
+@needs_real
+def test_real_mnist():
+    start = time.process_time()
+    fixed = MNIST("fixed", root=str(REAL), download=False).load()
+    assert time.process_time() - start < 3
+    parts = (fixed.train, fixed.valid, fixed.test)
+    assert [len(part) for part in parts] == [50_000, 10_000, 10_000]
+    means = [round(float(part.double().mean()), 4) for part in parts]
+    assert means == [0.1306, 0.1311, 0.1325]
+    # Laplace-smoothed independent Bernoulli: the number that everyone gets on these files.
+    p = (fixed.train.flatten(1).double().sum(0) + 1) / (len(fixed.train) + 2)
+    bits = fixed.test.flatten(1).double()
+    nll = -(bits @ p.log() + (1 - bits) @ (1 - p).log()).mean()
+    assert float(nll) == pytest.approx(205.79, abs=0.01)
+    dynamic = MNIST("dynamic", root=str(REAL), download=False).load()
+    parts = (dynamic.train, dynamic.valid, dynamic.test)
+    assert [len(part) for part in parts] == [50_000, 10_000, 10_000]
+    assert float(dynamic.split("train").double().mean()) == pytest.approx(0.1307, abs=2e-3)
+    assert float(dynamic.test.double().mean()) == pytest.approx(0.1325, abs=1e-3)
