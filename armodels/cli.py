@@ -111,7 +111,8 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
                 raise
             fail(explain(error, name, sys.argv[1:]))
         if Path(failures).is_file():
-            _report_failures([json.loads(line) for line in open(failures)], full_error)
+            lines = Path(failures).read_text().splitlines()
+            _report_failures([json.loads(line) for line in lines], full_error)
 
 
 def _hydra_main(name: str) -> None:
