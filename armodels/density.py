@@ -48,6 +48,11 @@ class DensityModel(nn.Module, ABC):
         """A few words for the log: which distribution this is."""
         return type(self).__name__
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted to the data."""
+        return sum(p.numel() for p in self.parameters())
+
     @final
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Exact log p(x), nats: (B, *event) -> (B,).
@@ -212,7 +217,8 @@ class AutoregressiveModel(DensityModel):
 
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
-        return x.flatten(1)[:, self.net.order]
+        order = self.net.order
+        return x.flatten(1).index_select(1, order.flatten()).unflatten(1, order.shape)
 
     def _to_event(self, values: Tensor) -> Tensor:
         """(B, S, K) -> (B, *event)."""

@@ -47,10 +47,10 @@ class Head(ABC):
         """Parameters that fit each step alone: (N, S, K) -> (S, P); where training starts."""
 
 
-def _pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Index drawn from softmax(logits / temperature) by its CDF: (..., N), (...) -> (...)."""
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1).expand_as(uniform)
     cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
     # Scaled by the last entry, rounding cannot push a draw past the last level.
     return (cdf <= (uniform.double() * cdf[..., -1])[..., None]).sum(-1)
@@ -73,8 +73,9 @@ class Bernoulli(Head):
 
     def log_prob(self, params, values):
         # softplus rather than a binary cross-entropy: exact and finite at any logit.
+        # A sign rather than torch.where, which is as slow as all the rest.
         logits = params[..., 0]
-        return -F.softplus(torch.where(values[..., 0] > 0, -logits, logits))
+        return -F.softplus(logits * (1 - 2 * values[..., 0].to(logits.dtype)))
 
     def sample(self, params, noise, temperature=1.0):
         if temperature == 0:
@@ -105,7 +106,7 @@ class Categorical(Head):
         return params.log_softmax(-1).gather(-1, values.long()).squeeze(-1)
 
     def sample(self, params, noise, temperature=1.0):
-        return _pick(params, noise[..., 0], temperature)[..., None].to(self._dtype)
+        return pick(params, noise[..., 0], temperature)[..., None].to(self._dtype)
 
     def marginal_params(self, values):
         # One example's weight is spread over the levels, so that an unseen level stays possible.
@@ -178,7 +179,7 @@ class GaussianMixture(Head):
 
     def sample(self, params, noise, temperature=1.0):
         logits, means, log_scales = self._split(params)
-        index = _pick(logits, noise[..., 0], temperature)[..., None]
+        index = pick(logits, noise[..., 0], temperature)[..., None]
         scale = math.sqrt(temperature) * log_scales.gather(-1, index).exp()
         return means.gather(-1, index) + scale * torch.special.ndtri(noise[..., 1:]).to(scale)
 
@@ -265,7 +266,7 @@ class DiscretizedLogisticMixture(Head):
 
     def sample(self, params, noise, temperature=1.0):
         logits, means, log_scales, coefficients = self._split(params)
-        index = _pick(logits, noise[..., 0], temperature)[..., None, None]
+        index = pick(logits, noise[..., 0], temperature)[..., None, None]
 
         def chosen(t: Tensor) -> Tensor:  # (..., ?, M) -> (..., ?, 1)
             return t.gather(-1, index.expand(*t.shape[:-1], 1))

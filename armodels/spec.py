@@ -20,7 +20,7 @@ class DataSpec:
         shape: ``(D,)``, ``(C, H, W)`` or ``(T,)``.
         levels: L for integers in {0 .. L-1}; ``None`` for real values.
         measure: ``"probability"`` (exact, discrete), ``"density"`` (real values) or ``"bound"``
-            (a density on dequantized values, which bounds a probability).
+            (on a probability: dequantized data, or a model that has no closed form for levels).
         log_det: log|dz/dx| of the preprocessing x -> z, per example, nats; added to log p(z).
     """
 
@@ -43,7 +43,8 @@ class DataSpec:
             raise ValueError(f"shape {self.shape} of data {self.name!r} is no {self.kind}")
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"data {self.name!r} needs at least 2 levels, not {self.levels}")
-        if (self.levels is None) == (self.measure == "probability"):
+        impossible = "probability" if self.levels is None else "density"
+        if self.measure == impossible:
             raise ValueError(
                 f"data {self.name!r} with levels={self.levels} cannot have measure {self.measure}"
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from armodels import heads, orders
+from armodels.baselines import GMM, Independent, MixtureOfBernoullis
 from armodels.density import (
     AutoregressiveModel,
     Completion,
@@ -19,6 +20,7 @@ from armodels.density import (
     draw_noise,
 )
 from armodels.networks.made import MADE
+from armodels.networks.nade import NADE
 from armodels.spec import DataSpec
 
 
@@ -175,6 +177,10 @@ def made(spec, head, *sizes, activation="tanh", **keys) -> Case:
     )
 
 
+def nade(spec, head, size, activation="tanh", **keys) -> Case:
+    return autoregressive(spec, head, NADE, hidden_size=size, activation=activation, **keys)
+
+
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
 
@@ -203,8 +209,28 @@ CASES: dict[str, Case] = {
     "made-one-real": made(data("vector", 1, levels=None), mixture_of_2, 3),
     "fvsbn": made(BITS, BERNOULLI, order="random", order_seed=7, direct_connections=True),
     "fvsbn-rgb": made(RGB, CATEGORICAL, direct_connections=True),
+    "nade": nade(BITS, BERNOULLI, 12),
+    "nade-permuted": nade(BITS, BERNOULLI, 5, order="random", activation="sigmoid"),
+    "nade-image": nade(GREY, BERNOULLI, 7, order="columns", activation="elu"),
+    "nade-levels": nade(LEVELS, CATEGORICAL, 9, order="random", order_seed=1),
+    "nade-scaled": nade(LEVELS, CATEGORICAL, 9, encoding="scaled"),
+    "nade-rgb": nade(RGB, CATEGORICAL, 9, order="reverse"),
+    "nade-rgb-joint": nade(RGB, logistics, 9),
+    "nade-rgb-joint-permuted": nade(RGB_BITS, logistics, 9, order="random", order_seed=2),
+    "nade-mog": nade(PLANE, mixture_of_2, 6, scale=0.4),
+    "nade-mog-uniform": nade(SPACE, uniform_mixture_of_3, 6, order="random", scale=0.4),
+    "nade-one-bit": nade(data("vector", 1, levels=2), BERNOULLI, 3),
+    "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
     "orders-made-mog": made_orders(PLANE, mixture_of_2, 8, num_orders=2, scale=0.4),
     "uniform": fitted(LEVELS, Uniform),
+    "independent": fitted(LEVELS, Independent),
+    "independent-rgb": fitted(RGB, Independent),
+    "independent-real": fitted(PLANE, Independent),
+    "bernoullis": fitted(BITS, MixtureOfBernoullis, num_components=3),
+    "gmm": fitted(PLANE, GMM, num_components=2),
+    "gmm-space": fitted(SPACE, GMM, num_components=2, covariance_type="tied"),
+    "gmm-levels": fitted(LEVELS, GMM, num_components=2, covariance_type="diag"),
+    "gmm-levels-bound": fitted(LEVELS, GMM, num_components=2),
 }

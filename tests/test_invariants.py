@@ -359,15 +359,20 @@ over_mixtures = over(lambda case: case.num_orders > 1)
 @over_mixtures
 def test_a_mixture_of_orders_averages_joint_probabilities(case):
     mixture, x = case.build(0), case.events(8)
-    parts = torch.stack([mixture.component(i).log_prob(x) for i in range(len(mixture.orders))])
+    views = [mixture.model.with_order(order, seed=seed) for order, seed in mixture.orders]
+    parts = torch.stack([view.log_prob(x) for view in views])
     assert parts.std(0).min() > 1e-3, "the orders agree, so that this test tests nothing"
     mean = parts.exp().mean(0).log()
     torch.testing.assert_close(mixture.log_prob(x), mean, rtol=0, atol=1e-10)
     assert (mixture.log_prob(x) > parts.mean(0)).all()
     # What training maximizes is one order's log-probability, a bound on average.
     torch.manual_seed(0)
-    objective = mixture.train()(x)
-    assert ((objective - parts).abs().amax(1) < 1e-10).sum() == 1
+    chosen = torch.zeros(len(parts), dtype=torch.bool)
+    for _ in range(20):
+        same = (mixture.train()(x) - parts).abs().amax(1) < 1e-10
+        assert same.sum() == 1
+        chosen |= same
+    assert chosen.all()
 
 
 def test_averaged_logits_are_not_a_distribution():
@@ -524,18 +529,32 @@ def test_forward_is_log_prob_in_eval_mode(case):
     assert model.train()(x).shape == (4,)
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @over_all
+@pytest.mark.usefixtures("two_threads")
 def test_sampling_leaves_mode_threads_and_weights_alone(case):
     model, x = case.build(0), case.events(4)
     before = copy.deepcopy(model.state_dict())
     expected = model.sample(8, generator=generator())
-    threads = torch.get_num_threads()
     model.train()
     # Dropout must be off, and on again afterwards.
     assert torch.equal(model.sample(8, generator=generator()), expected)
+    if case.steps:
+        noise = noise_for(model, 8)
+        fast, slow = (
+            model.sample_with_log_prob(8, noise=noise, naive=n)[1] for n in (False, True)
+        )
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
     model.complete(x, torch.ones(case.spec.shape, dtype=torch.bool))
     assert all(module.training for module in model.modules())
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     # Masks are multiplied, never written into weights.
     model.log_prob(x)
     after = model.state_dict()

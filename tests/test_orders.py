@@ -26,6 +26,15 @@ def test_orders_by_hand():
     assert pixels("spiral") == [0, 1, 2, 5, 8, 7, 6, 3, 4]
 
 
+def test_orders_of_a_wide_image_by_hand():
+    def pixels(name):
+        return orders.make(name, (1, 2, 3)).flatten().tolist()
+
+    assert pixels("columns") == [0, 3, 1, 4, 2, 5]
+    assert pixels("snake") == [0, 1, 2, 5, 4, 3]
+    assert pixels("spiral") == [0, 1, 2, 5, 4, 3]
+
+
 def test_colour_values_follow_one_another():
     # Channel planes of a 1 x 2 image: R at 0 1, G at 2 3, B at 4 5.
     assert orders.make("raster", (3, 1, 2)).flatten().tolist() == [0, 2, 4, 1, 3, 5]

@@ -39,12 +39,15 @@ class Encoding(nn.Module):
             and (name == "one_hot" or (name == "auto" and levels <= 32))
         )
         self.num_features = levels if self.one_hot else 1
+        # Without one-hot, value v is read as v * scale[0] + scale[1].
+        spread = levels is not None and levels > 2
+        self.scale = (2 / (levels - 1), -1.0) if spread else (1.0, 0.0)
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, N) -> (B, N, E) of ``dtype``."""
         if self.one_hot:
             return F.one_hot(x.long(), self.levels).to(dtype)
         x = x.to(dtype)
-        if self.levels is not None and self.levels > 2:
-            x = x * (2 / (self.levels - 1)) - 1
+        if self.scale != (1.0, 0.0):
+            x = x * self.scale[0] + self.scale[1]
         return x[..., None]

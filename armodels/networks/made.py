@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
+from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import Network
 from armodels.spec import DataSpec
@@ -92,6 +93,7 @@ class MADE(Network):
         self.connectivity = connectivity
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
+        self._activation = activation
         self.dropout = nn.Dropout(dropout)
         num_inputs = spec.num_dims * self.encode.num_features
         num_outputs = self.num_steps * num_params
@@ -105,9 +107,6 @@ class MADE(Network):
         )
         # Rows of the outputs are laid out by event, not by step: orders share them.
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
-        for layer in self.hidden:
-            nn.init.orthogonal_(layer.weight)
-            nn.init.zeros_(layer.bias)
         for layer in (self.output, self.direct):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -164,7 +163,8 @@ class MADE(Network):
             params = F.linear(h, self.output.weight * self.mask_output, params)
         if self.direct is not None:
             params = params + F.linear(inputs, self.direct.weight * self.mask_direct)
-        return params.view(-1, self.num_steps, self.num_params)[:, self.rows]  # (B, S, P)
+        params = params.view(-1, self.num_steps, self.num_params)
+        return params.index_select(1, self.rows)  # (B, S, P)
 
     def init_cache(self, batch_size):
         """Sort every weight by when its input is known."""
@@ -222,3 +222,23 @@ class MADE(Network):
             fan_in = cache.direct[s, :, :known]
             params = params + cache.inputs[:, :known] @ fan_in.T
         return params, cache
+
+    def fused_walk(self, family, noise, temperature, context=None):
+        """For heads of logits."""
+        if family not in ("bernoulli", "categorical") or context is not None:
+            return None
+        cache = self.init_cache(0)
+        return kernels.walk(
+            cache.weights,
+            cache.biases,
+            cache.counts,
+            cache.output,
+            cache.direct,
+            cache.bias,
+            self.encode.num_features,
+            self.encode.scale,
+            self._activation,
+            noise,
+            temperature,
+            self.spec.dtype,
+        )

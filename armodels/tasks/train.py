@@ -556,7 +556,7 @@ class Trainer:
             "levels": spec.levels,
             "measure": self.model.spec.measure,
             "model": self.config["choices"]["model"],
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": self.model.num_parameters,
             "seed": self.seed,
             "weights": self.weights,
             "best_step": state.best_step,
@@ -666,13 +666,12 @@ def _train(trainer: Trainer) -> float:
 def _announce(trainer: Trainer) -> None:
     spec, model, splits = trainer.splits.spec, trainer.model, trainer.splits
     sizes = " / ".join(f"{len(part):,}" for part in (splits.train, splits.valid, splits.test))
-    parameters = sum(p.numel() for p in model.parameters())
     log.info(
         "data   %s: %s %s, levels %s, %s train / valid / test",
         spec.name, spec.kind, "x".join(map(str, spec.shape)), spec.levels, sizes,
     )  # fmt: skip
     name = trainer.config["choices"]["model"]
-    log.info("model  %s: %s, %s parameters", name, model.description, f"{parameters:,}")
+    log.info("model  %s: %s, %s parameters", name, model.description, f"{model.num_parameters:,}")
     log.info(
         "on     %s, precision %s, seed %d, %s weights evaluated",
         trainer.fabric.device, trainer.settings.precision, trainer.seed, trainer.weights,

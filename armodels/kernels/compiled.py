@@ -1,0 +1,477 @@
+"""Every kernel that numba compiles, for the CPU: pure functions of NumPy arrays.
+
+All of them stand in this one file because numba renews its on-disk cache of compiled code when
+the file of a function changes, but not when a file that the function calls into does.
+
+They hold no lock and start no threads: each works on the examples ``first .. last - 1``, so that
+``run_chunks`` can share a batch among threads. Numba's own thread pools are avoided on purpose:
+they abort the process when it was forked, or when two Python threads enter them at once.
+
+Shapes: B batch, D dimensions, E features per value, S steps, K values per step, P parameters per
+step, H hidden units.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+
+ACTIVATIONS = ("relu", "sigmoid", "tanh", "elu")
+TILE = 8  # examples that share one reading of a weight row; a multiple of 4, see _dots
+# Sums may be reordered, but a NaN stays a NaN: training must see a model that diverged.
+_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def _compile(function: Callable) -> Callable:
+    options = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no folder to keep compiled code in, so each process compiles
+        return numba.njit(**options)(function)
+
+
+@functools.cache
+def _pool(process: int, num_threads: int) -> ThreadPoolExecutor:
+    # By process: threads do not survive a fork.
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="armodels-kernel")
+
+
+def run_chunks(function: Callable[[int, int, int], None], batch_size: int, num_threads: int):
+    """Call ``function(chunk, first, last)`` for parts of a batch, each in its own thread.
+
+    The parts depend on the arguments alone, so sums over parts are the same in every run.
+    """
+    num_chunks, size = chunks(batch_size, num_threads)
+    parts = [(i, i * size, min((i + 1) * size, batch_size)) for i in range(num_chunks)]
+    if num_chunks == 1:
+        function(*parts[0])
+        return
+    pool = _pool(os.getpid(), num_threads)
+    waiting = [pool.submit(function, *part) for part in parts[1:]]
+    function(*parts[0])
+    for future in waiting:
+        future.result()
+
+
+def chunks(batch_size: int, num_threads: int) -> tuple[int, int]:
+    """How many parts ``run_chunks`` makes, and examples in each but the last."""
+    size = max(-(-batch_size // (num_threads * TILE)) * TILE, TILE)
+    return -(-batch_size // size), size
+
+
+@_compile
+def _activate(activation, before, after):
+    """Hidden units from pre-activations, both (H,)."""
+    if activation == 0:
+        for i in range(len(before)):
+            # Written so that a NaN passes.
+            after[i] = before.dtype.type(0) if before[i] <= 0 else before[i]
+    elif activation == 1:
+        one = before.dtype.type(1)
+        for i in range(len(before)):
+            after[i] = one / (one + np.exp(-before[i]))
+    elif activation == 2:
+        for i in range(len(before)):
+            after[i] = np.tanh(before[i])
+    else:
+        for i in range(len(before)):
+            after[i] = np.expm1(before[i]) if before[i] <= 0 else before[i]
+
+
+@_compile
+def _backpropagate(activation, after, gradient, total):
+    """Add to ``total`` a gradient sent back through the activation, then set it to zero: (H,).
+
+    Every derivative follows from the unit itself; at a pre-activation of 0 it is PyTorch's.
+    """
+    one = total.dtype.type(1)
+    zero = total.dtype.type(0)
+    if activation == 0:
+        for i in range(len(total)):
+            total[i] += gradient[i] if after[i] > 0 else zero
+    elif activation == 1:
+        for i in range(len(total)):
+            total[i] += gradient[i] * after[i] * (one - after[i])
+    elif activation == 2:
+        for i in range(len(total)):
+            total[i] += gradient[i] * (one - after[i] * after[i])
+    else:
+        for i in range(len(total)):
+            total[i] += gradient[i] * (one if after[i] > 0 else after[i] + one)
+    gradient[:] = 0
+
+
+@_compile
+def _dots(units, start, weight, out):
+    """Products of one weight row (N,) with the units start .. start + N - 1 of each example.
+
+    units: (TILE, anything); out: (TILE,). Four examples at a time share a reading of the row.
+    """
+    for t in range(0, TILE, 4):
+        row_0 = units[t, start : start + len(weight)]
+        row_1 = units[t + 1, start : start + len(weight)]
+        row_2 = units[t + 2, start : start + len(weight)]
+        row_3 = units[t + 3, start : start + len(weight)]
+        sum_0 = sum_1 = sum_2 = sum_3 = weight.dtype.type(0)
+        for i in range(len(weight)):
+            sum_0 += weight[i] * row_0[i]
+            sum_1 += weight[i] * row_1[i]
+            sum_2 += weight[i] * row_2[i]
+            sum_3 += weight[i] * row_3[i]
+        out[t], out[t + 1], out[t + 2], out[t + 3] = sum_0, sum_1, sum_2, sum_3
+
+
+@_compile
+def _draw(params, uniform, temperature, cdf):
+    """One value from logits, as heads.Bernoulli (P = 1) and heads.Categorical draw it.
+
+    params: (P,); cdf: (P,) float64 scratch.
+    """
+    if len(params) == 1:
+        if temperature == 0:
+            return int(params[0] > 0)
+        return int(uniform < 1 / (1 + math.exp(-(params[0] / temperature))))
+    best = 0
+    for p in range(1, len(params)):
+        if params[p] > params[best]:
+            best = p
+    if temperature == 0:
+        return best
+    total = 0.0
+    for p in range(len(params)):
+        total += math.exp((params[p] - params[best]) / temperature)
+        cdf[p] = total
+    value = 0
+    while value < len(params) - 1 and cdf[value] <= uniform * total:
+        value += 1
+    return value
+
+
+@_compile
+def _read(weight, order, values, s, b, total):
+    """Add the weights of the K values of step s of example b to its pre-activations (H,).
+
+    weight: (D, E, H); values: (S, K, B). With E = 1 a value scales its row; with more it is the
+    row's index.
+    """
+    for k in range(order.shape[1]):
+        value = values[s, k, b]
+        if weight.shape[1] > 1:
+            row = weight[order[s, k], int(value)]
+            for i in range(len(total)):
+                total[i] += row[i]
+        else:
+            row = weight[order[s, k], 0]
+            for i in range(len(total)):
+                total[i] += value * row[i]
+
+
+@_compile
+def nade_forward(weight, hidden_bias, output, order, values, activation, first, last, params):
+    """Parameters of every step, without the output bias.
+
+    Args:
+        weight: (D, E, H).
+        hidden_bias: (H,).
+        output: (S, P, H), a step's row standing at its first event index.
+        order: (S, K) int64.
+        values: (S, K, B), numbers if E = 1, levels otherwise.
+        activation: Index in ACTIVATIONS.
+        first: First example of this call.
+        last: One past its last example.
+        params: (S, P, B), written here.
+    """
+    num_steps, num_params, num_hidden = output.shape
+    skips = weight.shape[1] == 1 and order.shape[1] == 1  # where most values may be 0
+    before = np.empty((TILE, num_hidden), weight.dtype)
+    after = np.zeros((TILE, num_hidden), weight.dtype)
+    out = np.empty(TILE, weight.dtype)
+    for b in range(first, last, TILE):
+        n = min(TILE, last - b)
+        for t in range(n):
+            before[t] = hidden_bias
+            _activate(activation, before[t], after[t])
+        for s in range(num_steps):
+            for p in range(num_params):
+                _dots(after, 0, output[order[s, 0], p], out)
+                for t in range(n):
+                    params[s, p, b + t] = out[t]
+            if s == num_steps - 1:
+                break
+            for t in range(n):
+                if not (skips and values[s, 0, b + t] == 0):
+                    _read(weight, order, values, s, b + t, before[t])
+                    _activate(activation, before[t], after[t])
+
+
+@_compile
+def nade_backward(
+    weight,
+    hidden_bias,
+    output,
+    order,
+    values,
+    activation,
+    gradient,
+    first,
+    last,
+    d_weight,
+    d_hidden_bias,
+    d_output,
+):
+    """Add the gradients of weight, hidden bias and output, given that of the parameters.
+
+    Walks the steps backwards. Pre-activations come from checkpoints about every sqrt(S) steps and
+    are summed forward again from there, in the order of the forward pass: subtracting instead
+    would not find a pre-activation of exactly 0 again. Hidden units are stored only where they
+    changed, and gradients go through the activation only there: most binary values are 0.
+
+    Args:
+        weight: (D, E, H).
+        hidden_bias: (H,).
+        output: (S, P, H), a step's row standing at its first event index.
+        order: (S, K) int64.
+        values: (S, K, B), numbers if E = 1, levels otherwise.
+        activation: Index in ACTIVATIONS.
+        gradient: (S, P, B).
+        first: First example of this call.
+        last: One past its last example.
+        d_weight: (D, E, H), added to.
+        d_hidden_bias: (H,), added to.
+        d_output: (S, P, H), added to.
+    """
+    num_steps, num_params, num_hidden = output.shape
+    num_features = weight.shape[1]
+    skips = num_features == 1 and order.shape[1] == 1
+    span = int(math.ceil(math.sqrt(num_steps)))
+    num_spans = (num_steps + span - 1) // span
+    dtype = weight.dtype
+    before = np.empty(num_hidden, dtype)
+    checkpoints = np.empty((TILE, num_spans, num_hidden), dtype)
+    states = np.zeros((TILE, span + 1, num_hidden), dtype)
+    current = np.zeros(TILE, np.int64)
+    changed = np.zeros((TILE, span), np.bool_)
+    d_after = np.zeros((TILE, num_hidden), dtype)
+    d_before = np.zeros((TILE, num_hidden), dtype)
+    g = np.zeros(TILE, dtype)
+    for b in range(first, last, TILE):
+        n = min(TILE, last - b)
+        g[:] = 0
+        d_before[:] = 0
+        for t in range(n):
+            before[:] = hidden_bias
+            for s in range(num_steps - 1):
+                if s % span == 0:
+                    checkpoints[t, s // span] = before
+                if not (skips and values[s, 0, b + t] == 0):
+                    _read(weight, order, values, s, b + t, before)
+            if (num_steps - 1) % span == 0:
+                checkpoints[t, (num_steps - 1) // span] = before
+        for c in range(num_spans - 1, -1, -1):
+            start = c * span
+            stop = min(start + span, num_steps)
+            for t in range(n):
+                before[:] = checkpoints[t, c]
+                _activate(activation, before, states[t, 0])
+                current[t] = 0
+                for s in range(start, stop):
+                    changed[t, s - start] = s < num_steps - 1 and not (
+                        skips and values[s, 0, b + t] == 0
+                    )
+                    if changed[t, s - start]:
+                        current[t] += 1
+                        _read(weight, order, values, s, b + t, before)
+                        _activate(activation, before, states[t, current[t]])
+            for s in range(stop - 1, start - 1, -1):
+                for t in range(n):
+                    if not changed[t, s - start]:
+                        continue
+                    _backpropagate(activation, states[t, current[t]], d_after[t], d_before[t])
+                    current[t] -= 1
+                    d_total = d_before[t]
+                    for k in range(order.shape[1]):
+                        value = values[s, k, b + t]
+                        if num_features > 1:
+                            d_row = d_weight[order[s, k], int(value)]
+                            for i in range(num_hidden):
+                                d_row[i] += d_total[i]
+                        else:
+                            d_row = d_weight[order[s, k], 0]
+                            for i in range(num_hidden):
+                                d_row[i] += value * d_total[i]
+                for p in range(num_params):
+                    row = output[order[s, 0], p]
+                    d_row = d_output[order[s, 0], p]
+                    for t in range(n):
+                        g[t] = gradient[s, p, b + t]
+                        d_unit = d_after[t]
+                        for i in range(num_hidden):
+                            d_unit[i] += g[t] * row[i]
+                    for t in range(0, TILE, 4):
+                        g_0, g_1, g_2, g_3 = g[t], g[t + 1], g[t + 2], g[t + 3]
+                        unit_0 = states[t, current[t]]
+                        unit_1 = states[t + 1, current[t + 1]]
+                        unit_2 = states[t + 2, current[t + 2]]
+                        unit_3 = states[t + 3, current[t + 3]]
+                        for i in range(num_hidden):
+                            d_row[i] += (
+                                g_0 * unit_0[i]
+                                + g_1 * unit_1[i]
+                                + g_2 * unit_2[i]
+                                + g_3 * unit_3[i]
+                            )
+        for t in range(n):
+            _backpropagate(activation, states[t, 0], d_after[t], d_before[t])
+            for i in range(num_hidden):
+                d_hidden_bias[i] += d_before[t, i]
+
+
+@_compile
+def nade_walk(
+    weight,
+    hidden_bias,
+    output,
+    bias,
+    order,
+    scale,
+    shift,
+    activation,
+    noise,
+    temperature,
+    first,
+    last,
+    values,
+    params,
+):
+    """The sampling loop: draws (B, S) and parameters (B, S, P), written here.
+
+    Args:
+        weight: (D, E, H).
+        hidden_bias: (H,).
+        output: (S, P, H), a step's row standing at its first event index.
+        bias: (S, P) output bias, in generation order.
+        order: (S, 1) int64.
+        scale: With E = 1, a value is read as value * scale + shift.
+        shift: As scale.
+        activation: Index in ACTIVATIONS.
+        noise: (B, S) float64.
+        temperature: As in ``Head.sample``.
+        first: First example of this call.
+        last: One past its last example.
+        values: (B, S) int64, written here.
+        params: (B, S, P), written here.
+    """
+    num_steps, num_params, num_hidden = output.shape
+    num_features = weight.shape[1]
+    before = np.empty((TILE, num_hidden), weight.dtype)
+    after = np.zeros((TILE, num_hidden), weight.dtype)
+    out = np.empty(TILE, weight.dtype)
+    read = np.empty((num_steps, 1, TILE), weight.dtype)
+    cdf = np.empty(num_params)
+    for b in range(first, last, TILE):
+        n = min(TILE, last - b)
+        for t in range(n):
+            before[t] = hidden_bias
+            _activate(activation, before[t], after[t])
+        for s in range(num_steps):
+            for p in range(num_params):
+                _dots(after, 0, output[order[s, 0], p], out)
+                for t in range(n):
+                    params[b + t, s, p] = out[t] + bias[s, p]
+            for t in range(n):
+                value = _draw(params[b + t, s], noise[b + t, s], temperature, cdf)
+                values[b + t, s] = value
+                read[s, 0, t] = value if num_features > 1 else value * scale + shift
+                if num_features > 1 or read[s, 0, t] != 0:
+                    _read(weight, order, read, s, t, before[t])
+                    _activate(activation, before[t], after[t])
+
+
+@_compile
+def made_walk(
+    weights,
+    biases,
+    starts,
+    counts,
+    output,
+    direct,
+    bias,
+    num_features,
+    scale,
+    shift,
+    activation,
+    noise,
+    temperature,
+    first,
+    last,
+    values,
+    params,
+):
+    """The sampling loop: draws (B, S) and parameters (B, S, P), written here.
+
+    Units are sorted by degree; each is computed once, when its last input is known. The inputs
+    (S E of them) and the units of all N layers stand side by side, layer l at starts[l].
+
+    Args:
+        weights: The masked weights of the hidden layers, rows and columns sorted by degree, one
+            after another in one array.
+        biases: Of all hidden units, sorted likewise.
+        starts: (N + 2,) int64: 0, S E, then the end of each hidden layer.
+        counts: (N, S + 1) int64: units of each layer of degree below s.
+        output: (S, P, H of the last layer) in generation order, or (S, P, 0).
+        direct: (S, P, S E) in generation order, or (S, P, 0).
+        bias: (S, P).
+        num_features: E.
+        scale: With E = 1, a value is read as value * scale + shift.
+        shift: As scale.
+        activation: Index in ACTIVATIONS.
+        noise: (B, S) float64.
+        temperature: As in ``Head.sample``.
+        first: First example of this call.
+        last: One past its last example.
+        values: (B, S) int64, written here.
+        params: (B, S, P), written here.
+    """
+    num_steps, num_params, num_outputs = output.shape
+    num_layers = len(counts)
+    num_inputs = starts[1]
+    units = np.zeros((TILE, starts[-1]), weights.dtype)
+    out = np.empty(TILE, weights.dtype)
+    more = np.empty(TILE, weights.dtype)
+    scalar = np.empty((2, 1), weights.dtype)
+    cdf = np.empty(num_params)
+    for b in range(first, last, TILE):
+        n = min(TILE, last - b)
+        units[:, :num_inputs] = 0
+        for s in range(num_steps):
+            seen = s * num_features
+            offset = 0
+            for layer in range(num_layers):
+                width = starts[layer + 1] - starts[layer]
+                for u in range(counts[layer, max(s - 1, 0)], counts[layer, s]):
+                    begin = offset + u * width
+                    _dots(units, starts[layer], weights[begin : begin + seen], out)
+                    position = starts[layer + 1] + u
+                    for t in range(n):
+                        scalar[0, 0] = out[t] + biases[position - num_inputs]
+                        _activate(activation, scalar[0], scalar[1])
+                        units[t, position] = scalar[1, 0]
+                offset += width * (starts[layer + 2] - starts[layer + 1])
+                seen = counts[layer, s]
+            for p in range(num_params):
+                _dots(units, starts[num_layers], output[s, p, : min(seen, num_outputs)], out)
+                known = min(s * num_features, direct.shape[2])
+                _dots(units, 0, direct[s, p, :known], more)
+                for t in range(n):
+                    params[b + t, s, p] = out[t] + more[t] + bias[s, p]
+            for t in range(n):
+                value = _draw(params[b + t, s], noise[b + t, s], temperature, cdf)
+                values[b + t, s] = value
+                if num_features > 1:
+                    units[t, s * num_features + value] = 1
+                else:
+                    units[t, s] = value * scale + shift

@@ -1,0 +1,158 @@
+"""Imports flow one way, and heavy packages stay behind their doors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import armodels
+
+ROOT = Path(armodels.__file__).parent
+
+# Lowest first: a module imports lower layers only, or its own package.
+LAYERS = [
+    {"spec", "schedules"},
+    {"orders", "masks", "kernels"},
+    {"networks", "heads"},
+    {"density", "data"},
+    {"baselines"},
+    {"build", "pictures"},
+    {"run", "tracking"},
+    {"tasks"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+# Narrower than the layers; "networks" here is any family's file, "networks.base" is not.
+ONLY = {
+    "kernels": set(),
+    "masks": set(),
+    "data": {"spec"},
+    "pictures": {"spec"},
+    "density": {"networks.base", "heads", "orders", "spec"},
+    "baselines": {"density", "networks.base", "heads", "orders", "spec"},
+}
+NEVER = {"tasks.train": {"networks", "heads"}}
+
+DOORS = {
+    "hydra": {"build", "cli"},
+    "lightning_fabric": {"tasks.train", "tasks.evaluate", "run"},
+    "lightning": set(),
+    "pytorch_lightning": set(),
+}
+
+
+def modules() -> dict[str, str]:
+    """Name below ``armodels`` -> source, of every module but the package itself."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path.read_text()
+    del found["__init__"]
+    return found
+
+
+MODULES = modules()
+
+
+def imports(source: str) -> set[str]:
+    """Every module that is imported anywhere in the source, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(source: str) -> set[str]:
+    """Imports of this package, as paths below it; a function's name may stand at the end."""
+    names = {name for name in imports(source) if name.startswith("armodels.")}
+    below = {name.removeprefix("armodels.") for name in names}
+    return {name for name in below if name.split(".")[0] in RANK}
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in allowed)
+
+
+def wrong_edges(name: str, source: str) -> list[str]:
+    """Imports of this package that the module ``name`` must not have."""
+    top, wrong = name.split(".")[0], []
+    for used in sorted(own(source)):
+        used_top = used.split(".")[0]
+        if top == used_top:
+            # Tasks stand side by side; what they share is the exact evaluation.
+            good = top != "tasks" or within(used, {"tasks.evaluate"})
+        else:
+            good = RANK[used_top] < RANK[top] and within(used, ONLY.get(top, {used}))
+        if not good or within(used, NEVER.get(name, set())):
+            wrong.append(used)
+    return wrong
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_flow_one_way(name):
+    assert name.split(".")[0] in RANK, f"{name} has no place in LAYERS yet"
+    assert wrong_edges(name, MODULES[name]) == [], f"{name} may not import these"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_packages_stay_behind_their_doors(name):
+    used = {one.split(".")[0] for one in imports(MODULES[name])}
+    for package, doors in DOORS.items():
+        assert package not in used or name in doors, f"{name} may not import {package}"
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("spec", "from armodels import orders"),
+        ("heads", "from armodels.density import AutoregressiveModel"),
+        ("heads", "from armodels.networks import layers"),
+        ("networks.nade", "import armodels.heads"),
+        ("data.digits", "def load():\n    from armodels.orders import make"),
+        ("data.digits", "from armodels import density"),
+        ("density", "from armodels.networks.made import MADE"),
+        ("density", "from armodels import data"),
+        ("kernels.nade", "from armodels.spec import DataSpec"),
+        ("tasks.train", "from armodels.networks.base import Network"),
+        ("tasks.sample", "from armodels.tasks.train import train"),
+        ("run", "from armodels import cli"),
+    ],
+)
+def test_a_wrong_edge_is_seen(name, source):
+    assert wrong_edges(name, source)
+
+
+def test_right_edges_pass():
+    assert not wrong_edges("networks.made", "from armodels.networks import layers\nimport torch")
+    assert not wrong_edges("density", "from armodels.networks.base import Network")
+    assert not wrong_edges("tasks.train", "from armodels import run, __version__")
+
+
+@pytest.mark.parametrize(
+    "module", ["armodels", *(f"armodels.{name}" for name in MODULES if name == "cli")]
+)
+def test_the_front_door_is_light(module):
+    """Help and version must not wait seconds for torch."""
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'hydra', 'numpy', 'lightning_fabric'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{module} imports {done.stderr}"
+
+
+def test_public_names_are_found_lazily():
+    assert armodels.DataSpec is sys.modules["armodels.spec"].DataSpec
+    with pytest.raises(AttributeError, match="module 'armodels' has no attribute 'Models'"):
+        armodels.Models  # noqa: B018
