@@ -99,8 +99,8 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         os.environ["ARMODELS_FAILURES"] = failures = str(Path(scratch) / "failures")
         sys.argv = [program, *_translate(name, args)]
         if int(os.environ.get("RANK", 0)) > 0:  # torchrun: rank 0 owns directory and log
-            quiet = [f"hydra.run.dir={scratch}", "hydra.job_logging.root.handlers=[]"]
-            sys.argv += quiet
+            folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
+            sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
         try:
             _hydra_main(name)
         except KeyboardInterrupt as stop:

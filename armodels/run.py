@@ -241,6 +241,9 @@ def restore(
     state = load_checkpoint(file)
     spec = DataSpec(**state["spec"])
     model = build.model(state["config"]["model"], state["config"]["head"], spec)
+    floats = {t.dtype for t in state["model"].values() if t.is_floating_point()}
+    if len(floats) == 1:
+        model.to(floats.pop())  # a run in float64 is evaluated in float64
     model.load_state_dict(state["model"])
     average = state["ema"] if weights == "ema" else None
     if average:
