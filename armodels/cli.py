@@ -111,7 +111,8 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
                 raise
             fail(explain(error, name, sys.argv[1:]))
         if Path(failures).is_file():
-            _report_failures([json.loads(line) for line in open(failures)], full_error)
+            lines = Path(failures).read_text().splitlines()
+            _report_failures([json.loads(line) for line in lines], full_error)
 
 
 def _hydra_main(name: str) -> None:
@@ -155,7 +156,6 @@ def _job(name: str, config) -> float | None:
             "traceback": traceback.format_exc(),
         }
         if "directory" in config:
-            record["directory"] = config.directory
             _note_failure(Path(config.get("resume") or config.directory), record)
         with open(os.environ["ARMODELS_FAILURES"], "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -163,14 +163,27 @@ def _job(name: str, config) -> float | None:
 
 
 def _note_failure(directory: Path, record: dict) -> None:
-    """Leave status and traceback in the run's directory, unless another run owns it."""
+    """Leave status and traceback with the run that broke.
+
+    A run that never began touches nothing: an earlier run may own the directory, and the next
+    attempt wants the same ``out``. Within a sweep it is noted, so that the sweep is complete.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from armodels.run import RunDirectory
 
-    if not directory.is_dir() or "exists and is not empty" in record["error"]:
+    if not directory.is_dir():
         return
-    RunDirectory(directory).write_status("failed", record["error"])
-    with open(directory / "train.log", "a") as file:
-        file.write(record["traceback"])
+    run, empty = RunDirectory(directory), not any(directory.iterdir())
+    status = run.read_status()
+    began = status["status"] == "running" and status["pid"] == os.getpid()
+    if began or (empty and HydraConfig.get().mode == RunMode.MULTIRUN):
+        run.write_status("failed", record["error"])
+        with open(directory / "train.log", "a") as file:
+            file.write(record["traceback"])
+    elif empty:
+        directory.rmdir()
 
 
 def _report_failures(records: list[dict], full_error: bool) -> NoReturn:
@@ -283,7 +296,8 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
     if "InterpolationResolutionError" in kinds and len(chain) > 1:
         return _sentence(chain[-1])
     if "InstantiationException" in kinds and len(chain) > 1:
-        return _sentence(chain[-1])
+        target = re.search(r"target '([^']+)'", str(kinds["InstantiationException"]))
+        return _sentence(chain[-1], f"{target.group(1)} refuses its config: " if target else "")
     if isinstance(error, OmegaConfBaseException):
         return " ".join(str(error).split())
     if "ConfigCompositionException" in kinds or "HydraException" in kinds:
@@ -291,14 +305,14 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
     return _sentence(error)
 
 
-def _sentence(error: BaseException) -> str:
-    """The message; of an error that nobody foresaw, also its type and where to read more."""
+def _sentence(error: BaseException, where: str = "") -> str:
+    """The message; of an error that nobody foresaw, also where, its type and how to see more."""
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError)) and text:
         if "out of memory" in text.lower():
             text = f"out of memory; lower trainer.batch_size or raise trainer.accumulate ({text})"
         return text
-    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
+    return f"{where}{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def _bad_override(message: str) -> str:

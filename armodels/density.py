@@ -217,7 +217,8 @@ class AutoregressiveModel(DensityModel):
 
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
-        return x.flatten(1)[:, self.net.order]
+        order = self.net.order
+        return x.flatten(1).index_select(1, order.flatten()).unflatten(1, order.shape)
 
     def _to_event(self, values: Tensor) -> Tensor:
         """(B, S, K) -> (B, *event)."""

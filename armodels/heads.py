@@ -73,8 +73,9 @@ class Bernoulli(Head):
 
     def log_prob(self, params, values):
         # softplus rather than a binary cross-entropy: exact and finite at any logit.
+        # A sign rather than torch.where, which is as slow as all the rest.
         logits = params[..., 0]
-        return -F.softplus(torch.where(values[..., 0] > 0, -logits, logits))
+        return -F.softplus(logits * (1 - 2 * values[..., 0].to(logits.dtype)))
 
     def sample(self, params, noise, temperature=1.0):
         if temperature == 0:

@@ -46,15 +46,15 @@ class RunDirectory:
     """Paths and files of one run.
 
     Args:
-        path: The directory; made by ``create``, found by ``open``.
+        path: The directory; ``vacant`` for a new run, found by ``open``.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path) -> "RunDirectory":
-        """An empty directory for a new run.
+    def vacant(cls, path: str | Path) -> "RunDirectory":
+        """A place for a new run; nothing is made there yet.
 
         Raises:
             FileExistsError: It exists and holds something.
@@ -65,8 +65,6 @@ class RunDirectory:
                 f"output directory {run.path} exists and is not empty; "
                 f"choose another with out=, or continue it with resume={run.path}"
             )
-        for folder in (run.path / "checkpoints", run.path / "samples"):
-            folder.mkdir(parents=True, exist_ok=True)
         return run
 
     @classmethod
@@ -81,6 +79,14 @@ class RunDirectory:
             raise FileNotFoundError(f"{run.path} is not a run directory: it has no config.yaml")
         return run
 
+    def begin(self, config: Mapping) -> None:
+        """Make the folders, state that the run is running, and save its resolved config."""
+        for folder in (self.path / "checkpoints", self.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.write_status("running")
+        with atomic(self.path / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+
     def checkpoint(self, name: str) -> Path:
         """Path of the checkpoint called ``last`` or ``best``."""
         return self.path / "checkpoints" / f"{name}.pt"
@@ -89,11 +95,6 @@ class RunDirectory:
     def samples(self) -> Path:
         """Folder of sample files."""
         return self.path / "samples"
-
-    def write_config(self, config: Mapping) -> None:
-        """Save the resolved config."""
-        with atomic(self.path / "config.yaml") as file:
-            file.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
 
     def read_config(self) -> dict:
         """The resolved config of the run."""
@@ -218,6 +219,12 @@ class Restored:
         return samples if self.path.parent.name == "checkpoints" and samples.is_dir() else Path()
 
 
+def check_weights(name: str) -> None:
+    """Raise ValueError unless ``name`` says which weights are evaluated."""
+    if name not in ("ema", "raw"):
+        raise ValueError(f"eval.weights is {name!r}; choose ema or raw")
+
+
 def restore(
     path: str | Path, *, checkpoint: str = "best", weights: str = "ema", device: str = "cpu"
 ) -> Restored:
@@ -229,8 +236,7 @@ def restore(
         weights: ``ema`` (raw where the run kept no average) or ``raw``.
         device: Where the model goes.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"eval.weights is {weights!r}; choose ema or raw")
+    check_weights(weights)
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
     spec = DataSpec(**state["spec"])

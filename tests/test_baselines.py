@@ -95,12 +95,8 @@ def enumerate_events(spec):
 def cell_probability(model, lower, upper):
     """Of full Gaussians over boxes, by scipy's quadrature: (N, D), (N, D) -> (N,)."""
     total = np.zeros(len(lower))
-    for w, mean, scale in zip(
-        model.log_weights.exp(),
-        model.means,
-        model.scale.expand(len(model.means), -1, -1),
-        strict=True,
-    ):
+    scales = model.scale.expand(len(model.means), -1, -1)
+    for w, mean, scale in zip(model.log_weights.exp(), model.means, scales, strict=True):
         normal = stats.multivariate_normal(mean.numpy(), (scale @ scale.T).numpy())
         for i in range(len(lower)):
             total[i] += w * normal.cdf(upper[i], lower_limit=lower[i])
@@ -147,24 +143,38 @@ def test_bound_lies_just_below_the_probability(name):
     events = enumerate_events(model.spec)
     probs = true_probs(model, events)
     assert abs(probs.sum() - 1) < 1e-5
-    x = events.double().numpy()
-    inner = cell_probability(model, x, x + 1)  # without the tails
     bound = model.log_prob(events)
-    assert (bound <= inner.log() + 1e-6).all()
     assert (bound <= probs.log() + 1e-6).all()
-    # The mean over u of log q(x + u), by a grid of u: what dequantization is usually given for.
-    grid = (torch.arange(8).double() + 0.5) / 8
+    assert (probs * (probs.log() - bound)).sum() < 0.1
+    # The same bound with y uniform in its cell, by a grid of 16 points a side.
+    grid = (torch.arange(16).double() + 0.5) / 16
     u = torch.cartesian_prod(*[grid] * model.spec.num_dims)
-    real = GMM(
-        make_spec(model.spec.shape, None),
-        num_components=len(model.means),
-        covariance_type=model.covariance_type,
+    y = events[:, None].double() + u
+    scales = model.scale.expand(len(model.means), -1, -1)
+    normals = [
+        torch.distributions.MultivariateNormal(mean, scale_tril=scale).log_prob(y).mean(1)
+        for mean, scale in zip(model.means, scales, strict=True)
+    ]
+    uniform = (torch.stack(normals, 1) + model.log_weights).logsumexp(1)
+    assert (bound >= uniform).all()
+    # It counts the tails of the outer cells, which y uniform in its cell cannot.
+    assert (probs * (bound - uniform)).sum() > 0.1
+
+
+def test_bound_is_exact_without_correlation():
+    # Then nothing is lost by a product over values; and always so for a single one.
+    full, diag = (
+        fit(GMM(make_spec((1,), 6), num_components=2, covariance_type=kind), x)
+        for kind, x in zip(("full", "diag"), [correlated(300, 1, 6)] * 2, strict=True)
     )
-    state = model.state_dict() | {"spread_loss": torch.zeros_like(model.spread_loss)}
-    real.load_state_dict(state)
-    usual = torch.stack([real.log_prob(e.double() + u).mean() for e in events])
-    assert (bound <= usual + 1e-3).all()
-    assert (probs * (usual - bound)).sum() < 0.1
+    events = enumerate_events(full.spec)
+    torch.testing.assert_close(full.log_prob(events), diag.log_prob(events))
+    torch.testing.assert_close(full.log_prob(events).exp().sum().item(), 1.0)
+    diag = fit(*CASES["gmm-diag-levels"]())
+    full = GMM(make_spec((3,), 4), num_components=3)
+    full.load_state_dict(diag.state_dict() | {"scale": diag.scale.diag_embed()})
+    events = enumerate_events(full.spec)
+    torch.testing.assert_close(full.log_prob(events), diag.log_prob(events))
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
@@ -250,12 +260,27 @@ def test_em_raises_the_penalized_likelihood():
         objectives.append(objective)
         log_weights, logits = weights.log(), probs.logit()
     assert (np.diff(objectives) > 0).all()
-    # The first term of the objective is the log-likelihood itself.
     model = MixtureOfBernoullis(make_spec((6,), 2), num_components=4)
     state = {"fitted": torch.tensor(True), "log_weights": log_weights, "logits": logits}
     model.load_state_dict(state)
-    *_, objective = baselines._em_step(x, log_weights, logits, mean, 1e-9)
-    assert objective == pytest.approx(model.log_prob(x).mean().item(), abs=1e-6)
+    *_, objective = baselines._em_step(x, log_weights, logits, mean, 2.0)
+    # Two examples more in each component, of expected log-probability under it.
+    more = 2 * (mean * probs.log() + (1 - mean) * (1 - probs).log()).sum() / len(x)
+    assert objective == pytest.approx((model.log_prob(x).mean() + more).item(), abs=1e-12)
+
+
+def test_em_smooths_towards_the_data():
+    x = correlated(300, 6, 2)
+    mean = torch.linspace(0.1, 0.9, 6, dtype=torch.double)
+    logits = torch.zeros(1, 6, dtype=torch.double)
+    weights, probs, _ = baselines._em_step(x, torch.zeros_like(logits[:, 0]), logits, mean, 5.0)
+    assert weights.tolist() == [1]
+    torch.testing.assert_close(probs[0], (x.double().sum(0) + 5 * mean) / 305)
+    # ``initialize`` smooths towards the mean of the data, itself smoothed by one of each.
+    model = fit(MixtureOfBernoullis(make_spec((6,), 2), num_components=1, smoothing=5.0), x)
+    mean = (x.double().sum(0) + 1) / 302
+    expected = (x.double().sum(0) + 5 * mean) / 305
+    torch.testing.assert_close(model.logits[0].sigmoid(), expected)
 
 
 def test_em_finds_two_prototypes():
@@ -344,6 +369,9 @@ def test_completion_keeps_known_values(case):
     if model.spec.measure == "bound":
         assert done.method == "likelihood weighting"
         assert done.num_particles == 4 * len(model.means)
+        assert (done.effective_sample_size >= 1).all()
+        assert (done.effective_sample_size <= done.num_particles).all()
+        assert done.effective_sample_size.max() > 2
     else:
         assert (done.method, done.num_particles) == ("exact", 1)
         assert (done.effective_sample_size == 1).all()
@@ -407,22 +435,32 @@ def test_each_event_has_its_own_mask():
 
 def test_cells_in_the_tails():
     # Far from the mean the distribution function rounds to 0 or 1; its logarithm must not.
-    lower = torch.tensor([30.0, -31.0, -math.inf, 8.0, -0.5], dtype=torch.double)
-    upper = torch.tensor([31.0, -30.0, -60.0, math.inf, 0.5], dtype=torch.double)
-    expected = torch.tensor(
-        [-454.3212439563432, -454.3212439563432, -1805.0135606723, -35.0134371604, -0.9599],
-        dtype=torch.double,
-    )
-    torch.testing.assert_close(baselines._log_cell(lower, upper), expected, rtol=1e-4, atol=0)
-    uniform = torch.rand(5, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    inf = math.inf
+    edges = [(30, 31), (-31, -30), (-inf, -60), (60, inf), (60, 61), (-0.5, 0.5), (1, 2)]
+    lower, upper = torch.tensor(edges, dtype=torch.double).unbind(1)
+    # By log of the tail, about -z^2 / 2 - log(z sqrt(2 pi)); the last two from tables.
+    far = [-0.5 * z * z - math.log(z * math.sqrt(2 * math.pi)) for z in (30, 30, 60, 60, 60)]
+    expected = torch.tensor([*far, math.log(0.382925), math.log(0.135905)], dtype=torch.double)
+    torch.testing.assert_close(baselines._log_cell(lower, upper), expected, rtol=1e-5, atol=0)
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(7, generator=generator, dtype=torch.double)
     drawn = baselines._truncated_normal(lower, upper, uniform)
     assert ((drawn >= lower) & (drawn <= upper) & torch.isfinite(drawn)).all()
-    drawn = baselines._truncated_normal(
-        torch.full((2000,), 1.0, dtype=torch.double),
-        torch.full((2000,), 2.0, dtype=torch.double),
-        torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.double),
-    )
-    assert stats.kstest(drawn.numpy(), stats.truncnorm(1, 2).cdf).pvalue > 1e-3
+    mean = baselines._truncated_mean(lower, upper)
+    # Beyond z the tail is nearly exponential, of mean z + 1 / z.
+    far = [30 + 1 / 30, -30 - 1 / 30, -60 - 1 / 60, 60 + 1 / 60, 60 + 1 / 60]
+    expected = torch.tensor([*far, 0, stats.truncnorm(1, 2).mean()], dtype=torch.double)
+    torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 2), (9, 10), (-10, -9), (-0.5, 2), (-math.inf, 0)])
+def test_truncated_normal(low, high):
+    uniform = torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    lower, upper = torch.full_like(uniform, low), torch.full_like(uniform, high)
+    drawn = baselines._truncated_normal(lower, upper, uniform)
+    assert stats.kstest(drawn.numpy(), stats.truncnorm(low, high).cdf).pvalue > 1e-3
+    mean = baselines._truncated_mean(lower, upper)[0].item()
+    assert mean == pytest.approx(stats.truncnorm(low, high).mean(), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -137,7 +137,7 @@ def read_files(
     if absent := missing():
         names = ", ".join(f"{name} (md5 {checksums[name]})" for name in absent)
         raise FileNotFoundError(
-            f"{names} not found, unpacked or as .gz: {unfetched}; put into {folder}"
+            f"{names} not found, unpacked or as .gz: {unfetched}; put them into {folder}"
         ) from cause
     return [_read_file(folder / name, md5) for name, md5 in checksums.items()]
 

@@ -134,7 +134,7 @@ class MNIST(_GreyImages):
             self.root / "binarized_mnist",
             FIXED_CHECKSUMS,
             None,
-            "they are no longer offered for download, which data.binarization=dynamic is",
+            "they cannot be downloaded any more (those of data.binarization=dynamic can)",
         )
         return Splits(self.spec, *map(_parse_amat, contents))
 

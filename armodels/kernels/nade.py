@@ -77,7 +77,7 @@ class _Conditionals(torch.autograd.Function):
             compiled.nade_forward(*arrays, code, first, last, out)
 
         compiled.run_chunks(part, len(values), torch.get_num_threads())
-        return params.permute(2, 0, 1)
+        return params.permute(2, 0, 1).contiguous()
 
     @staticmethod
     def backward(ctx, gradient):

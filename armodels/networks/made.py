@@ -163,7 +163,8 @@ class MADE(Network):
             params = F.linear(h, self.output.weight * self.mask_output, params)
         if self.direct is not None:
             params = params + F.linear(inputs, self.direct.weight * self.mask_direct)
-        return params.view(-1, self.num_steps, self.num_params)[:, self.rows]  # (B, S, P)
+        params = params.view(-1, self.num_steps, self.num_params)
+        return params.index_select(1, self.rows)  # (B, S, P)
 
     def init_cache(self, batch_size):
         """Sort every weight by when its input is known."""

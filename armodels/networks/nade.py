@@ -116,7 +116,7 @@ class NADE(Network):
             self.hidden_bias,
             self.output,
             self.order,
-            values[:, self.order],  # (B, S, K)
+            values.index_select(1, self.order.flatten()).unflatten(1, self.order.shape),
             self._activation,
         )
         return params + self.bias[self.rows]

@@ -188,6 +188,7 @@ class Trainer:
         self.optimizer = build.optimizer(config["optimizer"], params) if params else None
         self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
         self.average = Average(self.model, settings.ema) if settings.ema and params else None
+        run.check_weights(config["eval"]["weights"])
         self.weights = "ema" if self.average and config["eval"]["weights"] == "ema" else "raw"
         self.tracker: Tracker | None = None
         self._pending: list[tuple[int, Tensor, Tensor]] = []
@@ -603,7 +604,8 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory]:
                 f"resume continues the same run, whose {name} cannot change; "
                 f"start a new run instead"
             )
-        log.warning("resuming with a changed %s", name)
+    if names:
+        log.warning("resuming with a changed %s", ", ".join(names))
     merged["resume"] = config["resume"]
     return merged, directory
 
@@ -613,6 +615,8 @@ def main(config: Mapping[str, Any]) -> float:
     resuming = bool(config["resume"])
     if resuming:
         config, directory = _take_up(config)
+    else:
+        directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
     settings = Settings(**config["trainer"])
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -620,14 +624,11 @@ def main(config: Mapping[str, Any]) -> float:
     source = build.source(config["data"])
     torch.manual_seed(stream(_WEIGHTS, config["seed"]))
     model = build.model(config["model"], config["head"], source.spec)  # refused before any load
-    if not resuming:
-        directory = run.RunDirectory.create(os.path.relpath(config["directory"]))
-    if fabric.is_global_zero:
-        directory.write_status("running")
-        directory.write_config({**config, "resume": None})
     trainer = Trainer(config, settings, fabric, model, source.load(), directory)
     if resuming:
         trainer.load_last()
+    if fabric.is_global_zero:
+        directory.begin({**config, "resume": None})
     return _train(trainer)
 
 

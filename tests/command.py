@@ -1,0 +1,111 @@
+"""Run the real command line: in this process (an import of torch costs seconds), or in its own."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from armodels import cli
+
+HERE = Path(__file__).parent
+QUICK = ("trainer.progress=false", "samples.num=0", "trainer.accelerator=cpu")
+TINY = ("data=tiny", "model.hidden_sizes=[6]", "trainer.batch_size=8", *QUICK)
+"""A training of milliseconds; add trainer.max_steps and out."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one sentence of a failure."""
+        assert self.code != 0, self.out
+        assert "Traceback" not in self.err, self.err
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("armodels: error: "), self.err
+        return lines[0].removeprefix("armodels: error: ")
+
+
+def armodels(folder: Path, *args: str, **env: str) -> Result:
+    """``armodels args`` with ``folder`` as the shell's directory."""
+    out, err = io.StringIO(), io.StringIO()
+    env = {"ARMODELS_CONFIG_PATH": str(HERE / "configs"), **env}
+    path = list(sys.path)
+    code = 0
+    with (
+        _chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["armodels", *args]),
+        mock.patch.dict(os.environ, env),
+    ):
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            sys.path[:] = path
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _chdir(folder: Path):
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def done(folder: Path, *args: str, **env: str) -> str:
+    """As ``armodels``, for a command that must succeed; its output."""
+    result = armodels(folder, *args, **env)
+    assert result.code == 0, result.err + result.out
+    return result.out
+
+
+def start(folder: Path, *args: str, launcher: tuple[str, ...] = ("-m", "armodels"), **env: str):
+    """``armodels args`` in a process of its own."""
+    env = {
+        **os.environ,
+        "ARMODELS_CONFIG_PATH": str(HERE / "configs"),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+        "OMP_NUM_THREADS": "1",
+        **env,
+    }
+    return subprocess.Popen(
+        [sys.executable, *launcher, *args],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def process(folder: Path, *args: str, **options) -> Result:
+    """As ``start``, waited for."""
+    with start(folder, *args, **options) as child:
+        out, err = child.communicate(timeout=300)
+        return Result(child.returncode, out, err)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, byte for byte."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

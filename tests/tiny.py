@@ -1,0 +1,36 @@
+"""Tiny data for tests of the command line, as a user's own class: named by ``_target_``."""
+
+import torch
+from cases import random_events
+
+from armodels.data.base import Source, Splits
+from armodels.spec import DataSpec
+
+
+class Tiny(Source):
+    """Random events with dependent values; levels=null: real ones."""
+
+    def __init__(self, kind, shape, levels, dynamic, num_train, damage, seed):
+        self.kind, self.shape, self.levels = kind, shape, levels
+        self.dynamic, self.num_train, self.damage, self.seed = dynamic, num_train, damage, seed
+
+    @property
+    def spec(self):
+        measure = "density" if self.levels is None else "probability"
+        return DataSpec(f"tiny-{self.kind}", self.kind, self.shape, self.levels, measure)
+
+    def load(self):
+        spec = self.spec
+        parts = [
+            random_events(spec, n, 10 * self.seed + i).to(spec.dtype)
+            for i, n in enumerate((self.num_train, 21, 23))
+        ]
+        if self.damage is not None:
+            bad = {"missing": float("nan"), "range": 200}[self.damage]
+            parts[0][-1].view(-1)[-1] = bad
+        return Splits(spec, *parts, transform=self._draw if self.dynamic else None)
+
+    def _draw(self, rows, generator):
+        """Move each row by one level or none, at random."""
+        noise = torch.randint(2, (len(rows), 1), generator=generator).view(-1, 1, 1, 1)
+        return ((rows + noise) % self.levels).to(self.spec.dtype)
