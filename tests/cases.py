@@ -48,14 +48,14 @@ class Case:
 
 
 def random_events(spec: DataSpec, n: int, seed: int = 0) -> Tensor:
-    """(n, *event); not independent over dimensions, so that a fit has something to find."""
+    """(n, *event); neighbours are mostly equal, so that a fit has something to find."""
     generator = torch.Generator().manual_seed(seed)
     if spec.levels is None:
         steps = torch.randn(n, spec.num_dims, generator=generator, dtype=torch.double)
         return (steps.cumsum(1) / 2).view(n, *spec.shape)
     start = torch.randint(spec.levels, (n, 1), generator=generator)
-    steps = torch.randint(2, (n, spec.num_dims), generator=generator).cumsum(1)
-    return ((start + steps) % spec.levels).to(spec.dtype).view(n, *spec.shape)
+    moves = torch.rand(n, spec.num_dims, generator=generator) < 0.2
+    return ((start + moves.cumsum(1)) % spec.levels).to(spec.dtype).view(n, *spec.shape)
 
 
 def every_event(spec: DataSpec) -> Tensor:

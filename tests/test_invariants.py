@@ -361,10 +361,10 @@ def test_a_mixture_of_orders_averages_joint_probabilities(case):
     mixture, x = case.build(0), case.events(8)
     views = [mixture.model.with_order(order, seed=seed) for order, seed in mixture.orders]
     parts = torch.stack([view.log_prob(x) for view in views])
-    assert parts.std(0).min() > 1e-3, "the orders agree, so that this test tests nothing"
+    assert parts.std(0).mean() > 0.1, "the orders agree, so that this test tests nothing"
     mean = parts.exp().mean(0).log()
     torch.testing.assert_close(mixture.log_prob(x), mean, rtol=0, atol=1e-10)
-    assert (mixture.log_prob(x) > parts.mean(0)).all()
+    assert (mixture.log_prob(x) >= parts.mean(0) - 1e-10).all()
     # What training maximizes is one order's log-probability, a bound on average.
     torch.manual_seed(0)
     chosen = torch.zeros(len(parts), dtype=torch.bool)
