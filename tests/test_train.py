@@ -489,4 +489,4 @@ def test_a_tiny_model_reaches_the_entropy(code, tmp_path):
         assert bool((x == x[:, :1]).all())
         assert 60 < int(x[:, 0].sum()) < 140
     else:
-        assert float((x.sum(1) % 2 == 0).double().mean()) in (0.0, 1.0)
+        assert int((x.sum(1) % 2 == 0).sum()) > 190

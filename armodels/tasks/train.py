@@ -602,8 +602,8 @@ def _fabric(settings: Settings) -> Fabric:
     return fabric
 
 
-def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory]:
-    """The config and directory of a run to continue."""
+def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str]]:
+    """The config and directory of a run to continue, and the keys that change."""
     directory = run.RunDirectory.open(config["resume"])
     saved = directory.read_config()
     merged, names = build.override(saved, config["overrides"])
@@ -613,17 +613,15 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory]:
                 f"resume continues the same run, whose {name} cannot change; "
                 f"start a new run instead"
             )
-    if names:
-        log.warning("resuming with a changed %s", ", ".join(names))
     merged["resume"] = config["resume"]
-    return merged, directory
+    return merged, directory, names
 
 
 def main(config: Mapping[str, Any]) -> float:
     """Train one model; returns the best valid nats, which sweeps minimize."""
     resuming = bool(config["resume"])
     if resuming:
-        config, directory = _take_up(config)
+        config, directory, changed = _take_up(config)
     else:
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
     settings = Settings(**config["trainer"])
@@ -637,6 +635,8 @@ def main(config: Mapping[str, Any]) -> float:
     trainer = Trainer(config, settings, fabric, model, source.load(), directory)
     if resuming:
         trainer.load_last()
+        if changed:
+            log.warning("resuming with a changed %s", ", ".join(changed))
     if fabric.is_global_zero:
         directory.begin({**config, "resume": None})
     return _train(trainer)
