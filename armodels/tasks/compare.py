@@ -77,9 +77,26 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
 def label(config: Mapping) -> str:
     """Model, and what was overridden besides model, data and seed."""
     choice = config.get("choices", {}).get("model", "?")
-    told = ("model=", "data=", "seed=", "resume=", "out=", "trainer.progress=", "hydra.")
+    told = (
+        "model=",
+        "data=",
+        "seed=",
+        "resume=",
+        "out=",
+        "trainer.progress=",
+        "hydra.",
+        "samples.",
+    )
     extra = [item for item in config.get("overrides", []) if not item.startswith(told)]
     return " ".join([choice, *(item.removeprefix("model.") for item in extra)])
+
+
+def _without_seed(config: Mapping, key: str) -> object:
+    """One part of a config, without a seed of its own that follows the seed of the run."""
+    part = config[key]
+    if isinstance(part, Mapping) and part.get("seed") == config["seed"]:
+        return {name: value for name, value in part.items() if name != "seed"}
+    return part
 
 
 def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
@@ -89,7 +106,7 @@ def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
         status, metrics = run.read_status(), run.read_metrics()
         has_config = (run.path / "config.yaml").is_file()
         config = run.read_config() if has_config else {}
-        same = {key: value for key, value in config.items() if key not in _IGNORED}
+        same = {key: _without_seed(config, key) for key in config if key not in _IGNORED}
         if not has_config or status["status"] != "done" or metrics is None:
             same = {"alone": str(run.path)}  # has no number to average
             metrics = None

@@ -1,0 +1,280 @@
+"""The verbs on finished runs: compare, eval, score, sample, complete, list."""
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import QUICK, TINY, armodels, done
+from PIL import Image
+from tiny import Tiny
+
+from armodels.run import RunDirectory, load_model
+from armodels.spec import bits_per_dim
+from armodels.tasks.complete import KNOWN, known_part
+
+VECTOR = ("data.kind=vector", "data.shape=[4]", "data.levels=null")
+REAL = [item for item in TINY if "hidden" not in item]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Finished runs on two kinds of data, and runs that failed, were killed or still run."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2, 3):
+        args = (*TINY, "trainer.max_steps=8", f"seed={seed}", f"out=all/made-{seed}")
+        done(folder, "train", *args)
+    done(folder, "train", *TINY, "model.order=reverse", "trainer.max_steps=8", "seed=1",
+         "out=all/reverse")  # fmt: skip
+    for seed in (1, 2):
+        args = (*REAL, *VECTOR, "model=gmm", "model.num_components=2", f"seed={seed}")
+        done(folder, "train", *args, f"out=all/gmm-{seed}")
+    done(folder, "train", *TINY, *VECTOR, "trainer.max_steps=8", "out=all/real")
+    done(folder, "train", *QUICK, "data=toy", "data.name=uniform", "data.num_train=99",
+         "data.num_valid=50", "data.num_test=60", "model.hidden_sizes=[4]",
+         "trainer.max_steps=2", "out=all/toy")  # fmt: skip
+    for name, status in (("killed", "running"), ("failed", "failed"), ("stopped", "interrupted")):
+        shutil.copytree(folder / "all/made-1", folder / "all" / name)
+        (folder / "all" / name / "metrics.json").unlink()
+        reason = None if status == "running" else f"the reason of {name}"
+        directory = RunDirectory(folder / "all" / name)
+        directory.write_status(status, reason)
+        if name == "killed":  # by a process that is gone
+            text = (directory.path / "status.json").read_text()
+            content = json.loads(text) | {"pid": 2**22 + 1}
+            (directory.path / "status.json").write_text(json.dumps(content))
+    return folder
+
+
+def table(folder: Path, *args: str) -> list[dict]:
+    text = done(folder, "compare", *(args or ("all",)), "--csv")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def number(run: Path, *keys: str):
+    value = RunDirectory(run).read_metrics()
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def test_seeds_are_one_row(folder):
+    rows = [row for row in table(folder) if row["seeds"] == "1,2,3"]
+    assert len(rows) == 1
+    row = rows[0]
+    values = [number(folder / f"all/made-{seed}", "test", "nats") for seed in (1, 2, 3)]
+    assert row["test nats"] == f"{statistics.fmean(values):.3f}"
+    assert row["±"] == f"{statistics.stdev(values):.3f}"
+    bits = [number(folder / f"all/made-{seed}", "test", "bits_per_dim") for seed in (1, 2, 3)]
+    assert row["bits/dim"] == f"{statistics.fmean(bits):.4f}"
+    assert row["status"] == "done, std of 3 seeds"
+    assert row["run"] == "all/made-1 and 2 more"
+    assert row["parameters"] == f"{number(folder / 'all/made-1', 'parameters'):,}"
+    # A baseline whose own seed follows the run's is grouped, too.
+    assert [row["model"].split()[0] for row in table(folder) if row["seeds"] == "1,2"] == ["gmm"]
+
+
+def test_one_run_has_an_interval(folder):
+    row = next(row for row in table(folder) if row["run"] == "all/reverse")
+    assert row["±"] == f"{number(folder / 'all/reverse', 'test', 'nats_ci95'):.3f}"
+    assert row["status"] == "done, 95 % interval"
+    assert "order=reverse" in row["model"]
+    assert "samples" not in row["model"]
+
+
+def test_runs_without_a_number_say_why(folder):
+    rows = {row["run"]: row for row in table(folder)}
+    assert rows["all/killed"]["status"] == "killed"
+    assert rows["all/failed"]["status"] == "failed: the reason of failed"
+    assert rows["all/stopped"]["status"] == "interrupted: the reason of stopped"
+    for name in ("killed", "failed", "stopped"):
+        assert rows[f"all/{name}"]["test nats"] == ""
+
+
+def test_data_and_measures_are_never_ranked_together(folder):
+    text = done(folder, "compare", "all")
+    assert text.rstrip().endswith("different data or different measures.")
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("data ")]
+    kinds = [{tuple(line.split()[:2]) for line in block[1:]} for block in blocks]
+    assert kinds[:3] == [
+        {("tiny-image", "probability")},
+        {("tiny-vector", "density")},
+        {("toy-uniform", "density")},
+    ]
+    assert len(blocks) == 4  # the last: runs without a number
+    assert all("gap" not in block[0] for block in blocks if "toy" not in block[1])
+    assert "gap" in blocks[2][0]
+    ranked = [float(row["test nats"]) for row in table(folder) if row["data"] == "tiny-image"]
+    assert ranked == sorted(ranked)
+    assert len(ranked) == 2
+    assert "ranked" not in done(folder, "compare", "all/made-1", "all/reverse")
+
+
+def test_formats_and_files(folder):
+    text = done(folder, "compare", "all/made-1", "--markdown")
+    lines = text.strip().splitlines()
+    assert lines[0].startswith("| data")
+    assert set(lines[1]) <= set("|- ")
+    assert len({line.count("|") for line in lines}) == 1
+    done(folder, "compare", "all/made-1", "--csv", "out=table.csv")
+    assert (folder / "table.csv").read_text() == done(folder, "compare", "all/made-1", "--csv")
+
+
+# eval and score
+
+
+def test_eval_and_score_agree_with_the_report(folder):
+    run = folder / "all/made-1"
+    told = done(folder, "eval", "all/made-1", "device=cpu", "out=eval.json")
+    report = json.loads((folder / "eval.json").read_text())
+    for key, value in number(run, "test").items():
+        assert report[key] == pytest.approx(value, rel=1e-6)
+    assert f"{report['nats']:.4f}" in told
+    done(folder, "score", "all/made-1", "device=cpu", "out=scores.csv")
+    with open(folder / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(23))
+    for column, key in (("nats", "nats"), ("bits_per_dim", "bits_per_dim")):
+        mean = statistics.fmean(float(row[column]) for row in rows)
+        assert mean == pytest.approx(number(run, "test", key), rel=1e-6)
+    source = Tiny("image", [1, 3, 4], 3, False, 50, None, 0)
+    log_prob = load_model(run).log_prob(source.load().test)
+    for row, value in zip(rows, log_prob.double().tolist(), strict=True):
+        assert float(row["nats"]) == pytest.approx(-value, rel=1e-6)
+        assert float(row["bits_per_dim"]) == pytest.approx(
+            bits_per_dim(value, source.spec), rel=1e-6
+        )
+
+
+def test_eval_of_other_splits_and_data(folder):
+    done(folder, "eval", "all/made-1", "split=train", "device=cpu", "out=r.json")
+    assert json.loads((folder / "r.json").read_text())["num_examples"] == 50
+    done(folder, "eval", "all/made-1", "data=tiny", "data.seed=5", "device=cpu", "out=o.json")
+    other = json.loads((folder / "o.json").read_text())
+    assert other["nats"] != number(folder / "all/made-1", "test", "nats")
+    assert other["trained_on"] == "tiny-image"
+    done(folder, "score", "all/made-1", "split=valid", "device=cpu")
+    assert (folder / "all/made-1/scores-tiny-image-valid.csv").is_file()
+
+
+# sample
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "picture"),
+    [("made-1", np.uint8, True), ("real", np.float32, False), ("gmm-1", np.float32, False)],
+)
+def test_samples(name, dtype, picture, folder):
+    run = f"all/{name}"
+    told = done(folder, "sample", run, "num=6", "seed=4", "device=cpu")
+    path = folder / run / "samples/sample-seed4-t1.npz"
+    assert str(path.relative_to(folder)) in told
+    with np.load(path) as file:
+        x, log_prob = file["x"], file["log_prob"]
+    restored = load_model(folder / run)
+    assert x.shape == (6, *restored.spec.shape)
+    assert x.dtype == dtype
+    restored.spec.check(torch.from_numpy(x))
+    again = restored.log_prob(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(log_prob, again, rtol=1e-4, atol=1e-4)
+    before = path.read_bytes()
+    done(folder, "sample", run, "num=6", "seed=4", "device=cpu")
+    assert path.read_bytes() == before
+    done(folder, "sample", run, "num=6", "seed=5", "device=cpu")
+    with np.load(folder / run / "samples/sample-seed5-t1.npz") as file:
+        assert not np.array_equal(file["x"], x)
+    assert path.with_suffix(".png").is_file() == picture
+
+
+def test_the_mode_is_one_sample(folder):
+    told = done(folder, "sample", "all/made-1", "num=5", "temperature=0", "device=cpu", "out=to")
+    assert "expect (nearly) equal samples" in told
+    with np.load(folder / "to/sample-seed0-t0.npz") as file:
+        assert len(np.unique(file["x"], axis=0)) == 1
+
+
+# complete
+
+
+@pytest.mark.parametrize(
+    ("args", "method"),
+    [
+        (("known=top",), "exact"),
+        (("known=bottom",), "clamped"),
+        (("known=bottom", "num_particles=50"), "likelihood weighting"),
+    ],
+)
+def test_completions_keep_what_is_known(args, method, folder, tmp_path):
+    told = done(folder, "complete", "all/made-1", *args, "num=3", "num_completions=4",
+                "device=cpu", f"out={tmp_path}")  # fmt: skip
+    reported = "effective sample size" if method == "likelihood weighting" else method
+    assert f"method {method}" in told
+    assert reported in told
+    known = args[0].removeprefix("known=")
+    with np.load(tmp_path / f"complete-{known}-0.5-seed0.npz") as file:
+        truth, observed, answers = file["truth"], file["observed"], file["completions"]
+    assert truth.shape == (3, 1, 3, 4)
+    assert answers.shape == (3, 4, 1, 3, 4)
+    assert observed.shape == (1, 3, 4)
+    assert 0 < observed.sum() < 12
+    for i in range(4):
+        assert np.array_equal(answers[:, i][:, observed], truth[:, observed])
+    assert len(np.unique(answers.reshape(12, -1), axis=0)) > 3
+    assert (tmp_path / f"complete-{known}-0.5-seed0.png").is_file()
+
+
+def test_a_users_image_is_completed(folder, tmp_path):
+    # Twice the size of the data, in 256 levels: resized and quantized to three.
+    pixels = np.kron(np.array([[0, 100, 200, 255]] * 3, np.uint8), np.ones((2, 2), np.uint8))
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    told = done(folder, "complete", "all/made-1", f"image={tmp_path}/mine.png", "keep=1",
+                "device=cpu", f"out={tmp_path}")  # fmt: skip
+    assert "resized from 8x6 to 4x3" in told
+    with np.load(tmp_path / "complete-top-1-seed0.npz") as file:
+        assert file["truth"].tolist() == [[[[0, 1, 2, 2]] * 3]]
+        assert (file["completions"] == file["truth"]).all()
+
+
+def test_known_parts():
+    spec = Tiny("image", [1, 4, 6], 3, False, 50, None, 0).spec
+    top = known_part("top", 0.5, spec, 0)[0]
+    assert top.tolist() == 2 * [6 * [True]] + 2 * [6 * [False]]
+    assert torch.equal(known_part("bottom", 0.5, spec, 0)[0], top.flip(0))
+    left = known_part("left", 0.5, spec, 0)[0]
+    assert left.tolist() == 4 * [3 * [True] + 3 * [False]]
+    assert torch.equal(known_part("right", 0.5, spec, 0)[0], left.flip(1))
+    border = known_part("border", 0.5, spec, 0)[0]
+    assert border[[0, -1]].all()
+    assert border[:, [0, -1]].all()
+    assert not border[1:3, 1:5].any()
+    assert torch.equal(known_part("random", 0.5, spec, 3), known_part("random", 0.5, spec, 3))
+    vector = Tiny("vector", [6], 3, False, 50, None, 0).spec
+    assert known_part("top", 0.5, vector, 0).tolist() == 3 * [True] + 3 * [False]
+    for name in KNOWN:
+        for shape in (spec, vector):
+            assert known_part(name, 1.0, shape, 0).all()
+            assert not known_part(name, 0.0, shape, 0).any()
+            assert known_part(name, 0.5, shape, 0).shape == shape.shape
+
+
+# list
+
+
+def test_list(folder):
+    text = done(folder, "list")
+    for line in ("model=", "data=", "experiment="):
+        assert line in text.splitlines()
+    assert "MADE: masked multi-layer perceptron" in text
+    only = done(folder, "list", "group=head")
+    assert "bernoulli" in only
+    assert "model=" not in only
+
+
+def test_verbs_refuse_what_the_model_cannot_do(folder):
+    told = armodels(folder, "complete", "all/real", "image=x.png", "device=cpu").error
+    assert told == "the model was trained on tiny-vector, which is no image with levels"
