@@ -14,7 +14,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from armodels.run import RunDirectory
-from armodels.tracking import flatten
+from armodels.tracking import HPARAMS, flatten
 
 SWEEP = {
     "made": ("model.hidden_sizes=[6]", "trainer.ema=0.5"),
@@ -57,8 +57,7 @@ def test_hparams_backend_reads_every_run(folder):
     union = set()
     for path in runs(folder).values():
         config = RunDirectory(path).read_config()
-        keys = ("data", "model", "head", "optimizer", "schedule", "trainer", "seed")
-        union |= set(flatten({key: config[key] for key in keys}))
+        union |= set(flatten({key: config[key] for key in HPARAMS}))
     # A key that has one value in all runs may be left out by the backend: none of ours is.
     assert names == union
     assert {"model.hidden_sizes", "model.hidden_size", "model.smoothing", "seed"} <= names
