@@ -174,6 +174,24 @@ def _read(weight, order, values, s, b, total):
 
 
 @_compile
+def _add_rows(rows, index, factors, count, total):
+    """Add ``count`` <= 4 rows (H,), each times its factor, to a total (H,).
+
+    Four at once read and write the total once.
+    """
+    if count == 4:
+        row_0, row_1, row_2, row_3 = rows[index[0]], rows[index[1]], rows[index[2]], rows[index[3]]
+        f_0, f_1, f_2, f_3 = factors[0], factors[1], factors[2], factors[3]
+        for i in range(len(total)):
+            total[i] += f_0 * row_0[i] + f_1 * row_1[i] + f_2 * row_2[i] + f_3 * row_3[i]
+        return
+    for j in range(count):
+        row, factor = rows[index[j]], factors[j]
+        for i in range(len(total)):
+            total[i] += factor * row[i]
+
+
+@_compile
 def nade_forward(weight, hidden_bias, output, order, values, activation, first, last, params):
     """Parameters of every step, without the output bias.
 
@@ -253,33 +271,36 @@ def nade_backward(
     span = int(math.ceil(math.sqrt(num_steps)))
     num_spans = (num_steps + span - 1) // span
     dtype = weight.dtype
-    before = np.empty(num_hidden, dtype)
+    before = np.empty((TILE, num_hidden), dtype)
     checkpoints = np.empty((TILE, num_spans, num_hidden), dtype)
     states = np.zeros((TILE, span + 1, num_hidden), dtype)
     current = np.zeros(TILE, np.int64)
     changed = np.zeros((TILE, span), np.bool_)
     d_after = np.zeros((TILE, num_hidden), dtype)
     d_before = np.zeros((TILE, num_hidden), dtype)
+    rows = output.reshape(num_steps * num_params, num_hidden)
+    # Rows of the output whose gradient has not reached the hidden units yet.
+    index = np.zeros((TILE, 4), np.int64)
+    factors = np.zeros((TILE, 4), dtype)
+    waiting = np.zeros(TILE, np.int64)
     g = np.zeros(TILE, dtype)
     for b in range(first, last, TILE):
         n = min(TILE, last - b)
         g[:] = 0
         d_before[:] = 0
-        for t in range(n):
-            before[:] = hidden_bias
-            for s in range(num_steps - 1):
+        before[:] = hidden_bias
+        for s in range(num_steps):
+            for t in range(n):
                 if s % span == 0:
-                    checkpoints[t, s // span] = before
+                    checkpoints[t, s // span] = before[t]
                 if not (skips and values[s, 0, b + t] == 0):
-                    _read(weight, order, values, s, b + t, before)
-            if (num_steps - 1) % span == 0:
-                checkpoints[t, (num_steps - 1) // span] = before
+                    _read(weight, order, values, s, b + t, before[t])
         for c in range(num_spans - 1, -1, -1):
             start = c * span
             stop = min(start + span, num_steps)
             for t in range(n):
-                before[:] = checkpoints[t, c]
-                _activate(activation, before, states[t, 0])
+                before[t] = checkpoints[t, c]
+                _activate(activation, before[t], states[t, 0])
                 current[t] = 0
                 for s in range(start, stop):
                     changed[t, s - start] = s < num_steps - 1 and not (
@@ -287,12 +308,14 @@ def nade_backward(
                     )
                     if changed[t, s - start]:
                         current[t] += 1
-                        _read(weight, order, values, s, b + t, before)
-                        _activate(activation, before, states[t, current[t]])
+                        _read(weight, order, values, s, b + t, before[t])
+                        _activate(activation, before[t], states[t, current[t]])
             for s in range(stop - 1, start - 1, -1):
                 for t in range(n):
                     if not changed[t, s - start]:
                         continue
+                    _add_rows(rows, index[t], factors[t], waiting[t], d_after[t])
+                    waiting[t] = 0
                     _backpropagate(activation, states[t, current[t]], d_after[t], d_before[t])
                     current[t] -= 1
                     d_total = d_before[t]
@@ -307,13 +330,15 @@ def nade_backward(
                             for i in range(num_hidden):
                                 d_row[i] += value * d_total[i]
                 for p in range(num_params):
-                    row = output[order[s, 0], p]
                     d_row = d_output[order[s, 0], p]
                     for t in range(n):
                         g[t] = gradient[s, p, b + t]
-                        d_unit = d_after[t]
-                        for i in range(num_hidden):
-                            d_unit[i] += g[t] * row[i]
+                        index[t, waiting[t]] = order[s, 0] * num_params + p
+                        factors[t, waiting[t]] = g[t]
+                        waiting[t] += 1
+                        if waiting[t] == 4:
+                            _add_rows(rows, index[t], factors[t], 4, d_after[t])
+                            waiting[t] = 0
                     for t in range(0, TILE, 4):
                         g_0, g_1, g_2, g_3 = g[t], g[t + 1], g[t + 2], g[t + 3]
                         unit_0 = states[t, current[t]]
@@ -328,6 +353,8 @@ def nade_backward(
                                 + g_3 * unit_3[i]
                             )
         for t in range(n):
+            _add_rows(rows, index[t], factors[t], waiting[t], d_after[t])
+            waiting[t] = 0
             _backpropagate(activation, states[t, 0], d_after[t], d_before[t])
             for i in range(num_hidden):
                 d_hidden_bias[i] += d_before[t, i]
