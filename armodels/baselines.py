@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels.density import Completion, DensityModel, as_mask, draw_noise
+from armodels.density import Completion, DensityModel, as_mask, draw_noise, one_thread
 from armodels.heads import Bernoulli, Categorical, pick
 from armodels.spec import DataSpec
 
@@ -172,6 +172,9 @@ class Baseline(DensityModel):
 
 _SWEEPS = 4
 """Of the mean-field bound; on digits the next one gains 0.02 nats."""
+
+_BLOCK = 32
+"""Dimensions whose updates share a matrix product; twice as fast at 784 dimensions as none."""
 
 
 def _require_spread(x: Tensor, spec: DataSpec) -> None:
@@ -555,7 +558,8 @@ class GMM(Baseline):
             return self._diagonal_joint(x, torch.ones_like(x, dtype=torch.bool)).logsumexp(1)
         scales = self.scale.expand(len(self.means), -1, -1)
         if self.spec.levels is not None:
-            return (self._bound(x, scales) + self.log_weights).logsumexp(1)
+            with one_thread():
+                return (self._bound(x, scales) + self.log_weights).logsumexp(1)
         joint = []
         # One component after the other: all at once would take M times the memory of the batch.
         for mean, scale in zip(self.means, scales, strict=True):
@@ -579,21 +583,28 @@ class GMM(Baseline):
         """
         precision = torch.cholesky_inverse(scales)  # (M, D, D)
         std = precision.diagonal(dim1=1, dim2=2).rsqrt()  # (M, D), given all other values
-        shift = self._to_real(x) - self.means[:, None]  # (M, B, D), of q's mean from the mean
+        x = x.T  # (D, B), so that the values of one dimension lie side by side
+        centre = self.means[..., None]  # (M, D, 1)
+        shift = self._to_real(x) - centre  # (M, D, B), of q's mean from the Gaussian's
         own = torch.empty_like(shift)
-        for _ in range(_SWEEPS):
-            for d in range(x.shape[1]):
-                pull = (shift @ precision[:, d, :, None])[..., 0] * std[:, d, None] ** 2
-                mean = self.means[:, d, None] + shift[..., d] - pull
-                values = x[:, d].to(mean.dtype).expand_as(mean)
-                lower, upper = self._edges(values, mean, std[:, d, None])
-                log_mass, z = _log_cell(lower, upper), _truncated_mean(lower, upper)
-                shift[..., d] = mean + std[:, d, None] * z - self.means[:, d, None]
+        num_dims = len(x)
+        for start in [*range(0, num_dims, _BLOCK)] * _SWEEPS:
+            # The pull of all values on a block at once; within it, kept up to date.
+            stop = min(start + _BLOCK, num_dims)
+            pull = precision[:, start:stop] @ shift  # (M, block, B)
+            for d in range(start, stop):
+                scale = std[:, d, None]
+                mean = centre[:, d] + shift[:, d] - scale**2 * pull[:, d - start]
+                lower, upper = self._edges(x[d].to(mean.dtype).expand_as(mean), mean, scale)
+                z = _truncated_mean(lower, upper)
+                change = mean + scale * z - centre[:, d] - shift[:, d]
+                shift[:, d] += change
+                pull += precision[:, start:stop, d, None] * change[:, None]
                 # What of E log N and of the entropy depends on q(y[d]) beyond its mean.
-                own[..., d] = log_mass + 0.5 * z * z
+                own[:, d] = _log_cell(lower, upper) + 0.5 * z * z
         log_volume = (std.log() - scales.diagonal(dim1=1, dim2=2).log()).sum(1)  # (M,)
-        quadratic = ((shift @ precision) * shift).sum(2)
-        return (own.sum(2) - 0.5 * quadratic).T + log_volume
+        quadratic = (shift * (precision @ shift)).sum(1)
+        return (own.sum(1) - 0.5 * quadratic).T + log_volume
 
     def _diagonal_joint(self, x: Tensor, known: Tensor) -> Tensor:
         """log p(component, known values) of diagonal Gaussians: (B, D), (B, D) -> (B, M)."""

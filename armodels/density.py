@@ -148,19 +148,25 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device
 
 
 @contextlib.contextmanager
-def _sampling(model: nn.Module, *, naive: bool = False) -> Iterator[None]:
-    """Evaluation mode, no gradients, and one intra-op thread unless steps are forward passes.
-
-    A cached step is many small operations, which a second thread slows down several times.
-    """
-    training, threads = model.training, torch.get_num_threads()
-    model.eval()
-    torch.set_num_threads(threads if naive else 1)
+def one_thread() -> Iterator[None]:
+    """One intra-op thread, for loops of small operations: a second slows them several times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _sampling(model: nn.Module, *, naive: bool = False) -> Iterator[None]:
+    """Evaluation mode, no gradients, and one thread unless steps are forward passes."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), contextlib.nullcontext() if naive else one_thread():
+            yield
+    finally:
         model.train(training)
 
 

@@ -177,6 +177,15 @@ def test_bound_is_exact_without_correlation():
     torch.testing.assert_close(full.log_prob(events), diag.log_prob(events))
 
 
+def test_bound_does_not_depend_on_blocks(monkeypatch):
+    x = correlated(300, 5, 4)
+    model = fit(GMM(make_spec((5,), 4), num_components=2), x)
+    whole = model.log_prob(x)
+    for block in (1, 2):
+        monkeypatch.setattr(baselines, "_BLOCK", block)
+        torch.testing.assert_close(model.log_prob(x), whole, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 def test_gmm_equals_scipy_and_scikit_learn(kind):
     x = correlated(300, 3)
