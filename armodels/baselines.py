@@ -289,8 +289,8 @@ class MixtureOfBernoullis(Baseline):
         The mixture baseline of The Neural Autoregressive Distribution Estimator
         (Larochelle & Murray, 2011) https://proceedings.mlr.press/v15/larochelle11a.html
 
-    Differs from the paper: its EM is not described; smoothed, ours is 11 nats better on binarized
-    MNIST with 500 components.
+    Differs from the paper: its EM is not described; smoothed, ours has 125.41 nats on binarized
+    MNIST with 500 components, where the paper has 137.64.
     """
 
     def __init__(
@@ -343,7 +343,7 @@ class MixtureOfBernoullis(Baseline):
         for _ in bar:
             weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
             log_weights, logits = weights.log().to(dtype), torch.logit(probs).to(dtype)
-            bar.set_postfix(nats=f"{-objective:.3f}")
+            bar.set_postfix(penalized_nats=f"{-objective:.3f}")
             if objective - previous < self.tolerance:
                 break
             previous = objective

@@ -6,6 +6,8 @@ import os
 import pickle
 import platform
 import socket
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,17 +157,26 @@ def load_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start and not b"PK\x03\x04".startswith(start):  # no archive: not even given to torch
+        raise ValueError(f"checkpoint {path} is not a checkpoint of armodels")
+    damaged = (
+        f"checkpoint {path} is truncated or corrupted; use another, such as last.pt beside it"
+    )
     try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()  # torch reads flipped bytes as numbers
+        if bad is not None:
+            raise ValueError(damaged)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {path} is refused: it holds more than tensors and plain values "
             f"(it may run code), so it was not saved by armodels"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {path} is truncated or corrupted; use another, such as last.pt beside it"
-        ) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, RuntimeError) as error:
+        raise ValueError(damaged) from error
     if not isinstance(state, dict) or "format" not in state:
         raise ValueError(f"checkpoint {path} is not a checkpoint of armodels")
     if state["format"] != FORMAT:
@@ -241,6 +252,9 @@ def restore(
     state = load_checkpoint(file)
     spec = DataSpec(**state["spec"])
     model = build.model(state["config"]["model"], state["config"]["head"], spec)
+    floats = {t.dtype for t in state["model"].values() if t.is_floating_point()}
+    if len(floats) == 1:
+        model.to(floats.pop())  # a run in float64 is evaluated in float64
     model.load_state_dict(state["model"])
     average = state["ema"] if weights == "ema" else None
     if average:

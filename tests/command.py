@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -100,6 +101,29 @@ def process(folder: Path, *args: str, **options) -> Result:
     with start(folder, *args, **options) as child:
         out, err = child.communicate(timeout=300)
         return Result(child.returncode, out, err)
+
+
+def _child(folder: str, args: tuple[str, ...], env: dict[str, str], log: str) -> None:
+    os.environ.update({"ARMODELS_CONFIG_PATH": str(HERE / "configs"), **env})
+    os.chdir(folder)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["armodels", *args]
+    cli.main()
+
+
+def fork(folder: Path, *args: str, **env: str) -> multiprocessing.Process:
+    """``armodels args`` in a process of its own, forked from one that has imported torch.
+
+    For tests that kill it: as real as ``start`` and seconds faster. It says what it has to say
+    in the file ``told`` of the folder.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "hydra", "armodels.tasks.train", "command"])
+    child = context.Process(target=_child, args=(str(folder), args, env, str(folder / "told")))
+    child.start()
+    return child
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -283,11 +283,14 @@ def test_em_smooths_towards_the_data():
     torch.testing.assert_close(model.logits[0].sigmoid(), expected)
 
 
-def test_em_finds_two_prototypes():
-    x = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.uint8).repeat(50, 1)
-    model = MixtureOfBernoullis(make_spec((4,), 2), num_components=2, smoothing=0.01, seed=1)
+@pytest.mark.parametrize("seed", [0, 1, 2])  # also starts from two equal examples
+def test_em_finds_two_prototypes(seed):
+    x = torch.tensor([[0, 0, 0, 0]] * 75 + [[1, 1, 1, 1]] * 25, dtype=torch.uint8)
+    model = MixtureOfBernoullis(make_spec((4,), 2), num_components=2, smoothing=0.01, seed=seed)
     fit(model, x)
-    assert model.log_prob(x).mean().item() == pytest.approx(-math.log(2), abs=0.01)
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert -model.log_prob(x).mean().item() == pytest.approx(entropy, abs=0.01)
+    assert sorted(model.log_weights.exp().tolist()) == pytest.approx([0.25, 0.75], abs=0.01)
 
 
 @pytest.mark.parametrize("name", EXACT + BOUNDS)

@@ -1,5 +1,8 @@
 """Tiny data for tests of the command line, as a user's own class: named by ``_target_``."""
 
+import os
+import signal
+
 import torch
 from cases import random_events
 
@@ -13,6 +16,7 @@ class Tiny(Source):
     def __init__(self, kind, shape, levels, dynamic, num_train, damage, seed):
         self.kind, self.shape, self.levels = kind, shape, levels
         self.dynamic, self.num_train, self.damage, self.seed = dynamic, num_train, damage, seed
+        self.batches = 0
 
     @property
     def spec(self):
@@ -31,6 +35,15 @@ class Tiny(Source):
         return Splits(spec, *parts, transform=self._draw if self.dynamic else None)
 
     def _draw(self, rows, generator):
-        """Move each row by one level or none, at random."""
+        """Move each row by one level or none, at random.
+
+        TINY_SIGNAL="SIGTERM 5" in the environment sends that signal to this very process while
+        it draws its fifth batch of training.
+        """
+        name, _, at = os.environ.get("TINY_SIGNAL", "").partition(" ")
+        if name and len(rows) <= 8:
+            self.batches += 1
+            if self.batches == int(at):
+                os.kill(os.getpid(), signal.Signals[name])
         noise = torch.randint(2, (len(rows), 1), generator=generator).view(-1, 1, 1, 1)
         return ((rows + noise) % self.levels).to(self.spec.dtype)

@@ -58,9 +58,12 @@ def run_chunks(function: Callable[[int, int, int], None], batch_size: int, num_t
 
 
 def chunks(batch_size: int, num_threads: int) -> tuple[int, int]:
-    """How many parts ``run_chunks`` makes, and examples in each but the last."""
+    """How many parts ``run_chunks`` makes, and examples in each but the last.
+
+    An empty batch is one empty part: a small last batch may leave nothing for a process.
+    """
     size = max(-(-batch_size // (num_threads * TILE)) * TILE, TILE)
-    return -(-batch_size // size), size
+    return max(-(-batch_size // size), 1), size
 
 
 @_compile

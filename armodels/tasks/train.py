@@ -105,6 +105,7 @@ class State:
     examples: int = 0
     best_nats: float = math.inf
     best_step: int = 0
+    valid_step: int | None = None  # of the last evaluation
     evaluations_since_best: int = 0
     window_log_prob: float = 0.0  # since the last point of the curve
     window_examples: int = 0
@@ -174,7 +175,9 @@ class Trainer:
         self.config = config
         self.settings = settings
         self.fabric = fabric
-        self.model = model.to(fabric.device)
+        # Fabric converts to float64 too, but after a checkpoint was read into float32.
+        self.model = model.double() if settings.precision == "64-true" else model
+        self.model.to(fabric.device)
         self.splits = splits
         self.directory = directory
         self.seed = config["seed"]
@@ -229,6 +232,9 @@ class Trainer:
     def load_last(self) -> None:
         """Take up last.pt."""
         path = self.directory.checkpoint("last")
+        if not path.is_file():
+            log.info("the run was stopped before its first checkpoint: it starts again")
+            return
         checkpoint = run.load_checkpoint(path)
         self.model.load_state_dict(checkpoint["model"])
         if self.optimizer:
@@ -304,7 +310,8 @@ class Trainer:
                     f"{self.directory.checkpoint('last')}; "
                     f"try a lower optimizer.lr or a trainer.max_grad_norm"
                 )
-        self.state.window_log_prob += math.fsum(log_probs)
+        for log_prob in log_probs:  # one by one: the sum must not depend on when it is taken
+            self.state.window_log_prob += log_prob
         self.state.window_examples += sum(counts)
         self._last_norm = norms[-1]
         self._pending = []
@@ -357,7 +364,7 @@ class Trainer:
         self._flush_losses()
         state = self.state
         with self._chosen_weights():
-            state.valid = self._evaluate("valid")
+            state.valid, state.valid_step = self._evaluate("valid"), state.step
             if not math.isfinite(state.valid["nats"]):
                 raise FloatingPointError(
                     f"valid has {state.valid['nats']} nats at step {state.step}; the last good "
@@ -433,7 +440,8 @@ class Trainer:
             if self.average:
                 self.average = Average(self.model, settings.ema)
         if self.optimizer is None:
-            self.validate()
+            if state.valid_step is None:
+                self.validate()
             self._finish_clock()
             self.save_last()
             return
@@ -472,7 +480,7 @@ class Trainer:
                         f"go on with: armodels train resume={self.directory.path}",
                     )
             self._flush_losses()
-        if not state.valid or (every is None or state.step % every):
+        if state.valid_step != state.step:
             self.validate()
         self._finish_clock()
         self.save_last()
@@ -531,6 +539,7 @@ class Trainer:
 
     def final_metrics(self) -> dict:
         """Evaluate the best weights on valid and, for the only time, on test."""
+        self.fabric.barrier()  # rank 0 may still be writing it
         best = run.load_checkpoint(self.directory.checkpoint("best"))
         # A copy: last.pt goes on from the last weights, not from the best.
         model, self.model = self.model, copy.deepcopy(self.model)
@@ -593,8 +602,8 @@ def _fabric(settings: Settings) -> Fabric:
     return fabric
 
 
-def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory]:
-    """The config and directory of a run to continue."""
+def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str]]:
+    """The config and directory of a run to continue, and the keys that change."""
     directory = run.RunDirectory.open(config["resume"])
     saved = directory.read_config()
     merged, names = build.override(saved, config["overrides"])
@@ -604,29 +613,30 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory]:
                 f"resume continues the same run, whose {name} cannot change; "
                 f"start a new run instead"
             )
-    if names:
-        log.warning("resuming with a changed %s", ", ".join(names))
     merged["resume"] = config["resume"]
-    return merged, directory
+    return merged, directory, names
 
 
 def main(config: Mapping[str, Any]) -> float:
     """Train one model; returns the best valid nats, which sweeps minimize."""
     resuming = bool(config["resume"])
     if resuming:
-        config, directory = _take_up(config)
+        config, directory, changed = _take_up(config)
     else:
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
     settings = Settings(**config["trainer"])
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = _fabric(settings)
+    directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # rank 0's, for all
     source = build.source(config["data"])
     torch.manual_seed(stream(_WEIGHTS, config["seed"]))
     model = build.model(config["model"], config["head"], source.spec)  # refused before any load
     trainer = Trainer(config, settings, fabric, model, source.load(), directory)
     if resuming:
         trainer.load_last()
+        if changed:
+            log.warning("resuming with a changed %s", ", ".join(changed))
     if fabric.is_global_zero:
         directory.begin({**config, "resume": None})
     return _train(trainer)
@@ -639,8 +649,7 @@ def _train(trainer: Trainer) -> float:
     if speaks:
         _announce(trainer)
         trainer.tracker = Tracker(directory.path, trainer.state.step)
-        hparams = ("data", "model", "head", "optimizer", "schedule", "trainer", "seed")
-        trainer.tracker.start({key: trainer.config[key] for key in hparams})
+        trainer.tracker.start(trainer.config)
     try:
         trainer.fit()
         metrics = trainer.final_metrics()

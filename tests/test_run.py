@@ -1,0 +1,228 @@
+"""Run directories: a checkpoint comes back whole, or is refused in one sentence."""
+
+import pickle
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command import TINY, armodels, done, fork, process, snapshot
+
+from armodels import run
+from armodels.run import RunDirectory, load_checkpoint, load_model, restore
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds one finished run called ``run``, with an average of its weights."""
+    folder = tmp_path_factory.mktemp("shell")
+    args = ("trainer.max_steps=9", "trainer.ema=0.9", "model.order=random", "model.order_seed=5")
+    done(folder, "train", *TINY, *args, "out=run")
+    return folder
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(folder / "run", tmp_path / "run"))
+
+
+def refusal(path: Path) -> str:
+    """What both Python and the command line say of a checkpoint."""
+    with pytest.raises(ValueError, match="checkpoint") as error:
+        load_model(path)
+    text = str(error.value)
+    assert "\n" not in text
+    for args in (("eval", str(path)), ("sample", str(path)), ("score", str(path))):
+        told = armodels(path.parent, *args, "device=cpu").error
+        assert told == text
+    return text
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.3, 0.9, -1])
+def test_truncated(kept, copied):
+    path = copied / "checkpoints/best.pt"
+    contents = path.read_bytes()
+    end = int(kept * len(contents)) if isinstance(kept, float) else kept
+    path.write_bytes(contents[:end])
+    assert refusal(path) == (
+        f"checkpoint {path} is truncated or corrupted; use another, such as last.pt beside it"
+    )
+    assert load_model(copied, checkpoint="last").training is False
+
+
+def test_one_flipped_byte_never_passes_for_a_number(copied):
+    """Either refused, or the very same model: the byte held nothing."""
+    path = copied / "checkpoints/best.pt"
+    contents, whole = path.read_bytes(), load_checkpoint(path)["model"]
+    for i in range(0, len(contents), len(contents) // 40):
+        path.write_bytes(contents[:i] + bytes([contents[i] ^ 0x10]) + contents[i + 1 :])
+        try:
+            model = load_checkpoint(path)["model"]
+        except (ValueError, KeyError):
+            continue
+        assert all(torch.equal(model[name], value) for name, value in whole.items()), i
+
+
+class Code:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("how", ["torch", "plain"])
+def test_code_is_refused_and_never_executed(how, copied):
+    path, trace = copied / "checkpoints/best.pt", copied / "executed"
+    content = {**load_checkpoint(path), "state": Code(trace)}
+    if how == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(Code(trace)))
+    told = {"torch": "is refused: it holds more than tensors and plain values (it may run code)",
+            "plain": "is not a checkpoint of armodels"}  # fmt: skip
+    assert told[how] in refusal(path)
+    assert not trace.exists()
+    if how == "plain":  # the trap does work
+        pickle.loads(path.read_bytes())
+        assert trace.exists()
+
+
+def test_another_version(copied):
+    path = copied / "checkpoints/best.pt"
+    torch.save({**load_checkpoint(path), "format": 99, "version": "9.9"}, path)
+    told = refusal(path)
+    assert told.startswith(f"checkpoint {path} has format 99 (armodels 9.9), but this armodels ")
+    assert told.endswith(f"reads format {run.FORMAT}")
+
+
+def test_not_a_checkpoint(tmp_path):
+    for name, content in (("tensor", torch.zeros(3)), ("weights", {"w": torch.zeros(3)})):
+        path = tmp_path / f"{name}.pt"
+        torch.save(content, path)
+        assert refusal(path) == f"checkpoint {path} is not a checkpoint of armodels"
+    path = tmp_path / "words.pt"
+    path.write_text("some words\n")
+    assert refusal(path) == f"checkpoint {path} is not a checkpoint of armodels"
+
+
+def test_resume_of_a_broken_checkpoint_touches_nothing(copied):
+    (copied / "checkpoints/last.pt").write_bytes(b"PK")
+    before = snapshot(copied)
+    told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=12").error
+    assert "last.pt is truncated or corrupted" in told
+    assert snapshot(copied) == before
+
+
+def test_checkpoints_are_plain(folder):
+    for name in ("last", "best"):
+        path = folder / f"run/checkpoints/{name}.pt"
+        state = torch.load(path, weights_only=True)
+        assert set(state) >= {"format", "version", "config", "spec", "model", "ema", "step"}
+        assert "optimizer" in state or name == "best"
+        for key in [*state["model"], *state["ema"]]:
+            assert not key.startswith(("_orig_mod", "module.", "_forward_module", "model."))
+        assert state["ema"].keys() <= state["model"].keys()
+
+
+def test_a_copied_file_is_enough(folder, tmp_path):
+    """Another process, another folder: the same distribution."""
+    path = shutil.copy(folder / "run/checkpoints/last.pt", tmp_path / "mine.pt")
+    program = (
+        "import sys, torch; from armodels.run import load_model\n"
+        "m = load_model(sys.argv[1])\n"
+        "x = m.sample(5, generator=torch.Generator().manual_seed(3))\n"
+        "torch.save({'x': x, 'log_prob': m.log_prob(x)}, 'out.pt')\n"
+    )
+    result = process(tmp_path, str(path), launcher=("-c", program))
+    assert result.code == 0, result.err
+    other = torch.load(tmp_path / "out.pt", weights_only=True)
+    model = load_model(folder / "run", checkpoint="last")
+    x = model.sample(5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(other["x"], x)
+    assert torch.equal(other["log_prob"], model.log_prob(x))
+    # Files about a lone checkpoint go where the shell is.
+    done(tmp_path, "sample", "mine.pt", "num=2", "device=cpu")
+    assert (tmp_path / "sample-seed0-t1.npz").is_file()
+
+
+def test_which_weights(folder):
+    state = load_checkpoint(folder / "run/checkpoints/last.pt")
+    for weights in ("ema", "raw"):
+        restored = restore(folder / "run", checkpoint="last", weights=weights)
+        assert restored.weights == weights
+        assert restored.step == 9
+        held = dict(restored.model.named_parameters())
+        expected = state["model"] | (state["ema"] if weights == "ema" else {})
+        for name, value in held.items():
+            assert torch.equal(value, expected[name])
+    assert any(not torch.equal(state["ema"][n], state["model"][n]) for n in state["ema"])
+    with pytest.raises(ValueError, match="eval.weights is 'both'; choose ema or raw"):
+        restore(folder / "run", weights="both")
+
+
+def test_runs_without_average_say_raw(tmp_path):
+    done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run")
+    assert restore(tmp_path / "run", weights="ema").weights == "raw"
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
+    """The limit on the size of a file stands for the disk: the second save does not fit."""
+    args = ("train", *TINY, "model.hidden_sizes=[300]", "out=run")
+    done(tmp_path, *args, "trainer.max_steps=2")
+    path = tmp_path / "run/checkpoints/last.pt"
+    before = path.read_bytes()
+    program = (
+        "import resource, signal, sys; import armodels.cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)\n"
+        "armodels.cli.main()\n"
+    )
+    more = ("train", "resume=run", "trainer.max_steps=4")
+    result = process(tmp_path, *more, launcher=("-c", program))
+    assert result.code == 1
+    told = result.error
+    assert told.startswith(f"checkpoint {Path('run/checkpoints')}/")
+    assert "could not be written" in told
+    assert told.endswith("the one before is untouched")
+    assert path.read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert (status["status"], status["reason"]) == ("failed", told)
+    assert load_checkpoint(path)["step"] == 2
+    done(tmp_path, *more)
+    assert load_checkpoint(path)["step"] == 4
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) // 2
+
+
+def test_status(folder, tmp_path):
+    assert RunDirectory(folder / "run").read_status()["status"] == "done"
+    assert RunDirectory(tmp_path).read_status() == {"status": "unknown"}
+    child = fork(tmp_path, "train", *TINY, "trainer.max_epochs=100000", "out=run")
+    directory = RunDirectory(tmp_path / "run")
+    while directory.read_status()["status"] == "unknown":
+        assert child.exitcode is None, (tmp_path / "told").read_text()
+        child.join(0.01)
+    assert directory.read_status()["status"] == "running"
+    child.kill()
+    child.join(30)
+    assert directory.read_status()["status"] == "killed"
+
+
+def test_metrics_hold_what_a_number_depends_on(folder):
+    numbers = RunDirectory(folder / "run").read_metrics()
+    assert set(numbers) >= {
+        "data", "measure", "num_dims", "levels", "parameters", "seconds", "examples_per_s",
+        "seed", "weights", "best_step", "steps", "valid", "test", "environment", "overrides",
+    }  # fmt: skip
+    assert set(numbers["environment"]) >= {"torch", "python", "git_commit", "armodels", "cores"}
+    assert set(numbers["test"]) == {
+        "num_examples", "nats", "nats_ci95", "bits_per_dim", "bits_per_dim_ci95"
+    }  # fmt: skip
+    config = RunDirectory(folder / "run").read_config()
+    assert config["model"]["order_seed"] == 5
+    assert config["resume"] is None

@@ -1,0 +1,172 @@
+"""What TensorBoard's own readers find in the runs."""
+
+import csv
+import json
+import signal
+
+import pytest
+from command import TINY, done, fork
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+
+from armodels.run import RunDirectory
+from armodels.tracking import flatten
+
+SWEEP = {
+    "made": ("model.hidden_sizes=[6]", "trainer.ema=0.5"),
+    "nade": ("model.hidden_size=6",),
+    "independent": (),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of three models with two seeds each, in outputs/."""
+    folder = tmp_path_factory.mktemp("sweep")
+    shared = [item for item in TINY if "hidden" not in item and "samples.num" not in item]
+    for model, keys in SWEEP.items():
+        args = (*shared, f"model={model}", *keys, "samples.num=4", "trainer.max_steps=9")
+        done(folder, "train", "-m", *args, "seed=1,2", "trainer.log_every=3")
+    return folder
+
+
+def runs(folder):
+    return {
+        str(path.parent.relative_to(folder / "outputs")): path.parent
+        for path in (folder / "outputs").rglob("status.json")
+    }
+
+
+def context(logdir):
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(logdir))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(logdir))
+    return backend_context.Context(base_plugin.TBContext(data_provider=provider))
+
+
+def test_hparams_backend_reads_every_run(folder):
+    backend, request = context(folder / "outputs"), RequestContext()
+    metadata = backend.hparams_metadata(request, "")
+    experiment = backend.experiment_from_metadata(request, "", True, metadata, [])
+    names = {info.name for info in experiment.hparam_infos}
+    union = set()
+    for path in runs(folder).values():
+        config = RunDirectory(path).read_config()
+        keys = ("data", "model", "head", "optimizer", "schedule", "trainer", "seed")
+        union |= set(flatten({key: config[key] for key in keys}))
+    # A key that has one value in all runs may be left out by the backend: none of ours is.
+    assert names == union
+    assert {"model.hidden_sizes", "model.hidden_size", "model.smoothing", "seed"} <= names
+    types = {info.name: info.type for info in experiment.hparam_infos}
+    assert types["optimizer.lr"] == types["seed"] == api_pb2.DATA_TYPE_FLOAT64
+    assert types["trainer.compile"] == api_pb2.DATA_TYPE_BOOL
+    assert types["model._target_"] == api_pb2.DATA_TYPE_STRING
+    groups = list_session_groups.Handler(
+        request, backend, "", api_pb2.ListSessionGroupsRequest(
+            start_index=0, slice_size=100, allowed_statuses=[
+                api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING, api_pb2.STATUS_FAILURE],
+            col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+        ),
+    ).run()  # fmt: skip
+    sessions = {s.name: s for group in groups.session_groups for s in group.sessions}
+    assert sessions.keys() == runs(folder).keys()
+    assert len(sessions) == 6
+    for name, path in runs(folder).items():
+        session, numbers = sessions[name], RunDirectory(path).read_metrics()
+        assert session.status == api_pb2.STATUS_SUCCESS
+        assert 0 <= session.end_time_secs - session.start_time_secs < 60
+        values = {m.name.tag: m.value for m in session.metric_values}
+        for split in ("valid", "test"):
+            for unit in ("nats", "bits_per_dim"):
+                told = values[f"best/{split}_{unit}"]
+                assert told == pytest.approx(numbers[split][unit], rel=1e-6)  # float32 there
+        assert "valid/nats" in values
+    values = {s.hparams["model._target_"].string_value for s in groups.session_groups}
+    assert len(values) == 3
+
+
+def scalars(path) -> dict[str, list[int]]:
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "images": 0}).Reload()
+    return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+CURVES = ("train/nats", "train/lr", "train/grad_norm", "speed/examples_per_s", "valid/nats",
+          "valid/bits_per_dim")  # fmt: skip
+
+
+def test_tags_and_grids(folder):
+    for name, path in runs(folder).items():
+        tags = set(scalars(path))
+        best = {f"best/{split}_{unit}" for split in ("valid", "test")
+                for unit in ("nats", "bits_per_dim")}  # fmt: skip
+        trained = not name.startswith("tiny/independent")
+        curves = set(CURVES) if trained else {"valid/nats", "valid/bits_per_dim"}
+        assert tags == curves | best, name
+        images = EventAccumulator(str(path), size_guidance={"images": 0}).Reload()
+        steps = {tag: [e.step for e in images.Images(tag)] for tag in images.Tags()["images"]}
+        expected = [7, 9] if trained else [0]
+        assert steps["samples"] == expected
+        assert steps["log_prob"] == expected
+        pictures = sorted(p.name for p in (path / "samples").glob("*.png"))
+        assert pictures == [f"step-{step:07d}.png" for step in expected]
+        assert images.Images("samples")[0].width > 100
+        assert len(list(path.glob("events.*"))) == 1
+
+
+def test_values_agree_with_the_table(folder):
+    for path in runs(folder).values():
+        with open(path / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        for tag in set(CURVES) & set(scalars(path)):
+            told = [(e.step, e.value) for e in events.Scalars(tag)]
+            table = [(int(row["step"]), float(row[tag])) for row in rows if row[tag]]
+            assert [step for step, _ in told] == [step for step, _ in table]
+            assert [v for _, v in told] == pytest.approx([v for _, v in table], rel=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_resumed_run_has_no_zigzag(number, tmp_path):
+    args = ("train", *TINY, "data.dynamic=true", "trainer.max_steps=40", "trainer.log_every=1",
+            "trainer.eval_every=0.5", "samples.num=2")  # fmt: skip
+    # The checkpoint of the last evaluation is older than the last points of the curve.
+    name = f"{number.name} 27"
+    child = fork(tmp_path, *args, "out=run", TINY_SIGNAL=name)
+    child.join(60)
+    assert child.exitcode != 0
+    done(tmp_path, "train", "resume=run")
+    done(tmp_path, "train", "resume=run", "trainer.max_steps=45")
+    steps = scalars(tmp_path / "run")
+    for tag in CURVES:
+        assert steps[tag] == sorted(set(steps[tag])), tag
+        assert steps[tag][-1] == 45
+    assert steps["train/nats"] == list(range(1, 46))
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = [(int(row["step"]), bool(row["valid/nats"])) for row in rows]
+    assert keys == sorted(set(keys))
+    # The numbers of the end are told once: those of the last end.
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    last = events.Scalars("best/test_nats")[-1]
+    numbers = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert last.step == 45
+    assert last.value == pytest.approx(numbers["test"]["nats"], rel=1e-6)
+
+
+def test_flatten():
+    config = {
+        "a": {"b": 1, "c": {"d": True, "e": None}},
+        "lr": 1e-3,
+        "sizes": [1, 2],
+        "name": "x",
+        "none": None,
+    }
+    flat = flatten(config)
+    assert flat == {"a.b": 1.0, "a.c.d": True, "lr": 1e-3, "sizes": "[1, 2]", "name": "x"}
+    assert type(flat["a.b"]) is float
+    assert type(flat["a.c.d"]) is bool

@@ -1,0 +1,492 @@
+"""The trainer: what a run computes does not depend on how it was stopped, split or watched."""
+
+import csv
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import golden
+import pytest
+import torch
+from cases import CASES
+from command import TINY, armodels, done, fork, process, snapshot
+
+from armodels.run import RunDirectory, load_checkpoint, load_model
+from armodels.schedules import Constant, Cosine, Exponential
+
+STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
+
+TIMES = ("seconds", "examples_per_s", "speed/examples_per_s")
+
+
+# What two runs are compared by
+
+
+def metrics(run: Path) -> dict:
+    """metrics.json without what a clock or a machine says, or how it was called."""
+    numbers = json.loads((run / "metrics.json").read_text())
+    return {k: v for k, v in numbers.items() if k not in (*TIMES, "environment", "overrides")}
+
+
+def curve(run: Path) -> list[dict]:
+    """metrics.csv without times."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_equal(a, b, where="checkpoint"):
+    """Bit for bit, through nested builtins and tensors."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def checkpoint(run: Path, name: str = "last") -> dict:
+    """A checkpoint without times and the way it was called."""
+    content = load_checkpoint(RunDirectory(run).checkpoint(name))
+    del content["config"], content["state"]["seconds"]
+    return content
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    for name in ("last", "best"):
+        assert_equal(checkpoint(a, name), checkpoint(b, name), name)
+    assert curve(a) == curve(b)
+    assert metrics(a) == metrics(b)
+    assert RunDirectory(a).read_status()["status"] == "done"
+    assert RunDirectory(b).read_status()["status"] == "done"
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_checkpoint(RunDirectory(run).checkpoint(name))["model"]
+
+
+# Going on
+
+EVERYTHING = (
+    "data.dynamic=true", "model.hidden_sizes=[9,9]", "model.dropout=0.3", "model.num_orders=3",
+    "model.order=random", "trainer.ema=0.8", "trainer.max_grad_norm=1", "trainer.log_every=3",
+)  # fmt: skip
+OPTIMIZERS = {
+    "adamw": EVERYTHING,
+    "sgd": ("optimizer=sgd",),
+    "adam": ("optimizer=adam", "trainer.precision=64-true", "trainer.ema=0.9"),
+    "adagrad": ("optimizer=adagrad", "trainer.accumulate=3"),
+    "adadelta": ("optimizer=adadelta", "trainer.precision=bf16-mixed"),
+    "nade": ("model=nade", "model.hidden_size=6", "trainer.accumulate=3"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ten_and_ten_steps_are_twenty(name, tmp_path):
+    args = ["train", *TINY, "schedule=constant", "trainer.log_every=5", *OPTIMIZERS[name]]
+    args = [a for a in args if not (name == "nade" and "hidden_sizes" in a)]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done(tmp_path, *args, "trainer.eval_every=null", "trainer.max_steps=20", "out=whole")
+    done(tmp_path, *args, "trainer.eval_every=null", "trainer.max_steps=10", "out=parts")
+    told = done(tmp_path, "train", "resume=parts", "trainer.max_steps=20")
+    assert "resuming with a changed trainer.max_steps" in told
+    assert "going on from step 10" in told
+    a, b = checkpoint(whole), checkpoint(parts)
+    # The half run evaluated once more, at its end.
+    for content in (a, b):
+        del content["state"]["best_nats"], content["state"]["best_step"]
+        del content["state"]["evaluations_since_best"]
+    assert_equal(a, b)
+    extra = [row for row in curve(parts) if row["step"] == "10" and row["valid/nats"]]
+    assert len(extra) == 1
+    assert [row for row in curve(parts) if row not in extra] == curve(whole)
+    assert metrics(whole)["valid"] == metrics(parts)["valid"] or metrics(parts)["best_step"] == 10
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
+    args = ("train", *TINY, *EVERYTHING, "trainer.max_steps=20")
+    done(tmp_path, *args, "out=whole")
+    child = fork(tmp_path, *args, "out=run", TINY_SIGNAL=f"{number} 11")  # in the second epoch
+    child.join(60)
+    assert child.exitcode == {"SIGTERM": 143, "SIGINT": 130}[number]
+    told = (tmp_path / "told").read_text()
+    assert "Traceback" not in told
+    assert told.strip().splitlines()[-1].startswith("armodels: stopped at step ")
+    assert told.strip().endswith("go on with: armodels train resume=run")
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert status["status"] == "interrupted"
+    assert status["reason"].endswith("resume=run")
+    step = load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"]
+    assert step % STEPS_PER_EPOCH, "the signal was meant to come within an epoch"
+    assert step < 20
+    assert not (tmp_path / "run/metrics.json").exists()
+    done(tmp_path, "train", "resume=run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    # A finished run resumed is the same run.
+    before = metrics(tmp_path / "run"), curve(tmp_path / "run")
+    done(tmp_path, "train", "resume=run")
+    assert before == (metrics(tmp_path / "run"), curve(tmp_path / "run"))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+KILLED = ("train", *TINY, *EVERYTHING, "trainer.max_steps=120", "trainer.checkpoint_every=0",
+          "samples.num=4")  # fmt: skip
+
+
+def kill_and_resume(folder: Path, name: str, delay: float, times: int = 1) -> int:
+    """Kill at a moment, resume; how many of the processes were killed at work."""
+    killed = 0
+    args = (*KILLED, f"out={name}")
+    for _ in range(times):
+        child = fork(folder, *args)
+        deadline = time.monotonic() + 60
+        while not (folder / name / "config.yaml").is_file():
+            assert time.monotonic() < deadline, (folder / "told").read_text()
+            time.sleep(0.001)
+        time.sleep(delay)
+        child.kill()
+        child.join(60)
+        if child.exitcode == 0:
+            break
+        killed += 1
+        assert RunDirectory(folder / name).read_status()["status"] == "killed"
+        args = ("train", f"resume={name}")
+    done(folder, "train", f"resume={name}")
+    leftover = [str(path) for path in (folder / name).rglob("*.part")]
+    assert len(leftover) <= killed  # of the very write that was cut off
+    return killed
+
+
+def test_kill_at_a_random_moment(tmp_path):
+    done(tmp_path, *KILLED, "out=whole")
+    seed = random.SystemRandom().randrange(1000)
+    print(f"killed after {seed} ms")
+    kill_and_resume(tmp_path, "run", seed / 1000, times=2)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kill_at_twenty_moments(tmp_path):
+    start = time.monotonic()
+    done(tmp_path, *KILLED, "out=whole")
+    span = time.monotonic() - start
+    killed = 0
+    for i in range(20):
+        killed += kill_and_resume(tmp_path, f"run-{i}", span * i / 20)
+        assert_same_run(tmp_path / "whole", tmp_path / f"run-{i}")
+    assert killed >= 10
+
+
+def test_killed_before_the_first_checkpoint(tmp_path):
+    args = ("train", *TINY, "trainer.max_steps=5")
+    done(tmp_path, *args, "out=whole")
+    done(tmp_path, *args, "out=run")
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.csv", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
+    told = done(tmp_path, "train", "resume=run")
+    assert "before its first checkpoint" in told
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# What must not matter
+
+
+def test_watching_changes_no_weight(tmp_path):
+    args = ("train", *TINY, *EVERYTHING, "trainer.max_steps=15")
+    done(tmp_path, *args, "out=a")
+    done(tmp_path, *args, "trainer.eval_every=0.2", "samples.num=3", "trainer.log_every=1",
+         "trainer.checkpoint_every=0", "eval.batch_size=5", "out=b")  # fmt: skip
+    done(tmp_path, *args, "trainer.eval_every=null", "out=c")
+    for name in ("b", "c"):
+        assert_equal(weights(tmp_path / "a"), weights(tmp_path / name))
+        assert_equal(checkpoint(tmp_path / "a")["ema"], checkpoint(tmp_path / name)["ema"])
+        a, b = (checkpoint(tmp_path / run)["optimizer"] for run in ("a", name))
+        assert_equal(a, b)
+    assert len(curve(tmp_path / "b")) > len(curve(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("model", ["made", "nade"])
+def test_accumulation_is_the_same_step(model, tmp_path):
+    sizes = {"made": "model.hidden_sizes=[6]", "nade": "model.hidden_size=6"}[model]
+    args = [a for a in TINY if "hidden" not in a]
+    # Float64 and plain SGD: what differs is the order of a sum. The last batch holds two examples.
+    args = ("train", *args, f"model={model}", sizes, "optimizer=sgd", "trainer.precision=64-true")
+    for n in (1, 4):
+        extra = (f"trainer.accumulate={n}", f"out=by{n}", "trainer.max_steps=9")
+        done(tmp_path, *args, *extra, "trainer.log_every=1")
+    a, b = weights(tmp_path / "by1"), weights(tmp_path / "by4")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-12, atol=1e-14)
+    norms = [
+        [float(r["train/grad_norm"] or 0) for r in curve(tmp_path / f"by{n}")] for n in (1, 4)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
+
+
+def test_one_step_is_the_gradient_of_the_mean(tmp_path):
+    """The reported norm, clipping and the step itself, against autograd on the whole batch."""
+    args = ("train", *TINY, "optimizer=sgd", "optimizer.momentum=0", "optimizer.nesterov=false",
+            "schedule=constant", "trainer.precision=64-true", "trainer.batch_size=50",
+            "trainer.log_every=1")  # fmt: skip
+    done(tmp_path, *args, "trainer.max_steps=0", "out=zero")
+    done(tmp_path, *args, "trainer.max_steps=1", "out=one")
+    done(tmp_path, *args, "trainer.max_steps=1", "trainer.max_grad_norm=0.01", "out=clipped")
+    from tiny import Tiny
+
+    x = Tiny("image", [1, 3, 4], 3, False, 50, None, 0).load().train
+    model = load_model(tmp_path / "zero", checkpoint="last").requires_grad_(True).train()
+    loss = -model.log_prob(x).mean()
+    loss.backward()
+    loss = float(loss.detach())
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+    for run, factor in (("one", 1.0), ("clipped", 0.01 / norm)):
+        row = curve(tmp_path / run)[0]
+        assert float(row["train/grad_norm"]) == pytest.approx(norm)
+        assert float(row["train/nats"]) == pytest.approx(loss)
+        after = weights(tmp_path / run)
+        for name, p in model.named_parameters():
+            expected = p.detach() - 0.01 * factor * p.grad
+            torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-9)
+
+
+def test_every_epoch_sees_every_example_once(tmp_path):
+    """SGD of rate 0 and a fixed model: the curve's points are means over batches."""
+    done(tmp_path, "train", *TINY, "optimizer=sgd", "optimizer.lr=0", "out=run",
+         "trainer.precision=64-true", f"trainer.log_every={STEPS_PER_EPOCH}",
+         "trainer.max_epochs=2")  # fmt: skip
+    model = load_model(tmp_path / "run", checkpoint="last")
+    from tiny import Tiny
+
+    x = Tiny("image", [1, 3, 4], 3, False, 50, None, 0).load().train
+    points = [float(row["train/nats"]) for row in curve(tmp_path / "run") if row["train/nats"]]
+    assert points == pytest.approx(2 * [-float(model.log_prob(x).mean())])
+
+
+@pytest.mark.parametrize("size", [1, 7, 128])
+def test_evaluation_does_not_depend_on_the_batch(size, tmp_path):
+    done(tmp_path, "train", *TINY, "trainer.max_steps=3", "trainer.precision=64-true", "out=run")
+    done(tmp_path, "eval", "run", f"eval.batch_size={size}", "out=report.json", "device=cpu")
+    report = json.loads((tmp_path / "report.json").read_text())
+    test = metrics(tmp_path / "run")["test"]
+    assert report["num_examples"] == test["num_examples"] == 23
+    assert report["nats"] == pytest.approx(test["nats"], rel=1e-12)
+    assert report["nats_ci95"] == pytest.approx(test["nats_ci95"], rel=1e-9)
+    from tiny import Tiny
+
+    x = Tiny("image", [1, 3, 4], 3, False, 50, None, 0).load().test
+    values = load_model(tmp_path / "run").log_prob(x)
+    assert report["nats"] == pytest.approx(-float(values.mean()), rel=1e-12)
+    assert report["nats_ci95"] == pytest.approx(1.96 * float(values.std()) / 23**0.5, rel=1e-9)
+    assert report["bits_per_dim"] == pytest.approx(-float(values.mean()) / 12 / math.log(2))
+
+
+# Average, early stopping, schedules, limits
+
+
+def test_average_of_the_weights(tmp_path):
+    """Its closed form, from runs stopped after each step; and that it is what is evaluated."""
+    args = ("train", *TINY, "trainer.ema=0.7", "schedule=constant", "trainer.precision=64-true")
+    for t in (1, 2, 3):
+        done(tmp_path, *args, f"trainer.max_steps={t}", f"out=run{t}")
+    after = [weights(tmp_path / f"run{t}") for t in (1, 2, 3)]
+    average = checkpoint(tmp_path / "run3")["ema"]
+    for name, value in average.items():
+        terms = [0.3 * 0.7 ** (2 - i) * w[name] for i, w in enumerate(after)]
+        torch.testing.assert_close(value, sum(terms) / (1 - 0.7**3), rtol=1e-12, atol=1e-14)
+    told = done(tmp_path, *args, "trainer.max_steps=3", "eval.weights=raw", "out=raw")
+    assert "raw weights evaluated" in told
+    assert_equal(weights(tmp_path / "raw"), weights(tmp_path / "run3"))
+    ema, raw = metrics(tmp_path / "run3"), metrics(tmp_path / "raw")
+    assert (ema["weights"], raw["weights"]) == ("ema", "raw")
+    assert ema["test"]["nats"] != raw["test"]["nats"]
+    for run, name, numbers in (("run3", "ema", ema), ("run3", "raw", raw), ("raw", "ema", ema)):
+        told = done(tmp_path, "eval", run, f"eval.weights={name}", "device=cpu",
+                    "checkpoint=last", "out=r.json")  # fmt: skip
+        assert f"({name} weights, step 3)" in told
+        report = json.loads((tmp_path / "r.json").read_text())
+        assert report["nats"] == pytest.approx(numbers["test"]["nats"], rel=1e-12)
+
+
+def test_early_stopping(tmp_path):
+    # At rate 0 nothing gets better after the first evaluation.
+    told = done(tmp_path, "train", *TINY, "optimizer.lr=0", "trainer.patience=3",
+                "trainer.max_epochs=20", "out=run")  # fmt: skip
+    assert "no better valid likelihood in 3 evaluations" in told
+    numbers = metrics(tmp_path / "run")
+    assert numbers["steps"] == 4 * STEPS_PER_EPOCH
+    assert numbers["best_step"] == STEPS_PER_EPOCH
+
+
+def test_the_best_weights_are_reported_not_the_last(tmp_path):
+    # A huge last learning rate spoils the weights after a good start.
+    done(tmp_path, "train", *TINY, "optimizer=sgd", "optimizer.lr=0.5", "trainer.max_steps=21",
+         "schedule=constant", "out=run")  # fmt: skip
+    rows = [row for row in curve(tmp_path / "run") if row["valid/nats"]]
+    best = min(rows, key=lambda row: float(row["valid/nats"]))
+    numbers = metrics(tmp_path / "run")
+    assert numbers["best_step"] == int(best["step"])
+    assert numbers["valid"]["nats"] == float(best["valid/nats"])
+
+
+def test_schedules():
+    cosine = Cosine(warmup_steps=4, final=0.1)
+    assert [cosine(i, 24) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert cosine(4, 24) == 1.0
+    assert cosine(14, 24) == pytest.approx(0.55)  # half-way: the mean of 1 and final
+    assert cosine(24, 24) == pytest.approx(0.1)
+    assert cosine(9, 24) == pytest.approx(0.1 + 0.45 * (1 + math.sqrt(0.5)))
+    assert [Constant(2)(i, None) for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    exponential = Exponential(1, 0.5)
+    assert [exponential(i, None) for i in range(4)] == [1.0, 1.0, 0.5, 0.25]
+    with pytest.raises(ValueError, match="schedule.gamma is 2"):
+        Exponential(gamma=2)
+    with pytest.raises(ValueError, match="schedule.warmup_steps is -1"):
+        Constant(-1)
+
+
+def test_the_schedule_drives_the_rate(tmp_path):
+    done(tmp_path, "train", *TINY, "trainer.max_steps=8", "schedule.warmup_steps=2",
+         "trainer.log_every=1", "optimizer.lr=0.01", "out=run")  # fmt: skip
+    rates = [float(row["train/lr"]) for row in curve(tmp_path / "run") if row["train/lr"]]
+    schedule = Cosine(2)
+    assert rates == pytest.approx([0.01 * schedule(i, 8) for i in range(8)])
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [
+        (("trainer.max_epochs=2",), 14),
+        (("trainer.max_epochs=2", "trainer.max_steps=9"), 9),
+        (("trainer.max_steps=0",), 0),
+        (("trainer.max_epochs=null", "trainer.max_minutes=0", "schedule=constant"), 0),
+    ],
+)
+def test_limits(limit, steps, tmp_path):
+    done(tmp_path, "train", *TINY, *limit, "out=run")
+    assert metrics(tmp_path / "run")["steps"] == steps
+
+
+def test_a_limit_of_minutes(tmp_path):
+    done(tmp_path, "train", *TINY, "trainer.max_epochs=null", "trainer.max_minutes=0.02",
+         "schedule=constant", "out=run")  # fmt: skip
+    numbers = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert 1.2 <= numbers["seconds"] < 10
+    assert numbers["steps"] > 10
+
+
+# Failing
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    result = armodels(tmp_path, "train", *TINY, "data.kind=vector", "data.shape=[3]",
+                      "data.levels=null", "optimizer=sgd", "optimizer.lr=1e30",
+                      "schedule=constant", "trainer.log_every=1", "out=run")  # fmt: skip
+    assert result.code == 1
+    told = result.error
+    assert told.startswith("the loss became ")
+    assert " at step " in told
+    assert "(gradient norm " in told
+    assert "the last good checkpoint is run/checkpoints/last.pt" in told
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert (status["status"], status["reason"]) == ("failed", told)
+    assert "FloatingPointError" in (tmp_path / "run/train.log").read_text()
+    model = load_model(tmp_path / "run", checkpoint="last")
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+# Two processes
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "armodels")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    args = ("train", *TINY, "trainer.max_steps=10", "trainer.log_every=5", "optimizer=sgd",
+            "data.num_train=51", "trainer.precision=64-true", "trainer.ema=0.5")  # fmt: skip
+    done(tmp_path, *args, "out=one")
+    result = process(tmp_path, *args, "out=two", "trainer.devices=2", launcher=TORCHRUN)
+    assert result.code == 0, result.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    assert len(list((tmp_path / "two").glob("events.*"))) == 1
+    assert result.out.count("initializing from the training split") == 1
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    for split, size in (("valid", 21), ("test", 23)):
+        assert one[split]["num_examples"] == two[split]["num_examples"] == size
+        assert two[split]["nats"] == pytest.approx(one[split]["nats"], rel=1e-9)
+        assert two[split]["nats_ci95"] == pytest.approx(one[split]["nats_ci95"], rel=1e-6)
+    for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        for key in a:
+            assert float(b[key] or 0) == pytest.approx(float(a[key] or 0), rel=1e-6), key
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12)
+    # Going on, and refusing, as two.
+    more = ("train", "resume=two", "trainer.max_steps=12")
+    result = process(tmp_path, *more, launcher=TORCHRUN)
+    assert result.code == 0, result.err
+    assert metrics(tmp_path / "two")["steps"] == 12
+    before = snapshot(tmp_path)
+    result = process(tmp_path, *args, "out=two", launcher=TORCHRUN)
+    assert result.code != 0
+    assert "output directory two exists and is not empty" in result.err
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_compile_changes_nothing_but_speed(tmp_path):
+    args = ("train", *TINY, "trainer.max_steps=4", "trainer.ema=0.9")
+    done(tmp_path, *args, "out=plain")
+    done(tmp_path, *args, "trainer.compile=true", "out=compiled")
+    a, b = checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "compiled")
+    assert a["model"].keys() == b["model"].keys()
+    assert a["ema"].keys() == b["ema"].keys()
+    for name, value in a["model"].items():
+        torch.testing.assert_close(b["model"][name], value, rtol=1e-4, atol=1e-5)
+    done(tmp_path, "eval", "compiled", "device=cpu")
+    done(tmp_path, "train", "resume=compiled", "trainer.max_steps=5")
+
+
+# Known numbers
+
+GOLDEN = json.loads(golden.FILE.read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_loss(name):
+    assert name in GOLDEN, "a new case: run python tests/golden.py"
+    assert golden.loss(name) == pytest.approx(GOLDEN[name], rel=1e-7)
+
+
+def test_every_golden_loss_has_a_case():
+    assert GOLDEN.keys() == CASES.keys()
+
+
+TOY = ("data=toy", "data.num_train=500", "data.num_valid=200", "data.num_test=200",
+       "trainer.progress=false", "samples.num=0", "trainer.accelerator=cpu")  # fmt: skip
+
+
+@pytest.mark.parametrize("code", ["copy_chain", "parity"])
+def test_a_tiny_model_reaches_the_entropy(code, tmp_path):
+    done(tmp_path, "train", *TOY, f"data.name={code}", "data.num_dims=4", "out=run",
+         "model.hidden_sizes=[64]", "trainer.max_steps=800", "trainer.eval_every=null",
+         "optimizer.lr=0.03", "optimizer.weight_decay=0", "model.activation=tanh")  # fmt: skip
+    gap = metrics(tmp_path / "run")["gap_to_truth"]
+    assert 0 <= gap < 0.02
+    x = load_model(tmp_path / "run").sample(200, generator=torch.Generator().manual_seed(0))
+    if code == "copy_chain":
+        assert bool((x == x[:, :1]).all())
+        assert 60 < int(x[:, 0].sum()) < 140
+    else:
+        assert int((x.sum(1) % 2 == 0).sum()) > 190
