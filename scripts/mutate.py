@@ -71,9 +71,9 @@ def run_tests(folder: Path, tests: list[str]) -> tuple[bool, str]:
     return done.returncode == 0, found.group(1) if found else "(import fails)"
 
 
-def planted(bug: Bug) -> str:
+def planted(bug: Bug, folder: Path) -> str:
     """The file's text with the bug."""
-    source = (ROOT / bug.file).read_text()
+    source = (folder / bug.file).read_text()
     if source.count(bug.old) != 1:
         raise ValueError(
             f"bug {bug.name!r}: its text stands {source.count(bug.old)} times in {bug.file}, "
@@ -88,7 +88,7 @@ def try_bug(bug: Bug, clean: Path) -> tuple[Bug, bool, str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_tree(clean, folder)
-        (folder / bug.file).write_text(planted(bug))
+        (folder / bug.file).write_text(planted(bug, clean))
         survived, test = run_tests(folder, bug.tests)
     return bug, survived, test, time.perf_counter() - start
 
@@ -99,7 +99,7 @@ def main(words: list[str]) -> int:
     if not bugs:
         raise SystemExit(f"no bug has {' or '.join(words)} in its name")
     for bug in bugs:  # a stale one fails here, not after minutes of tests
-        planted(bug)
+        planted(bug, ROOT)
     survivors = []
     wide = max(len(bug.name) for bug in bugs)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
