@@ -143,6 +143,7 @@ def _job(name: str, config) -> float | None:
     """Run a verb's task. A failure is recorded, not raised, so that a sweep goes on."""
     from omegaconf import OmegaConf
 
+    plain = {}
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
@@ -155,35 +156,42 @@ def _job(name: str, config) -> float | None:
             "error": explain(error, name, sys.argv[1:]),
             "traceback": traceback.format_exc(),
         }
-        if "directory" in config:
-            _note_failure(Path(config.get("resume") or config.directory), record)
+        if "directory" in plain:
+            _note_failure(plain, record)
         with open(os.environ["ARMODELS_FAILURES"], "a") as file:
             file.write(json.dumps(record) + "\n")
         return float("nan")
 
 
-def _note_failure(directory: Path, record: dict) -> None:
+def _note_failure(config: dict, record: dict) -> None:
     """Leave status and traceback with the run that broke.
 
     A run that never began touches nothing: an earlier run may own the directory, and the next
-    attempt wants the same ``out``. Within a sweep it is noted, so that the sweep is complete.
+    attempt wants the same ``out``. Within a sweep it counts as one of the runs, and is begun
+    here, so that neither ``compare`` nor TensorBoard misses it.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from armodels.run import RunDirectory
+    from armodels.tracking import Tracker
 
-    if not directory.is_dir():
+    run = RunDirectory(config["resume"] or config["directory"])
+    if not run.path.is_dir():
         return
-    run, empty = RunDirectory(directory), not any(directory.iterdir())
+    if not any(run.path.iterdir()):
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            run.path.rmdir()
+            return
+        run.begin(config)
+        tracker = Tracker(run.path)
+        tracker.start(config)
+        tracker.close(success=False)
     status = run.read_status()
-    began = status["status"] == "running" and status["pid"] == os.getpid()
-    if began or (empty and HydraConfig.get().mode == RunMode.MULTIRUN):
+    if status["status"] == "running" and status["pid"] == os.getpid():
         run.write_status("failed", record["error"])
-        with open(directory / "train.log", "a") as file:
+        with open(run.path / "train.log", "a") as file:
             file.write(record["traceback"])
-    elif empty:
-        directory.rmdir()
 
 
 def _report_failures(records: list[dict], full_error: bool) -> NoReturn:

@@ -29,6 +29,9 @@ COLUMNS = (
     "speed/examples_per_s",
 )
 
+HPARAMS = ("choices", "data", "model", "head", "optimizer", "schedule", "trainer", "seed")
+"""Keys of a run's config that TensorBoard's HParams page shows."""
+
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
     """Nested config -> dotted names of single values, of one type for a key in every run.
@@ -79,10 +82,10 @@ class Tracker:
             table.writeheader()
             table.writerows(rows)
 
-    def start(self, hparams: Mapping) -> None:
-        """Hyperparameters, before the first step."""
+    def start(self, config: Mapping) -> None:
+        """The hyperparameters of a run's config, before its first step."""
         info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-        for name, value in flatten(hparams).items():
+        for name, value in flatten({key: config[key] for key in HPARAMS}).items():
             if isinstance(value, bool):
                 info.hparams[name].bool_value = value
             elif isinstance(value, float):

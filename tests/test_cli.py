@@ -164,7 +164,7 @@ BAD = {
     ),
     "missing-files": (
         ("train", "data=mnist", "data.root=none", "data.download=false"),
-        "put into none/MNIST/raw",
+        "put them into none/MNIST/raw",
     ),
     "devices": (
         ("train", *TINY, "trainer.devices=2"),

@@ -169,9 +169,10 @@ def test_gradient_of_the_values():
 
 # The compiler looks at .grad of what the kernel returned.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_under_compile():
+def test_under_compile(threads):
+    threads(2)
     tiny = model(NADE, spec((5,)), hidden_size=4).net
-    x = torch.randint(2, (9, 5), dtype=torch.uint8)
+    x = torch.randint(2, (20, 5), dtype=torch.uint8)
     compiled_net = torch.compile(tiny, backend="eager")
     assert torch.equal(compiled_net(x), tiny(x))
     compiled_net(x).sum().backward()
@@ -191,9 +192,9 @@ def test_in_a_forked_process(threads):
     expected = kernels.conditionals(*args, "relu").sum().item()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_child, args=(args, queue))
+    child = context.Process(target=_child, args=(args, queue), daemon=True)
     child.start()
-    assert queue.get(timeout=60) == expected
+    assert queue.get(timeout=30) == expected
     child.join()
 
 
@@ -324,6 +325,7 @@ def test_chunks_cover_the_batch():
             parts = []
             compiled.run_chunks(lambda *part, parts=parts: parts.append(part), batch, num_threads)
             parts.sort()
+            assert all(first < last for _, first, last in parts)
             assert [i for _, a, b in parts for i in range(a, b)] == list(range(batch))
             assert [chunk for chunk, _, _ in parts] == list(range(len(parts)))
             assert len(parts) == compiled.chunks(batch, num_threads)[0] <= num_threads

@@ -649,8 +649,7 @@ def _train(trainer: Trainer) -> float:
     if speaks:
         _announce(trainer)
         trainer.tracker = Tracker(directory.path, trainer.state.step)
-        hparams = ("data", "model", "head", "optimizer", "schedule", "trainer", "seed")
-        trainer.tracker.start({key: trainer.config[key] for key in hparams})
+        trainer.tracker.start(trainer.config)
     try:
         trainer.fit()
         metrics = trainer.final_metrics()
