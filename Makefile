@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One thread a worker: several multi-threaded processes on few cores stall each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow lint format bench mutate clean
@@ -23,10 +25,10 @@ train: $(READY)  ## Train MADE on handwritten digits, evaluate it exactly, draw 
 test: $(READY)  ## Lint and run the tests (under three minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)  ## Run every test, also the slow ones
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(READY)  ## Check style
 	$(BIN)/ruff check .

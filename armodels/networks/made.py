@@ -130,14 +130,17 @@ class MADE(Network):
                 degrees = masks.random_degrees(
                     layer.out_features, self.num_steps, lowest, layer_seed
                 )
-            mask = masks.rank_mask(seen, degrees, strict=False)
-            self.register_buffer(f"mask_{i}", mask.to(device), persistent=False)
+            # In the dtype of the weights: a boolean mask would be converted at every step.
+            mask = masks.rank_mask(seen, degrees, strict=False).to(self.bias)
+            self.register_buffer(f"mask_{i}", mask, persistent=False)
             self._degrees.append(degrees)
             seen, lowest = degrees, int(degrees.min())
-        mask = masks.rank_mask(seen, outputs, strict=True) if self.output is not None else None
-        self.register_buffer("mask_output", mask if mask is None else mask.to(device), False)
-        mask = masks.rank_mask(steps, outputs, strict=True) if self.direct is not None else None
-        self.register_buffer("mask_direct", mask if mask is None else mask.to(device), False)
+        if self.output is not None:
+            mask = masks.rank_mask(seen, outputs, strict=True).to(self.bias)
+            self.register_buffer("mask_output", mask, persistent=False)
+        if self.direct is not None:
+            mask = masks.rank_mask(steps, outputs, strict=True).to(self.bias)
+            self.register_buffer("mask_direct", mask, persistent=False)
 
     def with_order(self, order, *, seed=0):
         """The same weights under masks for another order."""

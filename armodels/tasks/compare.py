@@ -9,6 +9,7 @@ import io
 import json
 import math
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
         run, config, first, status = group[0]
         if first is None:
             data = config.get("choices", {}).get("data", "?")
-            told = status["status"] + (f": {status['reason']}" if "reason" in status else "")
+            reason = textwrap.shorten(status.get("reason", ""), 60, placeholder=" ...")
+            told = f"{status['status']}: {reason}" if reason else status["status"]
             nothing = [math.nan] * 3
             yield Row(data, "", label(config), None, str(config.get("seed", "")), *nothing, None,
                       math.nan, told, str(run.path))  # fmt: skip

@@ -278,12 +278,7 @@ class Trainer:
                 # Processes average their gradients: scaled so that each example counts once.
                 fabric.backward(objective * (-fabric.world_size / len(rows)))
             log_prob += objective.detach()
-        norm = fabric.clip_gradients(
-            net,
-            self.optimizer,
-            max_norm=self.settings.max_grad_norm or math.inf,
-            error_if_nonfinite=False,
-        )
+        norm = self._clip(net)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
@@ -291,6 +286,16 @@ class Trainer:
             self.average.update(self.state.step)
         self._pending.append((len(mine), log_prob, norm))
         self.state.examples += len(rows)
+
+    def _clip(self, net: torch.nn.Module) -> Tensor:
+        """The gradient's norm, before it is clipped where that is asked for."""
+        limit = self.settings.max_grad_norm
+        if limit is None and self.settings.precision != "16-mixed":  # whose gradients are scaled
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            return torch.nn.utils.get_total_norm(grads)
+        return self.fabric.clip_gradients(
+            net, self.optimizer, max_norm=limit or math.inf, error_if_nonfinite=False
+        )
 
     def _flush_losses(self) -> None:
         """Bring the losses over from the device; stop at the first that is not finite.
