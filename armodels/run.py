@@ -264,6 +264,16 @@ def restore(
     return Restored(model, state["config"], spec, used, state["step"], file)
 
 
+def from_config(config: Mapping) -> Restored:
+    """The model that a verb's config asks for, by run, checkpoint, eval.weights and device."""
+    return restore(
+        config["run"],
+        checkpoint=config["checkpoint"],
+        weights=config["eval"]["weights"],
+        device=pick_device(config["device"]),
+    )
+
+
 def load_model(path: str | Path, **options) -> DensityModel:
     """The model of a run directory or checkpoint, ready to use; options as in ``restore``."""
     return restore(path, **options).model
@@ -285,14 +295,15 @@ def environment() -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The accelerator or processor, as the system names it."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")

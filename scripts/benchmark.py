@@ -4,12 +4,13 @@ Each comparison alternates its contestants in one process and takes medians, bec
 figures drift: only the ratios of one run mean something. ``make bench`` takes under two minutes.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import armodels  # noqa: F401  (first: it sets how long OpenMP's threads spin)
+
+# isort: split
 import torch
 from torch import Tensor, nn
 
@@ -19,19 +20,10 @@ from armodels.kernels import nade as kernels
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.run import processor
 from armodels.spec import DataSpec
 
 SPEC = DataSpec("random binary images", "image", (1, 28, 28), 2, "probability")
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -175,10 +167,7 @@ def made_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
 
 def main() -> None:
     """Run every comparison."""
-    print(
-        f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, float32"
-    )
+    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     sampling("NADE (500)", build(NADE, hidden_size=500))
     sampling("MADE ([500])", build(MADE, hidden_sizes=[500]))
     nade_training(build(NADE, hidden_size=500))

@@ -74,12 +74,7 @@ def read_image(path: Path, spec: DataSpec) -> Tensor:
 
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
-    restored = run.restore(
-        config["run"],
-        checkpoint=config["checkpoint"],
-        weights=config["eval"]["weights"],
-        device=run.pick_device(config["device"]),
-    )
+    restored = run.from_config(config)
     spec, seed, answers = restored.spec, config["seed"], config["num_completions"]
     if answers < 1:
         raise ValueError(f"num_completions is {answers}; it must be at least 1")

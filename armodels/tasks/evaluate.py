@@ -125,12 +125,7 @@ def load_split(
 
 def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
-    restored = run.restore(
-        config["run"],
-        checkpoint=config["checkpoint"],
-        weights=config["eval"]["weights"],
-        device=run.pick_device(config["device"]),
-    )
+    restored = run.from_config(config)
     spec, x = load_split(restored, config.get("data"), config["split"])
     result = evaluate(
         restored.model, x, config["eval"]["batch_size"], progress=True, name=config["split"]

@@ -16,12 +16,7 @@ def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
     if config["num"] < 1:
         raise ValueError(f"num is {config['num']}; it must be at least 1")
-    restored = run.restore(
-        config["run"],
-        checkpoint=config["checkpoint"],
-        weights=config["eval"]["weights"],
-        device=run.pick_device(config["device"]),
-    )
+    restored = run.from_config(config)
     if config["temperature"] == 0:
         log.warning("temperature 0 follows the mode: expect (nearly) equal samples")
     x, log_prob = restored.model.sample_with_log_prob(

@@ -14,12 +14,7 @@ log = getLogger(__name__)
 
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
-    restored = run.restore(
-        config["run"],
-        checkpoint=config["checkpoint"],
-        weights=config["eval"]["weights"],
-        device=run.pick_device(config["device"]),
-    )
+    restored = run.from_config(config)
     spec, x = load_split(restored, config.get("data"), config["split"])
     values = log_probs(
         restored.model, x, config["eval"]["batch_size"], progress=True, name=config["split"]
