@@ -106,8 +106,10 @@ class _Conditionals(torch.autograd.Function):
             compiled.nade_backward(*arrays[:5], code, arrays[5], first, last, *buffers)
 
         compiled.run_chunks(part, len(values), num_threads)
-        parts = (torch.from_numpy(s) for s in sums)
-        return *(p[0] if num_chunks == 1 else p.sum(0) for p in parts), None, None, None
+        for chunk in range(1, num_chunks):
+            for s in sums:
+                s[0] += s[chunk]
+        return *(torch.from_numpy(s[0]) for s in sums), None, None, None
 
 
 @torch.compiler.disable
