@@ -80,10 +80,8 @@ class Baseline(DensityModel):
         # Double: a fit is solved once, and must not lose digits to the dtype of training.
         self.register_buffer(name, torch.zeros(shape, dtype=torch.double))
 
-    def _require_ready(self, context: Tensor | None, temperature: float = 1.0) -> None:
+    def _require_ready(self, temperature: float = 1.0) -> None:
         name = type(self).__name__
-        if context is not None:
-            raise ValueError(f"model {name} takes no context; leave it out or choose a network")
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; it must be 0 or more")
         if not self.fitted:
@@ -122,7 +120,7 @@ class Baseline(DensityModel):
 
     @final
     def _log_prob(self, x, context):
-        self._require_ready(context)
+        self._require_ready()
         with torch.autocast(x.device.type, enabled=False):
             return self._flat_log_prob(x.flatten(1))
 
@@ -132,7 +130,8 @@ class Baseline(DensityModel):
         self, n, *, context=None, temperature=1.0, generator=None, progress=False
     ):
         """Fill in everything."""
-        self._require_ready(context, temperature)
+        self.check_context(context, n)
+        self._require_ready(temperature)
         device = self.fitted.device
         x = torch.zeros(n, self.spec.num_dims, dtype=self.spec.dtype, device=device)
         known = torch.zeros_like(x, dtype=torch.bool)
@@ -154,7 +153,8 @@ class Baseline(DensityModel):
         progress=False,
     ):
         """Any part given any other."""
-        self._require_ready(context, temperature)
+        self.check_context(context, len(x))
+        self._require_ready(temperature)
         if num_particles < 1:
             raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
         mask = as_mask(observed, x)
@@ -249,7 +249,8 @@ class Independent(Baseline):
 
     def log_prob_map(self, x, context=None):
         """Earlier values say nothing here."""
-        self._require_ready(context)
+        self.check_context(context, len(x))
+        self._require_ready()
         return self._value_log_prob(x.flatten(1)).view(x.shape)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):

@@ -65,6 +65,7 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     if num_orders < 1:
         raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
     made_head = head(head_config, spec)
+    config["context"] = spec.context(config["context"])
     make = functools.partial(orders.make, name, spec.shape, joint=made_head.joint)
     net = instantiate(config, spec, made_head.num_params, make(seed=order_seed))
     one = AutoregressiveModel(net, made_head)

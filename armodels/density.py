@@ -16,7 +16,7 @@ from tqdm import tqdm
 from armodels import orders
 from armodels.heads import Head
 from armodels.networks.base import Network
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class DensityModel(nn.Module, ABC):
     """All that the tasks know about a model."""
 
     spec: DataSpec
+    context: ContextSpec | None = None
+    """What the model is conditioned on; None: nothing."""
 
     @property
     def description(self) -> str:
@@ -61,7 +63,24 @@ class DensityModel(nn.Module, ABC):
             ValueError: A value lies outside the support.
         """
         self.spec.check(x)
+        self.check_context(context, len(x))
         return self._log_prob(x, context)
+
+    @final
+    def check_context(self, context: Tensor | None, batch_size: int) -> None:
+        """Raise ValueError unless ``context`` is what the model is conditioned on."""
+        if self.context is None:
+            if context is not None:
+                raise ValueError(
+                    f"{self.description} takes no context: it was trained without model.context"
+                )
+        elif context is None:
+            raise ValueError(
+                f"{self.description} is conditioned on {self.context.name}: "
+                f"give one for each event"
+            )
+        else:
+            self.context.check(context, batch_size)
 
     @abstractmethod
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -208,6 +227,7 @@ class AutoregressiveModel(DensityModel):
     def __init__(self, net: Network, head: Head):
         super().__init__()
         self.spec = net.spec
+        self.context = net.context
         self.net = net
         self.head = head
 
@@ -290,12 +310,12 @@ class AutoregressiveModel(DensityModel):
                 values, params = fused
                 return values, self._head_log_prob(params, values)
         kind = Network if naive else type(self.net)
-        cache = kind.init_cache(self.net, len(noise))
+        cache = kind.init_cache(self.net, len(noise), context)
         all_values, all_log_probs, pending = [], [], []
         values = None
         steps = range(self.net.num_steps)
         for s in tqdm(steps, desc="sampling", unit="step", delay=1, disable=not progress):
-            params, cache = kind.step(self.net, values, s, cache, context)
+            params, cache = kind.step(self.net, values, s, cache)
             values = self.head.sample(params, noise[:, s], temperature)
             if given is not None:
                 values = torch.where(given[1][:, s, None], given[0][:, s], values)
@@ -325,6 +345,7 @@ class AutoregressiveModel(DensityModel):
         """
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; it must be 0 or more")
+        self.check_context(context, n)
         if noise is None:
             shape = (n, self.net.num_steps, self.head.num_noise)
             noise = draw_noise(shape, generator, self.net.order.device)
@@ -357,6 +378,7 @@ class AutoregressiveModel(DensityModel):
         """
         observed = as_mask(observed, x)
         self.spec.check(x.masked_fill(~observed, 0))
+        self.check_context(context, len(x))
         known = self._to_steps(observed)  # (B, S, K)
         if (known.any(-1) != known.all(-1)).any():
             raise ValueError(
@@ -449,6 +471,7 @@ class OrderMixture(DensityModel):
     def __init__(self, model: AutoregressiveModel, orders: list[tuple[Tensor, int]]):
         super().__init__()
         self.spec = model.spec
+        self.context = model.context
         self.model = model
         self.orders = orders
 
@@ -482,24 +505,18 @@ class OrderMixture(DensityModel):
         self, n, *, context=None, temperature=1.0, generator=None, progress=False
     ):
         """Each event is drawn under an order chosen at random."""
-        if context is not None:
-            raise ValueError("a mixture of orders takes no context yet")
+        self.check_context(context, n)
         device = self.model.net.order.device
-        which = draw_noise((n,), generator, device) * len(self.orders)
-        counts = which.long().bincount(minlength=len(self.orders)).tolist()
-        x = torch.cat(
-            [
-                self.component(i).sample(
-                    count, temperature=temperature, generator=generator, progress=progress
-                )
-                for i, count in enumerate(counts)
-                if count
-            ]
-        )
-        # Sorted by order so far; shuffled, so that any part of the batch is a fair sample.
-        x = x[draw_noise((n,), generator, device).argsort()]
+        which = (draw_noise((n,), generator, device) * len(self.orders)).long()
+        options = {"temperature": temperature, "generator": generator, "progress": progress}
+        x = self.model.sample(0, context=None if context is None else context[:0])
+        x = x.new_empty(n, *self.spec.shape)
+        for i in which.unique().tolist():
+            rows = (which == i).nonzero()[:, 0]
+            given = None if context is None else context[rows]
+            x[rows] = self.component(i).sample(len(rows), context=given, **options)
         with _sampling(self):
-            return x, self._log_prob(x, None)
+            return x, self._log_prob(x, context)
 
     def complete(
         self,

@@ -20,7 +20,7 @@ from armodels import __version__, build
 from armodels.density import DensityModel
 from armodels.spec import DataSpec
 
-FORMAT = 1
+FORMAT = 2
 """Version of the checkpoint format; another one is refused."""
 
 

@@ -11,6 +11,56 @@ MEASURES = ("probability", "density", "bound")
 
 
 @dataclass(frozen=True)
+class ContextSpec:
+    """What a model may be conditioned on, beside the values that it models.
+
+    Attributes:
+        name: Such as ``"label"``; what ``model.context`` names.
+        shape: ``()`` for a class label, ``(V,)`` for a vector, ``(C, H, W)`` for an image.
+        levels: L for integers in {0 .. L-1} (of a label: the number of classes); ``None`` for
+            real values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int | None
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) not in (0, 1, 3) or min(self.shape, default=1) < 1:
+            raise ValueError(f"context {self.name!r} has shape {self.shape}")
+        if not self.shape and self.levels is None:
+            raise ValueError(
+                f"context {self.name!r} is a label, so it needs its number of classes"
+            )
+
+    @property
+    def num_features(self) -> int:
+        """Numbers by which a network reads one context: a label's classes, else its values."""
+        return math.prod(self.shape) if self.shape else self.levels
+
+    def check(self, context: Tensor, batch_size: int) -> None:
+        """Raise ValueError unless ``context`` (B, *shape) has one valid context an event."""
+        if tuple(context.shape) != (batch_size, *self.shape):
+            raise ValueError(
+                f"context {self.name!r} of {batch_size} events must have shape "
+                f"{(batch_size, *self.shape)}, got {tuple(context.shape)}"
+            )
+        if self.levels is None:
+            if not (context.is_floating_point() and torch.isfinite(context).all()):
+                raise ValueError(f"context {self.name!r} must hold finite real values")
+        elif context.is_floating_point():
+            raise ValueError(f"context {self.name!r} holds integers, got {context.dtype}")
+        elif context.numel():
+            low, high = (int(v) for v in torch.aminmax(context))
+            if low < 0 or high >= self.levels:
+                raise ValueError(
+                    f"context {self.name!r} lies in 0..{self.levels - 1}, "
+                    f"got values in {low}..{high}"
+                )
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """Facts about the values of one data set; every model is built from it.
 
@@ -22,6 +72,7 @@ class DataSpec:
         measure: ``"probability"`` (exact, discrete), ``"density"`` (real values) or ``"bound"``
             (on a probability: dequantized data, or a model that has no closed form for levels).
         log_det: log|dz/dx| of the preprocessing x -> z, per example, nats; added to log p(z).
+        contexts: What the data offers to condition a model on.
     """
 
     name: str
@@ -30,9 +81,12 @@ class DataSpec:
     levels: int | None
     measure: str
     log_det: float = 0.0
+    contexts: tuple[ContextSpec, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
+        contexts = (c if isinstance(c, ContextSpec) else ContextSpec(**c) for c in self.contexts)
+        object.__setattr__(self, "contexts", tuple(contexts))
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} of data {self.name!r} is not one of {KINDS}")
         if self.measure not in MEASURES:
@@ -85,9 +139,26 @@ class DataSpec:
                     f"got values in {low}..{high}"
                 )
 
+    def context(self, name: str | None) -> ContextSpec | None:
+        """The context called ``name``; None for None.
+
+        Raises:
+            ValueError: The data does not offer it.
+        """
+        if name is None:
+            return None
+        for one in self.contexts:
+            if one.name == name:
+                return one
+        offers = ", ".join(one.name for one in self.contexts) or "none"
+        raise ValueError(
+            f"model.context is {name!r}, but data {self.name} offers {offers}; "
+            f"use model.context=null"
+        )
+
     def to_dict(self) -> dict:
         """Builtins only, for checkpoints."""
-        return asdict(self) | {"shape": list(self.shape)}
+        return asdict(self)
 
 
 def nats(log_prob, spec: DataSpec):

@@ -4,6 +4,7 @@ A model added later is one line of ``CASES``. Cases keep to 6,561 outcomes where
 the tests enumerate them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,9 +20,13 @@ from armodels.density import (
     OrderMixture,
     draw_noise,
 )
+from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
+
+LABEL = ContextSpec("label", (), 3)
+VECTOR = ContextSpec("features", (2,), None)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Case:
     """
 
     spec: DataSpec
-    build: Callable[[int], DensityModel]
+    build: Callable[..., DensityModel]
     steps: bool = False
     num_orders: int = 1
 
@@ -86,10 +91,58 @@ def autoregressive(
 ) -> Case:
     """One network under one order, with random weights."""
 
-    def build(seed):
-        return _autoregressive(spec, head(spec), network, order, order_seed, keys, scale, seed)
+    def build(seed, context=None):
+        more = keys | {"context": context}
+        return _autoregressive(spec, head(spec), network, order, order_seed, more, scale, seed)
 
     return Case(spec, build, steps=True)
+
+
+class Given(Network):
+    """A network under one context: what must hold of any network must hold of this one."""
+
+    kinds = frozenset({"vector", "image", "sequence"})
+
+    def __init__(self, net: Network, given: Tensor):
+        super().__init__(net.spec, net.num_params, net.order)
+        self.net = net
+        self.given = given
+
+    def _contexts(self, n: int) -> Tensor:
+        return self.given.expand(n, *self.given.shape)
+
+    def forward(self, x, context=None):
+        return self.net(x, self._contexts(len(x)))
+
+    def init_cache(self, batch_size, context=None):
+        return self.net.init_cache(batch_size, self._contexts(batch_size))
+
+    def step(self, values, s, cache):
+        return self.net.step(values, s, cache)
+
+    def set_marginals(self, params):
+        self.net.set_marginals(params)
+
+
+def given(one: Case, context: ContextSpec = LABEL) -> Case:
+    """A case whose network is conditioned on ``context``, under one value of it."""
+
+    def build(seed):
+        model = one.build(seed, context)
+        net = Given(model.net, context_values(context, 2)[1])
+        return AutoregressiveModel(net, model.head).eval()
+
+    return dataclasses.replace(one, build=build)
+
+
+def context_values(spec: ContextSpec, n: int) -> Tensor:
+    """(n, *shape) contexts, no two alike."""
+    if not spec.shape:
+        return torch.arange(n) % spec.levels
+    generator = torch.Generator().manual_seed(n)
+    if spec.levels is None:
+        return torch.randn(n, *spec.shape, generator=generator, dtype=torch.double)
+    return torch.randint(spec.levels, (n, *spec.shape), generator=generator, dtype=torch.uint8)
 
 
 def order_mixture(spec, head, network, *, num_orders=3, scale=0.7, **keys) -> Case:
@@ -209,6 +262,8 @@ CASES: dict[str, Case] = {
     "made-one-real": made(data("vector", 1, levels=None), mixture_of_2, 3),
     "fvsbn": made(BITS, BERNOULLI, order="random", order_seed=7, direct_connections=True),
     "fvsbn-rgb": made(RGB, CATEGORICAL, direct_connections=True),
+    "made-given": given(made(LEVELS, CATEGORICAL, 9, 12, order="random", direct_connections=True)),
+    "nade-given": given(nade(RGB, logistics, 9, order="random"), VECTOR),
     "nade": nade(BITS, BERNOULLI, 12),
     "nade-permuted": nade(BITS, BERNOULLI, 5, order="random", activation="sigmoid"),
     "nade-image": nade(GREY, BERNOULLI, 7, order="columns", activation="elu"),

@@ -558,10 +558,13 @@ def refusals():
     model = fit(Independent(binary), correlated(50, 2, 2))
     x = torch.zeros(3, 2, dtype=torch.uint8)
     known = torch.zeros(2, dtype=torch.bool)
-    yield lambda: model.log_prob(x, torch.zeros(3)), "model Independent takes no context"
-    yield lambda: model.log_prob_map(x, torch.zeros(3)), "takes no context"
-    yield lambda: model.sample(3, context=torch.zeros(3)), "takes no context"
-    yield lambda: model.complete(x, known, context=torch.zeros(3)), "takes no context"
+    yield (
+        lambda: model.log_prob(x, torch.zeros(3)),
+        "Independent takes no context: it was trained without model.context",
+    )
+    yield lambda: model.log_prob_map(x, torch.zeros(3)), "Independent takes no context"
+    yield lambda: model.sample(3, context=torch.zeros(3)), "Independent takes no context"
+    yield lambda: model.complete(x, known, context=torch.zeros(3)), "Independent takes no context"
     yield lambda: model.sample(3, temperature=-1), "temperature is -1; it must be 0 or more"
     yield lambda: model.complete(x, known, num_particles=0), "num_particles is 0"
     yield lambda: model.complete(x, known.int()), "observed must be boolean"

@@ -2,12 +2,24 @@
 
 import contextlib
 import copy
+import inspect
 import math
 import re
 
 import pytest
 import torch
-from cases import BITS, CASES, PLANE, RGB, Case, event_index, every_event
+from cases import (
+    BITS,
+    CASES,
+    LABEL,
+    PLANE,
+    RGB,
+    VECTOR,
+    Case,
+    context_values,
+    event_index,
+    every_event,
+)
 from frequencies import p_value
 
 from armodels import heads, orders
@@ -456,6 +468,74 @@ def test_bfloat16_autocast_agrees_with_float64(case):
     # Parameters keep 8 bits, so a log-probability is good to about 1 in 100.
     assert ((half - exact).abs() <= 0.02 * case.spec.num_dims + 0.05 * exact.abs()).all()
     assert float((half - exact).mean().abs()) < 0.05 * case.spec.num_dims
+
+
+# Context
+
+
+@pytest.mark.parametrize("context", [LABEL, VECTOR], ids=lambda c: c.name)
+@over(lambda case: case.steps and "context" in inspect.signature(case.build).parameters)
+def test_every_step_hears_the_context(case, context):
+    x, contexts = case.events(1), context_values(context, 3)
+    untold, model = case.build(0), case.build(0, context)
+    params = model.net(x.expand(3, *case.spec.shape), contexts)
+    moved = (params[1:] - params[:1]).abs().amax(-1)  # (2, S)
+    assert (moved > 1e-9).all()
+    assert (params[0] != untold.net(x)[0]).any()
+    drawn, log_prob = model.sample_with_log_prob(3, context=contexts, generator=generator())
+    torch.testing.assert_close(log_prob, model.log_prob(drawn, contexts), rtol=0, atol=1e-10)
+    alone = [model.log_prob(x, c[None]) for c in contexts]
+    together = model.log_prob(x.expand(3, *case.spec.shape), contexts)
+    torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-10)
+
+
+def test_completion_and_mixtures_hear_the_context():
+    one, contexts = CASES["made"].build(0, LABEL), context_values(LABEL, 3).repeat(40)
+    mixture = OrderMixture(one, [(orders.make("random", (6,), seed=i), i) for i in range(3)])
+    x, log_prob = mixture.sample_with_log_prob(120, context=contexts, generator=generator())
+    torch.testing.assert_close(log_prob, mixture.log_prob(x, contexts), rtol=0, atol=1e-10)
+    # The bias of one label's own: events of the others stay as they are.
+    one.net.conditioning[-1].weight[:, 1] = 80.0
+    for model in (one, mixture):
+        drawn = model.sample(120, context=contexts, generator=generator())
+        assert (drawn[contexts == 1] == 1).all()
+        assert not (drawn[contexts != 1] == 1).all()
+        done = model.complete(
+            x, torch.arange(6) < 2, context=contexts, num_particles=3, generator=generator()
+        ).values
+        assert (done[contexts == 1][:, 2:] == 1).all()
+        assert not (done[contexts != 1][:, 2:] == 1).all()
+
+
+def test_contexts_that_do_not_fit_are_refused():
+    case = CASES["made"]
+    plain, told, x = case.build(0), case.build(0, LABEL), case.events(3)
+    name = "MADE with bernoulli head"
+    labels = torch.tensor([0, 1, 2])
+    known = torch.ones(6, dtype=torch.bool)
+    for call in (
+        lambda model, c: model.log_prob(x, c),
+        lambda model, c: model.sample(3, context=c),
+        lambda model, c: model.complete(x, known, context=c),
+    ):
+        with refuses(f"{name} takes no context: it was trained without model.context"):
+            call(plain, labels)
+        with refuses(f"{name} is conditioned on label: give one for each event"):
+            call(told, None)
+        with refuses("context 'label' lies in 0..2, got values in 0..3"):
+            call(told, torch.tensor([0, 1, 3]))
+        with refuses("context 'label' of 3 events must have shape (3,), got (2,)"):
+            call(told, labels[:2])
+        with refuses("context 'label' holds integers, got torch.float32"):
+            call(told, labels.float())
+    mixture = OrderMixture(told, [(told.net.order, 0)])
+    with refuses(
+        f"mixture of 1 orders of {name} is conditioned on label: give one for each event"
+    ):
+        mixture.sample(3)
+    vector = case.build(0, VECTOR)
+    with refuses("context 'features' must hold finite real values"):
+        vector.log_prob(x, torch.full((3, 2), math.nan))
 
 
 # Temperature and generators

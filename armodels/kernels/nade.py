@@ -32,7 +32,7 @@ def reference(
 
     Args:
         weight: W, (D, E, H).
-        hidden_bias: c, (H,).
+        hidden_bias: c, (H,), or (B, H).
         output: V, (S, P, H); a step's row stands at the first event index that it writes.
         order: (S, K).
         values: (B, S, K) of the weight's dtype: with E = 1 the numbers that scale W's rows,
@@ -123,10 +123,12 @@ def conditionals(
 ) -> Tensor:
     """As ``reference``, fused where that can be: float32 or float64 on the CPU.
 
-    Values that need a gradient themselves take the reference, too.
+    Values that need a gradient themselves take the reference, too, and so does a hidden bias
+    that differs between examples.
     """
     arguments = (weight, hidden_bias, output, order, values, activation)
-    if fits(weight, hidden_bias, output, values) and not values.requires_grad:
+    shared = hidden_bias.ndim == 1 and not values.requires_grad
+    if shared and fits(weight, hidden_bias, output, values):
         return _Conditionals.apply(*arguments)
     return reference(*arguments)
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 class Network(nn.Module, ABC):
@@ -19,12 +19,19 @@ class Network(nn.Module, ABC):
         spec: What a datum is.
         num_params: Parameters per step, P (from the head).
         order: Flat indices written at each step, (S, K).
+        context: What the model is conditioned on, if anything.
     """
 
     kinds: ClassVar[frozenset[str]]
     """Kinds of data that the network accepts."""
 
-    def __init__(self, spec: DataSpec, num_params: int, order: Tensor):
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        context: ContextSpec | None = None,
+    ):
         super().__init__()
         if spec.kind not in self.kinds:
             raise ValueError(
@@ -33,6 +40,7 @@ class Network(nn.Module, ABC):
             )
         self.spec = spec
         self.num_params = num_params
+        self.context = context
         # Rebuilt from the config that a checkpoint stores, as every mask is: never saved twice.
         self.register_buffer("order", order, persistent=False)
 
@@ -43,32 +51,34 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, *event) -> (B, S, P), in generation order."""
+        """(B, *event) -> (B, S, P), in generation order; context (B, *context.shape) if any."""
 
-    def init_cache(self, batch_size: int) -> Any:
-        """State before the first step; a plain value that ``step`` takes and returns."""
+    def init_cache(self, batch_size: int, context: Tensor | None = None) -> Any:
+        """State before the first step; a plain value that ``step`` takes and returns.
+
+        The context is given here, once, so that what follows from it is computed once.
+        """
         # Real values are as precise as the weights: a float32 copy would be another event.
         real = self.spec.levels is None
         dtype = next(self.parameters()).dtype if real else self.spec.dtype
-        return torch.zeros(batch_size, self.spec.num_dims, dtype=dtype, device=self.order.device)
+        x = torch.zeros(batch_size, self.spec.num_dims, dtype=dtype, device=self.order.device)
+        return x, context
 
-    def step(
-        self, values: Tensor | None, s: int, cache: Any, context: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
+    def step(self, values: Tensor | None, s: int, cache: Any) -> tuple[Tensor, Any]:
         """Parameters of step s, given the values of the step before.
 
         Args:
             values: (B, K) values written at step s - 1; None at step 0.
             s: The step, called in turn from 0 to S - 1.
             cache: What ``init_cache`` or the previous call returned.
-            context: What the model is conditioned on.
 
         Returns:
             (B, P) parameters and the cache.
         """
+        x, context = cache
         if s > 0:
-            cache[:, self.order[s - 1]] = values
-        return self(cache.view(-1, *self.spec.shape), context)[:, s], cache
+            x[:, self.order[s - 1]] = values
+        return self(x.view(-1, *self.spec.shape), context)[:, s], cache
 
     def fused_walk(
         self, family: str, noise: Tensor, temperature: float, context: Tensor | None = None

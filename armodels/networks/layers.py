@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "elu": nn.ELU}
 
@@ -51,3 +51,68 @@ class Encoding(nn.Module):
         if self.scale != (1.0, 0.0):
             x = x * self.scale[0] + self.scale[1]
         return x[..., None]
+
+
+def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> Tensor:
+    """How a network reads a context: (B, *shape) -> (B, *shape) floats; a label: (B, L) one-hot.
+
+    Levels that are no label are scaled to [-1, 1].
+    """
+    if not spec.shape:
+        return F.one_hot(context.long(), spec.levels).to(dtype)
+    context = context.to(dtype)
+    return context if spec.levels is None else context * (2 / (spec.levels - 1)) - 1
+
+
+class Conditioning(nn.Module):
+    """A bias that depends on the context: (B, *context) -> (B, F).
+
+    Starts at zero: before training the model ignores its context.
+
+    Args:
+        context: What the model is conditioned on.
+        num_outputs: F.
+    """
+
+    def __init__(self, context: ContextSpec, num_outputs: int):
+        super().__init__()
+        self.context = context
+        self.weight = nn.Parameter(torch.zeros(num_outputs, context.num_features))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """(B, *context) -> (B, F)."""
+        features = context_features(self.context, context, self.weight.dtype)
+        return F.linear(features.flatten(1), self.weight)
+
+
+class SpatialConditioning(nn.Module):
+    """A bias on feature maps that depends on the context: (B, *context) -> (B, F, H or 1, W or 1).
+
+    A label or vector gives each map one bias. An image is brought to H x W (each of its pixels
+    covers as many as it must) and read by two unmasked convolutions, so that each place sees
+    what the context says about its surroundings. Starts at zero, as ``Conditioning``.
+
+    Args:
+        context: What the model is conditioned on.
+        num_channels: F.
+        size: (H, W).
+    """
+
+    def __init__(self, context: ContextSpec, num_channels: int, size: tuple[int, int]):
+        super().__init__()
+        self.context = context
+        self.size = tuple(size)
+        if len(context.shape) == 3:
+            self.read = nn.Conv2d(context.shape[0], num_channels, 5, padding=2)
+            self.write = nn.Conv2d(num_channels, num_channels, 5, padding=2, bias=False)
+            nn.init.zeros_(self.write.weight)
+        else:
+            self.bias = Conditioning(context, num_channels)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """(B, *context) -> (B, F, H, W) or (B, F, 1, 1)."""
+        if len(self.context.shape) != 3:
+            return self.bias(context)[:, :, None, None]
+        maps = context_features(self.context, context, self.write.weight.dtype)
+        maps = F.interpolate(maps, self.size, mode="nearest")
+        return self.write(F.elu(self.read(maps)))

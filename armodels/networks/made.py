@@ -11,7 +11,7 @@ from armodels import masks, orders
 from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import Network
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 class MADECache(NamedTuple):
@@ -20,12 +20,13 @@ class MADECache(NamedTuple):
     weights: list[Tensor]
     """Masked weight of each hidden layer, rows and columns sorted by degree."""
     biases: list[Tensor]
+    """(H,) or, with a context, (B, H) of each hidden layer, sorted likewise."""
     output: Tensor | None
     """(S, P, H) masked weight of the output layer, columns sorted by degree."""
     direct: Tensor | None
     """(S, P, D E) masked direct connections, columns in generation order."""
     bias: Tensor
-    """(S, P)."""
+    """(S, P) or, with a context, (B, S, P)."""
     counts: list[list[int]]
     """counts[l][m]: units of layer l of degree below m."""
     inputs: Tensor
@@ -41,6 +42,7 @@ class MADE(Network):
     the parameters of step s see units of degree < s.
 
     Accepts: vector, image, sequence. Order: any; several share weights (``with_order``).
+    Context: a bias on every hidden unit and every parameter.
     Cache: hidden units sorted by degree, each computed once, when its last input is known.
 
     Args:
@@ -54,6 +56,7 @@ class MADE(Network):
         connectivity: Degrees spread ``"even"``, or drawn at ``"random"``.
         encoding: How values are read, see ``layers.Encoding``.
         connectivity_seed: Of random connectivity.
+        context: What the model is conditioned on, if anything.
 
     Shapes:
         x: (B, *event).
@@ -84,8 +87,9 @@ class MADE(Network):
         connectivity: str = "even",
         encoding: str = "auto",
         connectivity_seed: int = 0,
+        context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order)
+        super().__init__(spec, num_params, order, context)
         if not hidden_sizes and not direct_connections:
             raise ValueError("hidden_sizes is empty: that needs direct_connections=true (FVSBN)")
         if connectivity not in ("even", "random"):
@@ -107,6 +111,8 @@ class MADE(Network):
         )
         # Rows of the outputs are laid out by event, not by step: orders share them.
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
+        widths = [*hidden_sizes, num_outputs] if context else []
+        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
         for layer in (self.output, self.direct):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
@@ -157,20 +163,26 @@ class MADE(Network):
     def forward(self, x, context=None):
         """(B, *event) -> (B, S, P)."""
         inputs = self.encode(x.flatten(1), self.bias.dtype).flatten(1)  # (B, D E)
+        given = [read(context) for read in self.conditioning]
         h = inputs
         for i, layer in enumerate(self.hidden):
-            weight = layer.weight * self.get_buffer(f"mask_{i}")
-            h = self.dropout(self.activation(F.linear(h, weight, layer.bias)))
+            h = F.linear(h, layer.weight * self.get_buffer(f"mask_{i}"), layer.bias)
+            if given:
+                h = h + given[i]
+            h = self.dropout(self.activation(h))
         params = self.bias.flatten()
         if self.output is not None:
             params = F.linear(h, self.output.weight * self.mask_output, params)
         if self.direct is not None:
             params = params + F.linear(inputs, self.direct.weight * self.mask_direct)
+        if given:
+            params = params + given[-1]
         params = params.view(-1, self.num_steps, self.num_params)
         return params.index_select(1, self.rows)  # (B, S, P)
 
-    def init_cache(self, batch_size):
+    def init_cache(self, batch_size, context=None):
         """Sort every weight by when its input is known."""
+        given = [read(context) for read in self.conditioning]
         num_features = self.encode.num_features
         columns = self.order.flatten()[:, None] * num_features
         columns = (columns + torch.arange(num_features, device=columns.device)).flatten()
@@ -189,7 +201,8 @@ class MADE(Network):
             by_degree = degrees.argsort(stable=True)
             weight = layer.weight * self.get_buffer(f"mask_{i}")
             weights.append(weight[by_degree.to(columns.device)][:, columns])
-            biases.append(layer.bias[by_degree.to(columns.device)])
+            bias = layer.bias + given[i] if given else layer.bias
+            biases.append(bias[..., by_degree.to(columns.device)])
             below = torch.arange(self.num_steps + 1)
             counts.append(torch.searchsorted(degrees[by_degree], below).tolist())
             units.append(inputs.new_zeros(batch_size, len(degrees)))
@@ -197,10 +210,13 @@ class MADE(Network):
         output = None
         if self.output is not None:
             output = sort_rows(self.output.weight * self.mask_output, columns)
-        bias = self.bias[self.rows]
+        bias = self.bias
+        if given:
+            bias = bias + given[-1].view(-1, *bias.shape)
+        bias = bias[..., self.rows, :]
         return MADECache(weights, biases, output, direct, bias, counts, inputs, units)
 
-    def step(self, values, s, cache, context=None):
+    def step(self, values, s, cache):
         """Compute the units whose last input was just written, then one step's parameters."""
         known = 0
         if s > 0:
@@ -215,10 +231,10 @@ class MADE(Network):
             if last > first:
                 fan_in = weight[first:last, : seen.shape[1]]
                 units[:, first:last] = self.activation(
-                    torch.addmm(bias[first:last], seen, fan_in.T)
+                    torch.addmm(bias[..., first:last], seen, fan_in.T)
                 )
             seen = units[:, :last]
-        params = cache.bias[s]
+        params = cache.bias[..., s, :]
         if cache.output is not None:
             params = torch.addmm(params, seen, cache.output[s, :, : seen.shape[1]].T)
         if cache.direct is not None:

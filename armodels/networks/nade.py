@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from armodels.kernels import nade as kernels
 from armodels.networks import layers
 from armodels.networks.base import Network
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 class NADECache(NamedTuple):
@@ -20,7 +20,7 @@ class NADECache(NamedTuple):
     output: Tensor
     """(S, H, P)."""
     bias: Tensor
-    """(S, P)."""
+    """(S, P) or, with a context, (B, S, P)."""
     total: Tensor
     """(B, H) pre-activations."""
 
@@ -32,8 +32,9 @@ class NADE(Network):
     an event costs O(D H). With real values and a mixture head this is RNADE.
 
     Accepts: vector, image, sequence. Order: any; several share weights (``with_order``).
+    Context: a bias on every hidden unit and every parameter.
     Cache: the pre-activation. On the CPU the forward pass, its gradient and the sampling loop
-    are fused (``armodels.kernels.nade``).
+    are fused (``armodels.kernels.nade``), without a context.
 
     Args:
         spec: What a datum is.
@@ -42,6 +43,7 @@ class NADE(Network):
         hidden_size: Units of the hidden layer, H.
         activation: relu, sigmoid, tanh or elu.
         encoding: How values are read, see ``layers.Encoding``.
+        context: What the model is conditioned on, if anything.
 
     Shapes:
         x: (B, *event).
@@ -68,8 +70,9 @@ class NADE(Network):
         hidden_size: int = 500,
         activation: str = "relu",
         encoding: str = "auto",
+        context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order)
+        super().__init__(spec, num_params, order, context)
         if hidden_size < 1:
             raise ValueError(f"hidden_size is {hidden_size}; it must be at least 1")
         self.encode = layers.Encoding(spec, encoding)
@@ -82,6 +85,8 @@ class NADE(Network):
         self.hidden_bias = nn.Parameter(torch.zeros(hidden_size))
         self.output = nn.Parameter(torch.empty(self.num_steps, num_params, hidden_size))
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
+        widths = [hidden_size, self.num_steps * num_params] if context else []
+        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
         nn.init.normal_(self.weight, std=spec.num_dims**-0.5)
         nn.init.normal_(self.output, std=0.01)
         self._set_order(order)
@@ -104,39 +109,49 @@ class NADE(Network):
         with torch.no_grad():
             self.bias[self.rows] = params.to(self.bias)
 
+    def _biases(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the hidden units, (H,), and in generation order (S, P); with a context (B, ...)."""
+        hidden, bias = self.hidden_bias, self.bias
+        if context is not None:
+            hidden = hidden + self.conditioning[0](context)
+            bias = bias + self.conditioning[1](context).view(-1, *bias.shape)
+        return hidden, bias[..., self.rows, :]
+
     def forward(self, x, context=None):
         """(B, *event) -> (B, S, P)."""
         x = x.flatten(1)
+        hidden_bias, bias = self._biases(context)
         if self.encode.one_hot:
             values = x.to(self.weight.dtype)  # levels: each picks its row of the weights
         else:
             values = self.encode(x, self.weight.dtype)[..., 0]
         params = kernels.conditionals(
             self.weight,
-            self.hidden_bias,
+            hidden_bias,
             self.output,
             self.order,
             values.index_select(1, self.order.flatten()).unflatten(1, self.order.shape),
             self._activation,
         )
-        return params + self.bias[self.rows]
+        return params + bias
 
-    def init_cache(self, batch_size):
+    def init_cache(self, batch_size, context=None):
         """Nothing read yet."""
+        hidden_bias, bias = self._biases(context)
         return NADECache(
             self.weight[self.order].flatten(1, 2),
             self.output[self.rows].transpose(1, 2),
-            self.bias[self.rows],
-            self.hidden_bias.repeat(batch_size, 1),
+            bias,
+            hidden_bias.expand(batch_size, -1).clone(),
         )
 
-    def step(self, values, s, cache, context=None):
+    def step(self, values, s, cache):
         """Read what was just written, then one step's parameters."""
         if s > 0:
             new = self.encode(values, cache.total.dtype).flatten(1)  # (B, K E)
             cache.total.addmm_(new, cache.weight[s - 1])
         hidden = self.activation(cache.total)
-        return torch.addmm(cache.bias[s], hidden, cache.output[s]), cache
+        return torch.addmm(cache.bias[..., s, :], hidden, cache.output[s]), cache
 
     def fused_walk(self, family, noise, temperature, context=None):
         """For heads of logits."""
