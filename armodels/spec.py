@@ -72,7 +72,7 @@ class DataSpec:
         measure: ``"probability"`` (exact, discrete), ``"density"`` (real values) or ``"bound"``
             (on a probability: dequantized data, or a model that has no closed form for levels).
         log_det: log|dz/dx| of the preprocessing x -> z, per example, nats; added to log p(z).
-        contexts: What the data offers to condition a model on.
+        contexts: What is stored beside the values, to condition a model on.
     """
 
     name: str
@@ -139,22 +139,9 @@ class DataSpec:
                     f"got values in {low}..{high}"
                 )
 
-    def context(self, name: str | None) -> ContextSpec | None:
-        """The context called ``name``; None for None.
-
-        Raises:
-            ValueError: The data does not offer it.
-        """
-        if name is None:
-            return None
-        for one in self.contexts:
-            if one.name == name:
-                return one
-        offers = ", ".join(one.name for one in self.contexts) or "none"
-        raise ValueError(
-            f"model.context is {name!r}, but data {self.name} offers {offers}; "
-            f"use model.context=null"
-        )
+    def given(self, context: ContextSpec | None) -> str:
+        """Name of numbers about p(x | context): never ranked with those about p(x)."""
+        return self.name if context is None else f"{self.name}|{context.name}"
 
     def to_dict(self) -> dict:
         """Builtins only, for checkpoints."""

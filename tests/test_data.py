@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from armodels import contexts
 from armodels.data import base, mnist
 from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
 from armodels.data.digits import Digits
@@ -54,6 +55,10 @@ def files(tmp_path, monkeypatch):
         header = np.array([0x803, num, 28, 28], ">i4").tobytes()
         return header + rng.randint(256, size=(num, 28, 28), dtype=np.uint8).tobytes()
 
+    def idx_labels(num: int) -> bytes:
+        header = np.array([0x801, num], ">i4").tobytes()
+        return header + (np.arange(num) % 10).astype(np.uint8).tobytes()
+
     def amat(num: int) -> bytes:
         rows = rng.randint(2, size=(num, 784))
         return "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
@@ -62,6 +67,9 @@ def files(tmp_path, monkeypatch):
         raw = tmp_path / cls.dataset / "raw"
         sizes = zip(cls.checksums, (NUM_TRAIN, NUM_TEST), strict=True)
         monkeypatch.setattr(cls, "checksums", {n: write(raw / n, idx(num)) for n, num in sizes})
+        sizes = zip(cls.label_checksums, (NUM_TRAIN, NUM_TEST), strict=True)
+        checksums = {n: write(raw / n, idx_labels(num)) for n, num in sizes}
+        monkeypatch.setattr(cls, "label_checksums", checksums)
     sizes = zip(mnist.FIXED_CHECKSUMS, (20, 5, 6), strict=True)
     folder = tmp_path / "binarized_mnist"
     checksums = {n: write(folder / n, amat(num)) for n, num in sizes}
@@ -101,6 +109,10 @@ def test_source_keeps_its_word(name, files):
         assert int(splits.split("train").max()) == splits.spec.levels - 1
     with pytest.raises(ValueError, match="'val' is unknown; choose from train, valid, test"):
         splits.split("val")
+    for wanted in contexts.available(splits.spec).values():
+        for part in ("train", "valid", "test"):
+            x = splits.split(part)
+            wanted.check(splits.context(wanted, part, x, slice(None)), len(x))
 
 
 def test_spec_needs_no_files(tmp_path):
