@@ -559,7 +559,8 @@ class Uniform(Baseline):
 
     def log_prob_map(self, x, context=None):
         """Earlier values say nothing here."""
-        self._require_ready(context)
+        self.check_context(context, len(x))
+        self._require_ready()
         return self._value_log_prob(x.flatten(1)).view(x.shape)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):
@@ -706,7 +707,8 @@ class Histogram(Baseline):
 
     def log_prob_map(self, x, context=None):
         """Of separate bins; a joint cell has no shares."""
-        self._require_ready(context)
+        self.check_context(context, len(x))
+        self._require_ready()
         if self.joint:
             return None
         return self._value_log_prob(x.flatten(1)).view(x.shape)

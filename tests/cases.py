@@ -30,6 +30,7 @@ from armodels.density import (
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.separate import SeparateMLPs
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
@@ -244,6 +245,12 @@ def nade(spec, head, size, activation="tanh", **keys) -> Case:
     return autoregressive(spec, head, NADE, hidden_size=size, activation=activation, **keys)
 
 
+def separate(spec, head, *sizes, activation="tanh", **keys) -> Case:
+    return autoregressive(
+        spec, head, SeparateMLPs, hidden_sizes=list(sizes), activation=activation, **keys
+    )
+
+
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
 
@@ -285,6 +292,13 @@ CASES: dict[str, Case] = {
     "nade-mog": nade(PLANE, mixture_of_2, 6, scale=0.4),
     "nade-mog-uniform": nade(SPACE, uniform_mixture_of_3, 6, order="random", scale=0.4),
     "nade-one-bit": nade(data("vector", 1, levels=2), BERNOULLI, 3),
+    "separate-mog": separate(PLANE, mixture_of_2, 6, scale=0.4),
+    "separate-mog-uniform": separate(SPACE, uniform_mixture_of_3, 6, order="random", scale=0.4),
+    "separate-linear": separate(BITS, BERNOULLI, order="random"),
+    "separate-rgb-joint": separate(RGB, logistics, 6, order="reverse", dropout=0.5),
+    "separate-deep": separate(GREY, BERNOULLI, 4, 5, order="columns", activation="elu"),
+    "separate-given": given(separate(LEVELS, CATEGORICAL, 5, order="reverse")),
+    "separate-one-bit": separate(data("vector", 1, levels=2), BERNOULLI, 3),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
