@@ -155,7 +155,7 @@ def test_complete_uses_the_context(folder):
         ),
         (
             ("complete", "run=told", "image=white.png", "label=9"),
-            "context 'label' lies in 0..2, got values in 9..9",
+            "context 'label' has levels 0..2, got values in 9..9",
         ),
         (
             ("complete", "run=untold", "image=white.png", "label=1"),
