@@ -1,4 +1,4 @@
-"""Masks: pure functions from ranks to boolean matrices, and the degrees of hidden units."""
+"""Masks: pure functions from ranks to boolean tensors, and the degrees of hidden units."""
 
 import numpy as np
 import torch
@@ -18,6 +18,31 @@ def rank_mask(in_ranks: Tensor, out_ranks: Tensor, *, strict: bool) -> Tensor:
     """
     seen, seer = in_ranks[None, :], out_ranks[:, None]
     return seen < seer if strict else seen <= seer
+
+
+def convolution_mask(
+    in_groups: Tensor, out_groups: Tensor, height: int, width: int, *, strict: bool
+) -> Tensor:
+    """What a convolution in raster order may see: rows above, then its own row up to the pixel.
+
+    The kernel's last row is the pixel's own. Of the pixel itself, an output sees the channels of
+    earlier groups (those written before it); all channels of other pixels are alike.
+
+    Args:
+        in_groups: (I,) group of each input channel.
+        out_groups: (O,) group of each output channel.
+        height: Rows of the kernel, the pixel's own included.
+        width: Columns of the kernel, odd; the pixel stands in the middle one.
+        strict: True for the values (mask A: group < group), False between hidden layers (mask B:
+            group <= group).
+
+    Returns:
+        (O, I, height, width) bool.
+    """
+    mask = torch.ones(len(out_groups), len(in_groups), height, width, dtype=torch.bool)
+    mask[:, :, -1, width // 2 + 1 :] = False
+    mask[:, :, -1, width // 2] = rank_mask(in_groups, out_groups, strict=strict)
+    return mask
 
 
 def even_degrees(num_units: int, num_steps: int) -> Tensor:

@@ -30,11 +30,13 @@ from armodels.density import (
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.separate import SeparateMLPs
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
 VECTOR = ContextSpec("features", (2,), None)
+PICTURE = ContextSpec("picture", (2, 2, 1), 3)
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ BITS = data("vector", 6, levels=2)
 GREY = data("image", 1, 2, 3, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
 RGB_BITS = data("image", 3, 1, 3, levels=2)
+TALL = data("image", 1, 3, 2, levels=3)
+TALL_RGB = data("image", 3, 2, 1, levels=2)
 LEVELS = data("vector", 4, levels=5)
 PLANE = data("vector", 2, levels=None)
 SPACE = data("vector", 4, levels=None)
@@ -249,6 +253,16 @@ def separate(spec, head, *sizes, activation="tanh", **keys) -> Case:
     return autoregressive(
         spec, head, SeparateMLPs, hidden_sizes=list(sizes), activation=activation, **keys
     )
+
+
+def pixelcnn(spec, head, size, activation="tanh", num_layers=3, **keys) -> Case:
+    sizes = {"num_layers": num_layers, "num_channels": size, "activation": activation}
+    return autoregressive(spec, head, PixelCNN, **sizes, **keys)
+
+
+def gated(spec, head, size, activation="tanh", num_layers=3, **keys) -> Case:
+    sizes = {"num_layers": num_layers, "num_channels": size, "activation": activation}
+    return autoregressive(spec, head, GatedPixelCNN, **sizes, **keys)
 
 
 def made_orders(spec, head, *sizes, **keys) -> Case:
@@ -299,6 +313,19 @@ CASES: dict[str, Case] = {
     "separate-deep": separate(GREY, BERNOULLI, 4, 5, order="columns", activation="elu"),
     "separate-given": given(separate(LEVELS, CATEGORICAL, 5, order="reverse")),
     "separate-one-bit": separate(data("vector", 1, levels=2), BERNOULLI, 3),
+    "pixelcnn": pixelcnn(GREY, BERNOULLI, 4, dropout=0.5),
+    "pixelcnn-tall": pixelcnn(TALL, CATEGORICAL, 3, residual=False, activation="elu"),
+    "pixelcnn-rgb": pixelcnn(RGB, CATEGORICAL, 4, scale=0.5),
+    "pixelcnn-rgb-plain": pixelcnn(RGB_BITS, BERNOULLI, 5, residual=False),
+    "pixelcnn-rgb-joint": pixelcnn(RGB, logistics, 4),
+    "pixelcnn-one-pixel": pixelcnn(data("image", 1, 1, 1, levels=4), CATEGORICAL, 2, num_layers=1),
+    "pixelcnn-given": given(pixelcnn(RGB_BITS, BERNOULLI, 4, scale=0.4), PICTURE),
+    "gated-pixelcnn": gated(GREY, BERNOULLI, 5, dropout=0.5),
+    "gated-pixelcnn-tall": gated(TALL, CATEGORICAL, 3, first_kernel_size=5),
+    "gated-pixelcnn-rgb": gated(RGB, CATEGORICAL, 5, scale=0.5, encoding="scaled"),
+    "gated-pixelcnn-rgb-joint": gated(RGB, logistics, 3),
+    "gated-pixelcnn-one-layer": gated(RGB_BITS, BERNOULLI, 3, num_layers=1),
+    "gated-pixelcnn-given": given(gated(TALL_RGB, BERNOULLI, 4), PICTURE),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
