@@ -23,6 +23,8 @@ from armodels.density import (
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.pixel_snail import PixelSNAIL
+from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
@@ -122,6 +124,9 @@ class Given(Network):
 
     def set_marginals(self, params):
         self.net.set_marginals(params)
+
+    def initialize(self, x):
+        self.net.initialize(x)
 
 
 def given(one: Case, context: ContextSpec = LABEL) -> Case:
@@ -234,6 +239,16 @@ def nade(spec, head, size, activation="tanh", **keys) -> Case:
     return autoregressive(spec, head, NADE, hidden_size=size, activation=activation, **keys)
 
 
+def pixelcnn_pp(spec, head, num_stages, num_channels=2, **keys) -> Case:
+    keys = {"num_resnets": 1, "num_stages": num_stages, "num_channels": num_channels} | keys
+    return autoregressive(spec, head, PixelCNNPP, **keys)
+
+
+def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
+    sizes = {"num_channels": 2, "num_key_channels": 2, "num_value_channels": 3, "num_resnets": 1}
+    return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
+
+
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
 
@@ -275,6 +290,14 @@ CASES: dict[str, Case] = {
     "nade-mog": nade(PLANE, mixture_of_2, 6, scale=0.4),
     "nade-mog-uniform": nade(SPACE, uniform_mixture_of_3, 6, order="random", scale=0.4),
     "nade-one-bit": nade(data("vector", 1, levels=2), BERNOULLI, 3),
+    "pixelcnn-pp": pixelcnn_pp(GREY, BERNOULLI, 2, dropout=0.5),
+    "pixelcnn-pp-rgb": pixelcnn_pp(RGB, CATEGORICAL, 1),
+    "pixelcnn-pp-rgb-joint": pixelcnn_pp(RGB_BITS, logistics, 2),
+    "pixelcnn-pp-given": given(pixelcnn_pp(GREY, BERNOULLI, 1)),
+    "pixel-snail": pixel_snail(GREY, BERNOULLI, 2, dropout=0.5),
+    "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
+    "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
+    "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
