@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CATEGORICAL, VECTOR, autoregressive, data, logistics, random_events
+from cases import CATEGORICAL, autoregressive, context_values, data, logistics, random_events
 from test_invariants import refuses
 
 from armodels import heads, orders
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.shifted import Convolution, Starting, Whole
+from armodels.spec import ContextSpec
+
+PICTURE = ContextSpec("picture", (2, 3, 4), None)
 
 PP = {"num_channels": 3, "num_resnets": 2}
 SNAIL = {"num_channels": 3, "num_blocks": 2, "num_key_channels": 2, "num_value_channels": 3}
@@ -186,14 +189,14 @@ def test_forward_is_the_papers_structure(kind, keys):
 
 
 @over_networks
-@pytest.mark.parametrize("context", [None, VECTOR], ids=["alone", "given"])
+@pytest.mark.parametrize("context", [None, PICTURE], ids=["alone", "given"])
 @torch.no_grad()
 def test_cached_step_equals_naive_step_on_odd_sizes(kind, keys, context):
     for shape, head in (((1, 3, 5), CATEGORICAL), ((3, 5, 4), logistics), ((2, 1, 5), CATEGORICAL),
                         ((1, 4, 1), CATEGORICAL), ((1, 1, 1), CATEGORICAL)):  # fmt: skip
         case = autoregressive(data("image", *shape, levels=3), head, kind, **keys)
         net, x = case.build(0, context).net, case.events(3)
-        given = None if context is None else torch.randn(3, 2, dtype=torch.double)
+        given = None if context is None else context_values(context, 3)
         values = x.flatten(1)[:, net.order]
         cache, rows = net.init_cache(3, given), []
         for s in range(net.num_steps):
