@@ -30,7 +30,9 @@ from armodels.density import (
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.separate import SeparateMLPs
 from armodels.spec import ContextSpec, DataSpec
 
@@ -135,6 +137,9 @@ class Given(Network):
 
     def set_marginals(self, params):
         self.net.set_marginals(params)
+
+    def initialize(self, x):
+        self.net.initialize(x)
 
 
 def given(one: Case, context: ContextSpec = LABEL) -> Case:
@@ -265,6 +270,16 @@ def gated(spec, head, size, activation="tanh", num_layers=3, **keys) -> Case:
     return autoregressive(spec, head, GatedPixelCNN, **sizes, **keys)
 
 
+def pixelcnn_pp(spec, head, num_stages, num_channels=2, **keys) -> Case:
+    keys = {"num_resnets": 1, "num_stages": num_stages, "num_channels": num_channels} | keys
+    return autoregressive(spec, head, PixelCNNPP, **keys)
+
+
+def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
+    sizes = {"num_channels": 2, "num_key_channels": 2, "num_value_channels": 3, "num_resnets": 1}
+    return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
+
+
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
 
@@ -326,6 +341,14 @@ CASES: dict[str, Case] = {
     "gated-pixelcnn-rgb-joint": gated(RGB, logistics, 3),
     "gated-pixelcnn-one-layer": gated(RGB_BITS, BERNOULLI, 3, num_layers=1),
     "gated-pixelcnn-given": given(gated(TALL_RGB, BERNOULLI, 4), PICTURE),
+    "pixelcnn-pp": pixelcnn_pp(GREY, BERNOULLI, 2, dropout=0.5),
+    "pixelcnn-pp-rgb": pixelcnn_pp(RGB, CATEGORICAL, 1),
+    "pixelcnn-pp-rgb-joint": pixelcnn_pp(RGB_BITS, logistics, 2),
+    "pixelcnn-pp-given": given(pixelcnn_pp(GREY, BERNOULLI, 1)),
+    "pixel-snail": pixel_snail(GREY, BERNOULLI, 2, dropout=0.5),
+    "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
+    "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
+    "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
