@@ -245,7 +245,7 @@ def gated_by_hand(net, x):
 BY_HAND = {
     "pixelcnn": pixelcnn_by_hand,
     "pixelcnn-rgb": pixelcnn_by_hand,
-    "pixelcnn-rgb-plain": pixelcnn_by_hand,
+    "pixelcnn-tall": pixelcnn_by_hand,
     "pixelcnn-rgb-joint": pixelcnn_by_hand,
     "gated-pixelcnn": gated_by_hand,
     "gated-pixelcnn-tall": gated_by_hand,
