@@ -13,7 +13,7 @@ from armodels.spec import ContextSpec, DataSpec
 
 
 class MaskedConvolution(nn.Module):
-    """A convolution that sees rows above and its own row up to the pixel; the size is kept.
+    """A convolution that sees rows above and the pixel's own row up to it; the size is kept.
 
     Rows below are not even stored: the kernel's last row is the pixel's own.
 
@@ -167,7 +167,7 @@ class RasterNetwork(Network):
 
     A pixel is written in G steps, its groups: with C > 1, R, G and B one after another (G = C),
     or all at once (G = 1) where the head takes whole pixels. Hidden channels are shared out among
-    the groups, and of the pixel itself, those of group g see the values of groups < g.
+    the groups, and those of group g see, of the pixel itself, the values of groups < g.
     """
 
     kinds = frozenset({"image"})
