@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels.density import Completion, DensityModel, as_mask, draw_noise, one_thread
-from armodels.heads import Bernoulli, Categorical, pick
+from armodels.heads import Categorical, pick
 from armodels.spec import DataSpec
 
 
@@ -267,8 +267,97 @@ def _log_normal(z: Tensor, std: Tensor) -> Tensor:
     return -0.5 * z * z - std.log() - 0.5 * math.log(2 * math.pi)
 
 
+class MixtureOfProducts(Baseline):
+    """What mixtures of Bernoullis and of categoricals share: EM over products of levels.
+
+    A product is written by its natural parameters, the log-odds of levels 1 .. L-1 against level
+    0, so that two levels take one logit each and no more.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        num_components: int = 100,
+        smoothing: float = 2.0,
+        max_iter: int = 100,
+        tolerance: float = 0.001,
+        seed: int = 0,
+    ):
+        super().__init__(spec)
+        self._require_levels()
+        self._count("num_components", num_components)
+        self._count("max_iter", max_iter)
+        if not smoothing > 0:
+            raise ValueError(
+                f"smoothing is {smoothing}; it must be more than 0, or a pixel that is constant "
+                f"in one component would make other examples impossible"
+            )
+        self.smoothing = smoothing
+        self.max_iter = max_iter
+        self.tolerance = tolerance
+        self.seed = seed
+        self._register("log_weights", num_components)
+        self._register("logits", num_components, spec.num_dims * (spec.levels - 1))
+
+    @abstractmethod
+    def _require_levels(self) -> None:
+        """Refuse data without the levels that the model is for."""
+
+    def _fit(self, x):
+        num_components = len(self.log_weights)
+        self._require_examples(len(x), num_components)
+        dtype, levels = torch.get_default_dtype(), self.spec.levels
+        counts = sum(_features(part, levels, dtype).sum(0).double() for part in _parts(x, levels))
+        mean = (counts + 1) / (len(x) + levels)
+        # Half a training example each, so that none starts with values that it cannot leave; the
+        # other half jitters, or components that start from equal examples would stay equal.
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(x), generator=generator)[:num_components].to(x.device)
+        jitter = torch.rand(self.logits.shape, generator=generator).to(mean)
+        start = 0.5 * _features(x[chosen], levels, dtype) + 0.5 * mean * (0.5 + 0.5 * jitter)
+        logits = _log_odds(start, levels).to(dtype)
+        log_weights = torch.full_like(logits[:, 0], -math.log(num_components))
+        previous = -math.inf
+        bar = tqdm(range(self.max_iter), desc="EM", unit="iteration", delay=1)
+        for _ in bar:
+            weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
+            log_weights, logits = weights.log().to(dtype), _log_odds(probs, levels).to(dtype)
+            bar.set_postfix(penalized_nats=f"{-objective:.3f}")
+            if objective - previous < self.tolerance:
+                break
+            previous = objective
+        bar.close()
+        self.log_weights.copy_(weights.log())
+        self.logits.copy_(_log_odds(probs, levels))
+
+    def _joint(self, x: Tensor, known: Tensor | None) -> Tensor:
+        """log p(component, known values): (B, D), zero where unknown, (B, D) -> (B, M)."""
+        levels = self.spec.levels
+        log_zero = _log_zero(self.logits, levels)  # (M, D)
+        joint = torch.cat(
+            [
+                F.linear(_features(part, levels, self.logits.dtype), self.logits)
+                for part in _parts(x, levels)
+            ]
+        )
+        if known is None:
+            return joint + (self.log_weights + log_zero.sum(1))
+        return joint + F.linear(known.to(joint), log_zero) + self.log_weights
+
+    def _flat_log_prob(self, x):
+        return self._joint(x, None).logsumexp(1)
+
+    def _fill(self, x, known, num_particles, temperature, generator, progress):
+        uniform = draw_noise((len(x),), generator, x.device)
+        index = pick(self._joint(x, known), uniform, temperature)
+        noise = draw_noise((*x.shape, 1), generator, x.device)
+        logits = F.pad(_by_level(self.logits, self.spec.levels), (1, 0))  # (M, D, L)
+        return Categorical(self.spec).sample(logits[index], noise, temperature)[..., 0], None
+
+
 @final
-class MixtureOfBernoullis(Baseline):
+class MixtureOfBernoullis(MixtureOfProducts):
     """Mixture of products of Bernoullis: p(x) = sum_k w[k] prod{ p(x[d] | k) : d = 1..D }.
 
     Fitted by EM, smoothed: each component sees, beside the training examples, ``smoothing`` more
@@ -297,114 +386,393 @@ class MixtureOfBernoullis(Baseline):
     MNIST with 500 components, where the paper has 137.64.
     """
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        *,
-        num_components: int = 100,
-        smoothing: float = 2.0,
-        max_iter: int = 100,
-        tolerance: float = 0.001,
-        seed: int = 0,
-    ):
-        super().__init__(spec)
-        if spec.levels != 2:
-            kind = "real values" if spec.levels is None else f"{spec.levels} levels"
-            raise ValueError(
-                f"model MixtureOfBernoullis needs data of 2 levels, but {spec.name} has {kind}; "
-                f"binarize the data (such as data.levels=2) or use model=gmm"
+    def _require_levels(self):
+        levels = self.spec.levels
+        if levels != 2:
+            kind, other = (
+                ("real values", "gmm")
+                if levels is None
+                else (f"{levels} levels", "mixture_of_categoricals")
             )
-        self._count("num_components", num_components)
-        self._count("max_iter", max_iter)
-        if not smoothing > 0:
             raise ValueError(
-                f"smoothing is {smoothing}; it must be more than 0, or a pixel that is constant "
-                f"in one component would make other examples impossible"
+                f"model MixtureOfBernoullis needs data of 2 levels, but {self.spec.name} has "
+                f"{kind}; binarize the data (such as data.levels=2) or use model={other}"
             )
-        self.smoothing = smoothing
-        self.max_iter = max_iter
-        self.tolerance = tolerance
-        self.seed = seed
-        self._register("log_weights", num_components)
-        self._register("logits", num_components, spec.num_dims)
 
-    def _fit(self, x):
-        num_components = len(self.log_weights)
-        self._require_examples(len(x), num_components)
-        dtype = torch.get_default_dtype()
-        ones = (x != 0).sum(0).double()
-        mean = (ones + 1) / (len(x) + 2)
-        # Half a training example each, so that none starts with values that it cannot leave; the
-        # other half jitters, or components that start from equal examples would stay equal.
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(x), generator=generator)[:num_components].to(x.device)
-        jitter = torch.rand(self.logits.shape, generator=generator).to(mean)
-        start = 0.5 * x[chosen] + 0.5 * mean * (0.5 + 0.5 * jitter)
-        logits = torch.logit(start).to(dtype)
-        log_weights = torch.full_like(logits[:, 0], -math.log(num_components))
-        previous = -math.inf
-        bar = tqdm(range(self.max_iter), desc="EM", unit="iteration", delay=1)
-        for _ in bar:
-            weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
-            log_weights, logits = weights.log().to(dtype), torch.logit(probs).to(dtype)
-            bar.set_postfix(penalized_nats=f"{-objective:.3f}")
-            if objective - previous < self.tolerance:
-                break
-            previous = objective
-        bar.close()
-        self.log_weights.copy_(weights.log())
-        self.logits.copy_(torch.logit(probs))
 
-    def _joint(self, x: Tensor, known: Tensor | None) -> Tensor:
-        """log p(component, known values): (B, D), (B, D) -> (B, M)."""
-        x = x.to(self.logits.dtype)
-        log_zero = -F.softplus(self.logits)  # (M, D)
-        if known is None:
-            return F.linear(x, self.logits) + (self.log_weights + log_zero.sum(1))
-        return F.linear(x, self.logits) + F.linear(known.to(x), log_zero) + self.log_weights
+@final
+class MixtureOfCategoricals(MixtureOfProducts):
+    """Mixture of products of categoricals, for any number of levels: latent class analysis.
 
-    def _flat_log_prob(self, x):
-        return self._joint(x, None).logsumexp(1)
+    Fitted by the smoothed EM of the mixture of Bernoullis, which it is on two levels.
 
-    def _fill(self, x, known, num_particles, temperature, generator, progress):
-        uniform = draw_noise((len(x),), generator, x.device)
-        index = pick(self._joint(x, known), uniform, temperature)
-        noise = draw_noise((*x.shape, 1), generator, x.device)
-        head = Bernoulli(self.spec)
-        return head.sample(self.logits[index][..., None], noise, temperature)[..., 0], None
+    Accepts: vector, image, sequence with levels. Completion: exact.
+
+    Args:
+        spec: What a datum is.
+        num_components: M.
+        smoothing: Examples at the mean of the data, added to each component.
+        max_iter: Iterations of EM at most.
+        tolerance: EM stops once an iteration gains less than this, nats per example.
+        seed: Of the training examples that the components start from.
+
+    Shapes:
+        x: (B, *event), levels 0 .. L-1.
+
+    References:
+        Exploratory latent structure analysis using both identifiable and unidentifiable models
+        (Goodman, 1974) https://doi.org/10.1093/biomet/61.2.215
+
+    Differs from the paper: EM is smoothed towards the mean of the data.
+    """
+
+    def _require_levels(self):
+        if self.spec.levels is None:
+            raise ValueError(
+                f"model MixtureOfCategoricals needs data with levels, but {self.spec.name} has "
+                f"real values; use model=gmm"
+            )
+
+
+def _parts(x: Tensor, levels: int) -> tuple[Tensor, ...]:
+    """Examples (B, D) in parts whose ``_features`` fit into memory."""
+    return x.split(max(1, min(5000, 2**25 // (x.shape[1] * (levels - 1)))))
+
+
+def _features(x: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
+    """Which of the levels 1 .. L-1 each value has: (B, D) -> (B, D (L-1)) of 0 and 1."""
+    if levels == 2:
+        return x.to(dtype)
+    return F.one_hot(x.long(), levels)[..., 1:].flatten(1).to(dtype)
+
+
+def _by_level(t: Tensor, levels: int) -> Tensor:
+    """(..., D (L-1)) -> (..., D, L-1)."""
+    return t.unflatten(-1, (-1, levels - 1))
+
+
+def _log_zero(logits: Tensor, levels: int) -> Tensor:
+    """log p(x[d] = 0): (M, D (L-1)) -> (M, D)."""
+    return -F.pad(_by_level(logits, levels), (1, 0)).logsumexp(-1)
+
+
+def _log_odds(probs: Tensor, levels: int) -> Tensor:
+    """log p(level l) / p(level 0), l = 1 .. L-1: (M, D (L-1)) -> the same."""
+    zero = 1 - _by_level(probs, levels).sum(-1, keepdim=True)
+    return (_by_level(probs, levels).log() - zero.log()).flatten(-2)
 
 
 def _em_step(
     x: Tensor, log_weights: Tensor, logits: Tensor, mean: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor, float]:
-    """One iteration of smoothed EM for a mixture of Bernoullis.
+    """One iteration of smoothed EM for a mixture of products.
 
     Args:
-        x: (B, D), 0 or 1, any dtype.
+        x: (B, D), levels, any dtype.
         log_weights: (M,).
-        logits: (M, D).
-        mean: (D,) probabilities that each component is smoothed towards.
+        logits: (M, D (L-1)), log-odds against level 0.
+        mean: (D (L-1),) probabilities of levels 1 .. L-1 that each component is smoothed towards.
         smoothing: By as many examples.
 
     Returns:
-        New weights (M,) and probabilities (M, D), in double, and the penalized log-likelihood
-        of the old ones, nats per example.
+        New weights (M,) and probabilities (M, D (L-1)), in double, and the penalized
+        log-likelihood of the old ones, nats per example.
     """
-    offset = log_weights - F.softplus(logits).sum(1)
+    levels = 1 + logits.shape[1] // x.shape[1]
+    log_zero = _log_zero(logits, levels).sum(1)
     counts = torch.zeros_like(log_weights, dtype=torch.double)
-    ones = torch.zeros_like(logits, dtype=torch.double)
-    penalty = mean * F.logsigmoid(logits) + (1 - mean) * F.logsigmoid(-logits)
-    objective = smoothing * penalty.double().sum()
-    for chunk in x.split(5000):
-        chunk = chunk.to(logits.dtype)
-        joint = torch.addmm(offset, chunk, logits.T)  # (B, M)
+    others = torch.zeros_like(logits, dtype=torch.double)
+    penalty = (mean * logits).double().sum() + log_zero.double().sum()
+    objective = smoothing * penalty
+    for part in _parts(x, levels):
+        features = _features(part, levels, logits.dtype)
+        joint = torch.addmm(log_weights + log_zero, features, logits.T)  # (B, M)
         total = joint.logsumexp(1, keepdim=True)
         posterior = (joint - total).exp()
         objective += total.double().sum()
         counts += posterior.double().sum(0)
-        ones += (posterior.T @ chunk).double()
-    probs = (ones + smoothing * mean) / (counts[:, None] + smoothing)
+        others += (posterior.T @ features).double()
+    sizes = counts[:, None] + smoothing
+    probs = (others + smoothing * mean) / sizes
+    # Level 0 keeps what smoothing gives it; sums in single precision may say less, or even < 0.
+    most = 1 - smoothing * (1 - _by_level(mean, levels).sum(-1)) / sizes  # (M, D)
+    excess = (_by_level(probs, levels).sum(-1) / most).clamp_min(1)
+    probs = (_by_level(probs, levels) / excess[..., None]).flatten(-2)
     return counts / counts.sum(), probs, float(objective) / len(x)
+
+
+def _centred(uniform: Tensor, temperature: float) -> Tensor:
+    """Where a draw lies in a flat cell: its middle at temperature 0, anywhere from 1 on."""
+    return 0.5 + min(1.0, math.sqrt(temperature)) * (uniform - 0.5)
+
+
+@final
+class Uniform(Baseline):
+    """Every value as likely as any other: what knowing nothing costs.
+
+    Levels: log2 L bits per dimension, exactly. Real values: uniform over the box of the training
+    data, widened; outside it the density is 0 and the log-probability -inf, so a test set that
+    leaves the box has infinitely many nats (model=histogram has tails).
+
+    Accepts: vector, image, sequence. Completion: exact.
+
+    Args:
+        spec: What a datum is.
+        margin: Real values: how far the box reaches beyond the training data on each side, as a
+            part of its width.
+
+    Shapes:
+        x: (B, *event).
+
+    References:
+        None needed.
+
+    Differs from the paper: there is none.
+    """
+
+    def __init__(self, spec: DataSpec, *, margin: float = 0.1):
+        super().__init__(spec)
+        if margin < 0:
+            raise ValueError(f"margin is {margin}; it must be 0 or more")
+        self.margin = margin
+        if spec.levels is None:
+            self._register("low", spec.num_dims)
+            self._register("width", spec.num_dims)
+
+    def _fit(self, x):
+        if self.spec.levels is None:
+            _require_spread(x, self.spec)
+            low, high = x.double().aminmax(dim=0)
+            self.width.copy_((high - low) * (1 + 2 * self.margin))
+            self.low.copy_(low - (high - low) * self.margin)
+
+    def _value_log_prob(self, x: Tensor) -> Tensor:
+        """log p of each value, nats: (B, D) -> (B, D)."""
+        if self.spec.levels is not None:
+            each = -math.log(self.spec.levels)
+            return torch.full(x.shape, each, dtype=torch.double, device=x.device)
+        inside = (x >= self.low) & (x <= self.low + self.width)
+        return torch.where(inside, -self.width.log(), -math.inf)
+
+    def _flat_log_prob(self, x):
+        return self._value_log_prob(x).sum(1)
+
+    def log_prob_map(self, x, context=None):
+        """Earlier values say nothing here."""
+        self.check_context(context, len(x))
+        self._require_ready()
+        return self._value_log_prob(x.flatten(1)).view(x.shape)
+
+    def _fill(self, x, known, num_particles, temperature, generator, progress):
+        place = _centred(draw_noise(x.shape, generator, x.device), temperature)
+        if self.spec.levels is None:
+            return self.low + self.width * place, None
+        return (place * self.spec.levels).floor(), None
+
+
+MAX_CELLS = 10_000_000
+"""Of a joint histogram: 80 MB of numbers."""
+
+
+@final
+class Histogram(Baseline):
+    """Counts in bins: of every value on its own, or jointly for data of few dimensions.
+
+    Real values: bins of equal width between the least and the greatest training value, and an
+    exponential tail on either side that decays over that whole range, so that the density is
+    positive everywhere (if ``smoothing`` is) and integrates to one. Levels: neighbouring levels
+    share a bin where there are fewer bins than levels. Within a bin the density is flat.
+
+    Temperature divides the log-density of the cells; within a cell draws move to the middle.
+
+    Accepts: vector, image, sequence. Completion: exact.
+
+    Args:
+        spec: What a datum is.
+        num_bins: B, bins along each dimension; on L levels at most L.
+        joint: Count cells of all dimensions together, B^D of them (with the two tails,
+            (B + 2)^D), instead of each dimension on its own.
+        smoothing: Examples added to every bin or cell; 0 leaves those that no training example
+            fell into impossible, tails included.
+
+    Shapes:
+        x: (B, *event).
+
+    References:
+        On the histogram as a density estimator: L2 theory (Freedman & Diaconis, 1981)
+        https://doi.org/10.1007/BF01025868
+
+    Differs from the paper: the number of bins is given; tails and smoothing are added.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        num_bins: int = 32,
+        joint: bool = False,
+        smoothing: float = 1.0,
+    ):
+        super().__init__(spec)
+        self._count("num_bins", num_bins)
+        if smoothing < 0:
+            raise ValueError(f"smoothing is {smoothing}; it must be 0 or more")
+        real = spec.levels is None
+        self.num_bins = num_bins if real else min(num_bins, spec.levels)
+        self.joint = joint
+        self.smoothing = smoothing
+        self.num_cells = self.num_bins + (2 if real else 0)
+        shape = (spec.num_dims, self.num_cells)
+        if joint:
+            # Compared as logarithms: the number itself may have thousands of digits.
+            if spec.num_dims * math.log(self.num_cells) > math.log(MAX_CELLS):
+                tails = ", the two tails included" if real else ""
+                raise ValueError(
+                    f"a joint histogram of data {spec.name!r} takes "
+                    f"{self.num_cells}^{spec.num_dims} cells{tails}, more than {MAX_CELLS:,}; "
+                    f"use a smaller num_bins, or joint=false"
+                )
+            shape = (self.num_cells**spec.num_dims,)
+        # (D, B) by value, or (B^D,) jointly, the last dimension fastest.
+        self._register("log_mass", *shape)
+        if real:
+            self._register("edges", spec.num_dims, num_bins + 1)
+
+    def _first(self, cells: Tensor) -> Tensor:
+        """The least level in a cell."""
+        return (cells * self.spec.levels + self.num_bins - 1) // self.num_bins
+
+    def _log_volume(self) -> Tensor:
+        """Of each cell along each dimension, (D, B): levels in it, width, or scale of a tail."""
+        if self.spec.levels is not None:
+            cells = torch.arange(self.num_bins, device=self.log_mass.device)
+            size = self._first(cells + 1) - self._first(cells)
+            return size.to(self.log_mass).log().expand(self.spec.num_dims, -1)
+        span = (self.edges[:, -1] - self.edges[:, 0]).log()[:, None]  # (D, 1)
+        inner = (span - math.log(self.num_bins)).expand(-1, self.num_bins)
+        return torch.cat([span, inner, span], 1)
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """The cell of each value along its dimension: (B, D) -> (B, D)."""
+        if self.spec.levels is not None:
+            return x.long() * self.num_bins // self.spec.levels
+        x = x.to(self.edges)
+        inner = self.edges[:, 1:-1].contiguous()
+        cells = torch.searchsorted(inner, x.T.contiguous(), right=True).T + 1
+        cells = cells.masked_fill(x < self.edges[:, 0], 0)
+        return cells.masked_fill(x > self.edges[:, -1], self.num_bins + 1)
+
+    def _within(self, x: Tensor, cells: Tensor) -> Tensor:
+        """Log-density of each value within its cell, nats: (B, D), (B, D) -> (B, D)."""
+        log_density = -self._log_volume()[self._dims(), cells]
+        if self.spec.levels is not None:
+            return log_density
+        low, high = self.edges[:, 0], self.edges[:, -1]
+        return log_density - ((low - x).clamp_min(0) + (x - high).clamp_min(0)) / (high - low)
+
+    def _dims(self) -> Tensor:
+        return torch.arange(self.spec.num_dims, device=self.log_mass.device)
+
+    def _flat(self, cells: Tensor) -> Tensor:
+        """Number of a joint cell: (B, D) -> (B,)."""
+        return (cells * self.num_cells ** self._dims().flip(0)).sum(1)
+
+    def _fit(self, x):
+        if self.spec.levels is None:
+            _require_spread(x, self.spec)
+            low, high = x.double().aminmax(dim=0)
+            steps = torch.linspace(0, 1, self.num_bins + 1, dtype=torch.double, device=x.device)
+            edges = low[:, None] + (high - low)[:, None] * steps
+            edges[:, -1] = high  # which rounding could pass
+            self.edges.copy_(edges)
+        cells = self._cells(x)
+        if self.joint:
+            index, per_row = self._flat(cells), self.log_mass.numel()
+        else:
+            index, per_row = cells + self._dims() * self.num_cells, self.num_cells
+        counts = index.flatten().bincount(minlength=self.log_mass.numel()).double()
+        mass = (counts + self.smoothing) / (len(x) + per_row * self.smoothing)
+        self.log_mass.copy_(mass.log().view_as(self.log_mass))
+
+    def _value_log_prob(self, x: Tensor) -> Tensor:
+        """log p of each value on its own, nats: (B, D) -> (B, D)."""
+        cells = self._cells(x)
+        return self.log_mass[self._dims(), cells] + self._within(x, cells)
+
+    def _flat_log_prob(self, x):
+        if not self.joint:
+            return self._value_log_prob(x).sum(1)
+        cells = self._cells(x)
+        return self.log_mass[self._flat(cells)] + self._within(x, cells).sum(1)
+
+    def log_prob_map(self, x, context=None):
+        """Of separate bins; a joint cell has no shares."""
+        self.check_context(context, len(x))
+        self._require_ready()
+        if self.joint:
+            return None
+        return self._value_log_prob(x.flatten(1)).view(x.shape)
+
+    def _fill(self, x, known, num_particles, temperature, generator, progress):
+        if self.joint:
+            cells = self._draw_joint(x, known, temperature, generator)
+        else:
+            logits = self._tempered(self.log_mass, self._log_volume(), temperature)
+            noise = draw_noise(x.shape, generator, x.device)
+            cells = pick(logits, noise, float(temperature > 0))
+        uniform = draw_noise(x.shape, generator, x.device)
+        return self._place(cells, uniform, temperature), None
+
+    def _tempered(self, log_mass: Tensor, log_volume: Tensor, temperature: float) -> Tensor:
+        """Log-weights of cells whose density is tempered; at 0 the density itself."""
+        density = log_mass - log_volume
+        return density if temperature == 0 else density / temperature + log_volume
+
+    def _draw_joint(
+        self,
+        x: Tensor,
+        known: Tensor,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Cells given those of the known values: (B, D), (B, D) -> (B, D)."""
+        shape = (self.num_cells,) * self.spec.num_dims
+        log_volume = torch.zeros((), dtype=self.log_mass.dtype, device=x.device)
+        for volume in self._log_volume():
+            log_volume = log_volume[..., None] + volume
+        logits = self._tempered(self.log_mass.view(shape), log_volume, temperature)
+        uniform = draw_noise((len(x),), generator, x.device)
+        cells = torch.where(known, self._cells(x), -1)
+        # Events that know the same cells share one distribution of the others.
+        keys, group = torch.unique(cells, dim=0, return_inverse=True)
+        for i, key in enumerate(keys):
+            rows = (group == i).nonzero()[:, 0]
+            rest = logits[tuple(int(c) if c >= 0 else slice(None) for c in key)]
+            if not torch.isfinite(rest.max()):
+                raise ValueError("the observed values have probability 0 under the model")
+            if temperature == 0:
+                index = rest.argmax().expand(len(rows))
+            else:
+                cdf = rest.flatten().double().softmax(0).cumsum(0)
+                index = torch.searchsorted(cdf, uniform[rows] * cdf[-1], right=True)
+            drawn = torch.unravel_index(index, rest.shape)
+            for d, one in zip((key < 0).nonzero()[:, 0].tolist(), drawn, strict=True):
+                cells[rows, d] = one
+        return cells
+
+    def _place(self, cells: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+        """A value in each cell: (B, D), (B, D) -> (B, D)."""
+        place = _centred(uniform, temperature)
+        if self.spec.levels is not None:
+            first, size = self._first(cells), self._first(cells + 1) - self._first(cells)
+            return first + (place * size).floor()
+        low, high = self.edges[:, 0], self.edges[:, -1]
+        bins = (cells - 1).clamp(0, self.num_bins - 1)
+        left, right = self.edges[self._dims(), bins], self.edges[self._dims(), bins + 1]
+        y = left + (right - left) * place
+        tail = -temperature * torch.log1p(-uniform) * (high - low)
+        y = torch.where(cells == 0, low - tail, y)
+        return torch.where(cells == self.num_bins + 1, high + tail, y)
 
 
 @final

@@ -8,9 +8,10 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from armodels import orders
+from armodels import contexts, orders
 from armodels.data.base import Source
 from armodels.density import AutoregressiveModel, DensityModel, OrderMixture
 from armodels.heads import Head
@@ -22,8 +23,8 @@ ORDER_KEYS = ("order", "order_seed", "num_orders")
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
 
 
-def instantiate(node: Mapping, *args) -> Any:
-    """The object that ``node._target_`` names, of its other keys and ``args``.
+def instantiate(node: Mapping, *args, **objects) -> Any:
+    """The object that ``node._target_`` names, of its other keys, ``args`` and ``objects``.
 
     The one call of Hydra's ``instantiate``. Its newer versions want to be told which targets may
     run: those are this package's, torch's and, as the user's own configs say, the user's own.
@@ -31,7 +32,13 @@ def instantiate(node: Mapping, *args) -> Any:
     allow = getattr(hydra.utils, "execution_whitelist", None)
     target = node["_target_"]
     with allow("armodels.*", "torch.*", target) if allow else contextlib.nullcontext():
-        return hydra.utils.instantiate(OmegaConf.create(dict(node)), *args, _convert_="all")
+        make = hydra.utils.instantiate(
+            OmegaConf.create({**node, "_partial_": True}), *args, _convert_="all"
+        )
+    try:
+        return make(**objects)  # which Hydra would turn into configs
+    except Exception as error:
+        raise InstantiationException(f"Error in call to target '{target}'") from error
 
 
 def source(config: Mapping) -> Source:
@@ -62,12 +69,13 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     if not issubclass(target, Network):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     name, order_seed, num_orders = (config.pop(key) for key in ORDER_KEYS)
+    context = contexts.find(spec, config.pop("context"))
     if num_orders < 1:
         raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
     made_head = head(head_config, spec)
-    config["context"] = spec.context(config["context"])
     make = functools.partial(orders.make, name, spec.shape, joint=made_head.joint)
-    net = instantiate(config, spec, made_head.num_params, make(seed=order_seed))
+    order = make(seed=order_seed)
+    net = instantiate(config, spec, made_head.num_params, order, context=context)
     one = AutoregressiveModel(net, made_head)
     if num_orders == 1:
         return one
@@ -79,7 +87,7 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
 
 def optimizer(config: Mapping, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of an ``optimizer`` config."""
-    return instantiate({**config, "_partial_": True})(params)
+    return instantiate(config, params)
 
 
 def schedule(config: Mapping) -> Schedule:

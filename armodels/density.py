@@ -272,14 +272,16 @@ class AutoregressiveModel(DensityModel):
         return steps[:, orders.ranks(self.net.order)].view(-1, *self.spec.shape)
 
     def initialize(self, batches):
-        """Start the output biases at the marginals of the data."""
-        chunks, size = [], 0
+        """Start the output biases at the marginals of the data, and what else the network sets."""
+        chunks, size, first = [], 0, None
         for x in batches:
+            first = x if first is None else first
             chunks.append(self._to_steps(x))
             size += chunks[-1].numel()
             if size > 100_000_000:
                 break
         self.net.set_marginals(self.head.marginal_params(torch.cat(chunks)))
+        self.net.initialize(first)
 
     def _walk(
         self,

@@ -189,6 +189,14 @@ class GaussianMixture(Head):
         return torch.cat([means, log_scale.expand_as(means), *[torch.zeros_like(means)] * rest], 1)
 
 
+def log_one_minus_exp(log_t: Tensor) -> Tensor:
+    """log(1 - e^-t) from log t, finite with a finite gradient however small t is."""
+    t = log_t.exp()
+    # Where t vanishes 1 - e^-t is t (1 - t / 2); the other branch must not see that t.
+    rest = torch.log(-torch.expm1(-t.clamp_min(1e-7)))
+    return torch.where(t < 1e-7, log_t - t / 2, rest)
+
+
 class DiscretizedLogisticMixture(Head):
     """Mixture of M logistics, each integrated over the bins of L levels, over a whole pixel.
 
@@ -257,7 +265,7 @@ class DiscretizedLogisticMixture(Head):
             upper = (x[..., c, :] - mean + half) * inverse[..., c, :]
             lower = (x[..., c, :] - mean - half) * inverse[..., c, :]
             below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
-            inner = below + above + torch.log(-torch.expm1(-2 * half * inverse[..., c, :]))
+            inner = below + above + log_one_minus_exp(math.log(2 * half) - log_scales[..., c, :])
             v = values[..., c, None]
             total = total + torch.where(
                 v == 0, below, torch.where(v == self.levels - 1, above, inner)

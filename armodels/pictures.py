@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 # Anchors of a perceptually ordered map from dark to bright (inferno's, at equal steps).
 _COLOURS = np.array(
@@ -49,6 +49,30 @@ def _grey_or_rgb(x: Tensor, spec: DataSpec) -> Tensor:
         unit = x.double() / (spec.levels - 1)
     image = (unit * 255).round().to(torch.uint8).cpu()
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
+
+
+def beside(
+    truth: Tensor, context: Tensor, given: ContextSpec, spec: DataSpec, answers: Tensor
+) -> Tensor:
+    """What was given, several answers, and the truth, one row an input, for ``events``.
+
+    Args:
+        truth: (N, *event).
+        context: (N, *context).
+        given: What the context is; an image is brought to the events' size, anything else is
+            left blank.
+        spec: Of the events.
+        answers: (N A, *event), those of one input side by side.
+
+    Returns:
+        (N (A + 2), *event).
+    """
+    shown = torch.zeros_like(truth)
+    if len(given.shape) == 3 and spec.kind == "image":
+        image = torch.nn.functional.interpolate(context.double(), spec.shape[1:], mode="nearest")
+        shown = image.expand_as(truth).to(truth.dtype)
+    answers = answers.unflatten(0, (len(truth), -1))
+    return torch.cat([shown[:, None], answers, truth[:, None]], 1).flatten(0, 1)
 
 
 def events(x: Tensor, spec: DataSpec, *, columns: int = 8) -> Tensor | None:

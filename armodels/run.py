@@ -220,6 +220,11 @@ class Restored:
     step: int
     path: Path
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((t.device for t in self.model.state_dict().values()), torch.device("cpu"))
+
     def folder_for(self, out: str | None) -> Path:
         """Folder for files about this model: ``out``, samples/ of its run, else the shell's."""
         if out:

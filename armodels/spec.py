@@ -10,6 +10,22 @@ KINDS = ("vector", "image", "sequence")
 MEASURES = ("probability", "density", "bound")
 
 
+def _check_values(what: str, x: Tensor, levels: int | None) -> None:
+    """Raise ValueError unless all values are integers in {0 .. L-1}, or real and finite."""
+    if levels is None:
+        if not x.is_floating_point():
+            raise ValueError(f"{what} is real-valued, got {x.dtype}")
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{what} holds NaN or infinite values")
+        return
+    if x.is_floating_point():
+        raise ValueError(f"{what} has {levels} levels, given as integers, got {x.dtype}")
+    if x.numel():
+        low, high = (int(v) for v in torch.aminmax(x))
+        if low < 0 or high >= levels:
+            raise ValueError(f"{what} has levels 0..{levels - 1}, got values in {low}..{high}")
+
+
 @dataclass(frozen=True)
 class ContextSpec:
     """What a model may be conditioned on, beside the values that it models.
@@ -46,18 +62,7 @@ class ContextSpec:
                 f"context {self.name!r} of {batch_size} events must have shape "
                 f"{(batch_size, *self.shape)}, got {tuple(context.shape)}"
             )
-        if self.levels is None:
-            if not (context.is_floating_point() and torch.isfinite(context).all()):
-                raise ValueError(f"context {self.name!r} must hold finite real values")
-        elif context.is_floating_point():
-            raise ValueError(f"context {self.name!r} holds integers, got {context.dtype}")
-        elif context.numel():
-            low, high = (int(v) for v in torch.aminmax(context))
-            if low < 0 or high >= self.levels:
-                raise ValueError(
-                    f"context {self.name!r} lies in 0..{self.levels - 1}, "
-                    f"got values in {low}..{high}"
-                )
+        _check_values(f"context {self.name!r}", context, self.levels)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class DataSpec:
         measure: ``"probability"`` (exact, discrete), ``"density"`` (real values) or ``"bound"``
             (on a probability: dequantized data, or a model that has no closed form for levels).
         log_det: log|dz/dx| of the preprocessing x -> z, per example, nats; added to log p(z).
-        contexts: What the data offers to condition a model on.
+        contexts: What is stored beside the values, to condition a model on.
     """
 
     name: str
@@ -121,40 +126,11 @@ class DataSpec:
             raise ValueError(
                 f"data {self.name!r} has examples of shape {self.shape}, got {tuple(x.shape[1:])}"
             )
-        if self.levels is None:
-            if not x.is_floating_point():
-                raise ValueError(f"data {self.name!r} is real-valued, got {x.dtype}")
-            if not torch.isfinite(x).all():
-                raise ValueError(f"data {self.name!r} holds NaN or infinite values")
-            return
-        if x.is_floating_point():
-            raise ValueError(
-                f"data {self.name!r} has {self.levels} levels, given as integers, got {x.dtype}"
-            )
-        if x.numel():
-            low, high = (int(v) for v in torch.aminmax(x))
-            if low < 0 or high >= self.levels:
-                raise ValueError(
-                    f"data {self.name!r} has levels 0..{self.levels - 1}, "
-                    f"got values in {low}..{high}"
-                )
+        _check_values(f"data {self.name!r}", x, self.levels)
 
-    def context(self, name: str | None) -> ContextSpec | None:
-        """The context called ``name``; None for None.
-
-        Raises:
-            ValueError: The data does not offer it.
-        """
-        if name is None:
-            return None
-        for one in self.contexts:
-            if one.name == name:
-                return one
-        offers = ", ".join(one.name for one in self.contexts) or "none"
-        raise ValueError(
-            f"model.context is {name!r}, but data {self.name} offers {offers}; "
-            f"use model.context=null"
-        )
+    def given(self, context: ContextSpec | None) -> str:
+        """Name of numbers about p(x | context): never ranked with those about p(x)."""
+        return self.name if context is None else f"{self.name}|{context.name}"
 
     def to_dict(self) -> dict:
         """Builtins only, for checkpoints."""

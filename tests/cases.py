@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from armodels import heads, orders
-from armodels.baselines import GMM, Independent, MixtureOfBernoullis
+from armodels.baselines import (
+    GMM,
+    Histogram,
+    Independent,
+    MixtureOfBernoullis,
+    MixtureOfCategoricals,
+    Uniform,
+)
 from armodels.density import (
     AutoregressiveModel,
     Completion,
@@ -23,7 +30,10 @@ from armodels.density import (
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from armodels.networks.pixelcnn_pp import PixelCNNPP
+from armodels.networks.separate import SeparateMLPs
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
@@ -41,12 +51,15 @@ class Case:
         steps: An AutoregressiveModel, with a network, a head and an order. Any other case is a
             DensityModel and no more.
         num_orders: Of a mixture of orders, else 1.
+        jumps: The density has jumps, which quadrature on a grid cannot integrate (the model's own
+            tests do).
     """
 
     spec: DataSpec
     build: Callable[..., DensityModel]
     steps: bool = False
     num_orders: int = 1
+    jumps: bool = False
 
     def events(self, n: int, seed: int = 0) -> Tensor:
         """Random events in the support: (n, *event)."""
@@ -124,6 +137,9 @@ class Given(Network):
     def set_marginals(self, params):
         self.net.set_marginals(params)
 
+    def initialize(self, x):
+        self.net.initialize(x)
+
 
 def given(one: Case, context: ContextSpec = LABEL) -> Case:
     """A case whose network is conditioned on ``context``, under one value of it."""
@@ -161,7 +177,7 @@ def order_mixture(spec, head, network, *, num_orders=3, scale=0.7, **keys) -> Ca
     return Case(spec, build, num_orders=num_orders)
 
 
-def fitted(spec, kind, **keys) -> Case:
+def fitted(spec, kind, *, jumps=False, **keys) -> Case:
     """A DensityModel without steps, fitted to random events."""
 
     def build(seed):
@@ -169,10 +185,10 @@ def fitted(spec, kind, **keys) -> Case:
         model.initialize([random_events(spec, 200, seed), random_events(spec, 100, seed + 100)])
         return model.eval()
 
-    return Case(kind(spec, **keys).spec, build)
+    return Case(kind(spec, **keys).spec, build, jumps=jumps)
 
 
-class Uniform(DensityModel):
+class Least(DensityModel):
     """The least DensityModel: keeps every test honest about what it may ask of a model."""
 
     def __init__(self, spec: DataSpec):
@@ -236,6 +252,12 @@ def nade(spec, head, size, activation="tanh", **keys) -> Case:
     return autoregressive(spec, head, NADE, hidden_size=size, activation=activation, **keys)
 
 
+def separate(spec, head, *sizes, activation="tanh", **keys) -> Case:
+    return autoregressive(
+        spec, head, SeparateMLPs, hidden_sizes=list(sizes), activation=activation, **keys
+    )
+
+
 def pixelcnn(spec, head, size, activation="tanh", num_layers=3, **keys) -> Case:
     sizes = {"num_layers": num_layers, "num_channels": size, "activation": activation}
     return autoregressive(spec, head, PixelCNN, **sizes, **keys)
@@ -244,6 +266,16 @@ def pixelcnn(spec, head, size, activation="tanh", num_layers=3, **keys) -> Case:
 def gated(spec, head, size, activation="tanh", num_layers=3, **keys) -> Case:
     sizes = {"num_layers": num_layers, "num_channels": size, "activation": activation}
     return autoregressive(spec, head, GatedPixelCNN, **sizes, **keys)
+
+
+def pixelcnn_pp(spec, head, num_stages, num_channels=2, **keys) -> Case:
+    keys = {"num_resnets": 1, "num_stages": num_stages, "num_channels": num_channels} | keys
+    return autoregressive(spec, head, PixelCNNPP, **keys)
+
+
+def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
+    sizes = {"num_channels": 2, "num_key_channels": 2, "num_value_channels": 3, "num_resnets": 1}
+    return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
 
 
 def made_orders(spec, head, *sizes, **keys) -> Case:
@@ -287,6 +319,13 @@ CASES: dict[str, Case] = {
     "nade-mog": nade(PLANE, mixture_of_2, 6, scale=0.4),
     "nade-mog-uniform": nade(SPACE, uniform_mixture_of_3, 6, order="random", scale=0.4),
     "nade-one-bit": nade(data("vector", 1, levels=2), BERNOULLI, 3),
+    "separate-mog": separate(PLANE, mixture_of_2, 6, scale=0.4),
+    "separate-mog-uniform": separate(SPACE, uniform_mixture_of_3, 6, order="random", scale=0.4),
+    "separate-linear": separate(BITS, BERNOULLI, order="random"),
+    "separate-rgb-joint": separate(RGB, logistics, 6, order="reverse", dropout=0.5),
+    "separate-deep": separate(GREY, BERNOULLI, 4, 5, order="columns", activation="elu"),
+    "separate-given": given(separate(LEVELS, CATEGORICAL, 5, order="reverse")),
+    "separate-one-bit": separate(data("vector", 1, levels=2), BERNOULLI, 3),
     "pixelcnn": pixelcnn(GREY, BERNOULLI, 4, dropout=0.5),
     "pixelcnn-tall": pixelcnn(TALL, CATEGORICAL, 3, residual=False),
     "pixelcnn-rgb": pixelcnn(RGB, CATEGORICAL, 4, scale=0.5),
@@ -299,15 +338,30 @@ CASES: dict[str, Case] = {
     "gated-pixelcnn-rgb-joint": gated(RGB, logistics, 3),
     "gated-pixelcnn-one-layer": gated(RGB_BITS, BERNOULLI, 3, num_layers=1),
     "gated-pixelcnn-given": given(gated(GREY, BERNOULLI, 4), VECTOR),
+    "pixelcnn-pp": pixelcnn_pp(GREY, BERNOULLI, 2, dropout=0.5),
+    "pixelcnn-pp-rgb": pixelcnn_pp(RGB, CATEGORICAL, 1),
+    "pixelcnn-pp-rgb-joint": pixelcnn_pp(RGB_BITS, logistics, 2),
+    "pixelcnn-pp-given": given(pixelcnn_pp(GREY, BERNOULLI, 1)),
+    "pixel-snail": pixel_snail(GREY, BERNOULLI, 2, dropout=0.5),
+    "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
+    "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
+    "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
     "orders-made-mog": made_orders(PLANE, mixture_of_2, 8, num_orders=2, scale=0.4),
-    "uniform": fitted(LEVELS, Uniform),
+    "least": fitted(LEVELS, Least),
+    "uniform": fitted(RGB, Uniform),
+    "uniform-real": fitted(PLANE, Uniform, jumps=True),
+    "histogram": fitted(LEVELS, Histogram, num_bins=3),
+    "histogram-real": fitted(PLANE, Histogram, num_bins=6, jumps=True),
+    "histogram-joint": fitted(BITS, Histogram, joint=True, smoothing=0.5),
+    "histogram-joint-real": fitted(PLANE, Histogram, num_bins=4, joint=True, jumps=True),
     "independent": fitted(LEVELS, Independent),
     "independent-rgb": fitted(RGB, Independent),
     "independent-real": fitted(PLANE, Independent),
     "bernoullis": fitted(BITS, MixtureOfBernoullis, num_components=3),
+    "categoricals": fitted(LEVELS, MixtureOfCategoricals, num_components=3),
     "gmm": fitted(PLANE, GMM, num_components=2),
     "gmm-space": fitted(SPACE, GMM, num_components=2, covariance_type="tied"),
     "gmm-levels": fitted(LEVELS, GMM, num_components=2, covariance_type="diag"),

@@ -14,7 +14,7 @@ ROOT = Path(armodels.__file__).parent
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
     {"spec", "schedules"},
-    {"orders", "masks", "kernels"},
+    {"contexts", "orders", "masks", "kernels"},
     {"networks", "heads"},
     {"density", "data"},
     {"baselines"},
@@ -30,7 +30,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 ONLY = {
     "kernels": set(),
     "masks": set(),
-    "data": {"spec"},
+    "contexts": {"spec"},
+    "data": {"contexts", "spec"},
     "pictures": {"spec"},
     "density": {"networks.base", "heads", "orders", "spec"},
     "baselines": {"density", "networks.base", "heads", "orders", "spec"},

@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import integrate, stats
 from sklearn.mixture import GaussianMixture
 
 from armodels import baselines
-from armodels.baselines import GMM, Independent, MixtureOfBernoullis
+from armodels.baselines import (
+    GMM,
+    Histogram,
+    Independent,
+    MixtureOfBernoullis,
+    MixtureOfCategoricals,
+    Uniform,
+)
 from armodels.spec import DataSpec, bits_per_dim
 
 
@@ -53,6 +60,29 @@ CASES = {
     "mob-1d": lambda: (
         MixtureOfBernoullis(make_spec((1,), 2), num_components=1),
         correlated(40, 1, 2),
+    ),
+    "moc": lambda: (
+        MixtureOfCategoricals(make_spec((1, 3, 1), 4, "image"), num_components=3, smoothing=0.5),
+        correlated(300, 3, 4),
+    ),
+    "uniform-levels": lambda: (Uniform(make_spec((3,), 4)), correlated(300, 3, 4)),
+    "uniform-real-box": lambda: (Uniform(make_spec((3,), None)), correlated(300, 3)),
+    "histogram-levels": lambda: (Histogram(make_spec((3,), 4)), correlated(300, 3, 4)),
+    "histogram-shared": lambda: (
+        Histogram(make_spec((1, 3, 1), 5, "image"), num_bins=3),
+        correlated(300, 3, 5),
+    ),
+    "histogram-joint": lambda: (
+        Histogram(make_spec((3,), 4), num_bins=3, joint=True, smoothing=0.1),
+        correlated(300, 3, 4),
+    ),
+    "histogram-real-apart": lambda: (
+        Histogram(make_spec((3,), None), num_bins=7),
+        correlated(300, 3),
+    ),
+    "histogram-real-joint": lambda: (
+        Histogram(make_spec((3,), None), num_bins=4, joint=True, smoothing=0.1),
+        correlated(300, 3),
     ),
     "gmm-diag-levels": lambda: (
         GMM(make_spec((3,), 4), num_components=3, covariance_type="diag"),
@@ -292,6 +322,156 @@ def test_em_smooths_towards_the_data():
     torch.testing.assert_close(model.logits[0].sigmoid(), expected)
 
 
+def test_categoricals_by_hand():
+    model = MixtureOfCategoricals(make_spec((2,), 3), num_components=2)
+    w = torch.tensor([0.3, 0.7], dtype=torch.double)
+    p = torch.tensor([[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], [[0.6, 0.3, 0.1], [0.3, 0.3, 0.4]]])
+    p = p.double()
+    logits = (p[..., 1:].log() - p[..., :1].log()).flatten(1)
+    model.load_state_dict({"fitted": torch.tensor(True), "log_weights": w.log(), "logits": logits})
+    log_prob = model.log_prob(torch.tensor([[1, 2], [0, 0]]))
+    expected = [0.3 * 0.5 * 0.8 + 0.7 * 0.3 * 0.4, 0.3 * 0.2 * 0.1 + 0.7 * 0.6 * 0.3]
+    torch.testing.assert_close(log_prob.exp(), torch.tensor(expected, dtype=torch.double))
+
+
+def test_categoricals_of_two_levels_are_bernoullis():
+    x = correlated(300, 6, 2)
+    spec = make_spec((6,), 2)
+    one, other = (
+        fit(kind(spec, num_components=3, seed=4), x)
+        for kind in (MixtureOfBernoullis, MixtureOfCategoricals)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
+
+
+def test_em_of_categoricals_by_responsibilities():
+    """One step against the definition, by loops over components, dimensions and levels."""
+    x = correlated(60, 3, 4)
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(2, 3, 4, generator=generator, dtype=torch.double).softmax(-1)
+    w = torch.tensor([0.4, 0.6], dtype=torch.double)
+    mean = torch.rand(3, 4, generator=generator, dtype=torch.double).softmax(-1)
+    joint = torch.stack(
+        [w[k] * torch.stack([p[k, d, x[:, d].long()] for d in range(3)]).prod(0) for k in range(2)]
+    )
+    posterior = joint / joint.sum(0)
+    expected = torch.zeros(2, 3, 4, dtype=torch.double)
+    for k, d, level in product(range(2), range(3), range(4)):
+        count = posterior[k][x[:, d] == level].sum() + 1.5 * mean[d, level]
+        expected[k, d, level] = count / (posterior[k].sum() + 1.5)
+    logits = (p[..., 1:].log() - p[..., :1].log()).flatten(1)
+    weights, probs, objective = baselines._em_step(x, w.log(), logits, mean[:, 1:].flatten(), 1.5)
+    torch.testing.assert_close(weights, posterior.mean(1))
+    torch.testing.assert_close(probs, expected[..., 1:].flatten(1))
+    penalty = 1.5 * (mean * p.log()).sum()
+    assert objective == pytest.approx(float((joint.sum(0).log().sum() + penalty) / len(x)))
+
+
+def test_em_keeps_a_constant_level_possible_in_single_precision():
+    x = torch.full((5000, 2), 1, dtype=torch.uint8)
+    x[:, 1] = torch.arange(5000) % 3 != 0
+    spec = make_spec((2,), 2)
+    model = fit(MixtureOfBernoullis(spec, num_components=5, smoothing=1e-3), x)
+    events = enumerate_events(spec)
+    assert torch.isfinite(model.log_prob(events)).all()
+    assert model.log_prob(events).logsumexp(0).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_em_of_categoricals_finds_three_prototypes():
+    x = torch.tensor([[0] * 4] * 50 + [[1] * 4] * 30 + [[2] * 4] * 20, dtype=torch.uint8)
+    model = fit(MixtureOfCategoricals(make_spec((4,), 3), num_components=3, smoothing=0.01), x)
+    entropy = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
+    assert -model.log_prob(x).mean().item() == pytest.approx(entropy, abs=0.02)
+
+
+def test_uniform_is_exact():
+    spec = make_spec((2,), 256)
+    x = torch.randint(256, (10, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert bits_per_dim(fit(Uniform(spec), x).log_prob(x), spec).tolist() == [8.0] * 10
+    x = torch.tensor([[0.0, 1.0], [2.0, 5.0]], dtype=torch.double)
+    model = fit(Uniform(make_spec((2,), None), margin=0.25), x)
+    inside = torch.tensor([[-0.5, 0.0], [2.5, 6.0], [1.0, 3.0]], dtype=torch.double)
+    assert model.log_prob(inside).tolist() == pytest.approx([-math.log(3 * 6)] * 3)
+    outside = torch.tensor([[-0.51, 3.0], [1.0, 6.01]], dtype=torch.double)
+    assert model.log_prob(outside).tolist() == [-math.inf] * 2
+    drawn = model.sample(2000, generator=torch.Generator().manual_seed(0)).double()
+    assert stats.kstest((drawn[:, 1] / 6).numpy(), "uniform").pvalue > 1e-3
+
+
+def test_histogram_equals_numpy():
+    x = correlated(400, 2)
+    for joint in (False, True):
+        spec = make_spec((2,), None)
+        model = fit(Histogram(spec, num_bins=5, joint=joint, smoothing=0.0), x)
+        if joint:
+            density, edges = np.histogramdd(x.numpy(), 5, density=True)
+            cells = [
+                np.searchsorted(e[1:-1], x[:, d].numpy(), "right") for d, e in enumerate(edges)
+            ]
+            expected = np.log(density[cells[0], cells[1]])
+        else:
+            expected = 0
+            for d in range(2):
+                density, edges = np.histogram(x[:, d].numpy(), 5, density=True)
+                expected += np.log(density[np.searchsorted(edges[1:-1], x[:, d].numpy(), "right")])
+        np.testing.assert_allclose(model.log_prob(x).numpy(), expected, rtol=1e-9)
+        low = torch.full((1, 2), -50.0, dtype=torch.double)
+        assert model.log_prob(low).tolist() == [-math.inf]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_histogram_integrates_to_one(joint):
+    x = correlated(100, 1)
+    model = fit(Histogram(make_spec((1,), None), num_bins=5, joint=joint, smoothing=2.0), x)
+    low, high = float(x.min()), float(x.max())
+
+    def density(value: float) -> float:
+        return float(model.log_prob(torch.tensor([[value]], dtype=torch.double)).exp())
+
+    parts = [
+        integrate.quad(density, -math.inf, low)[0],
+        *(integrate.quad(density, a, b)[0] for a, b in zip(
+            np.linspace(low, high, 6)[:-1], np.linspace(low, high, 6)[1:], strict=True)),
+        integrate.quad(density, high, math.inf)[0],
+    ]  # fmt: skip
+    assert sum(parts) == pytest.approx(1, abs=1e-7)
+    # A tail has what smoothing gives it, and decays by e over the range of the data.
+    assert parts[0] == pytest.approx(2 / (100 + 7 * 2))
+    assert density(high + (high - low)) == pytest.approx(density(high + 1e-9) / math.e)
+    drawn = model.sample(3000, generator=torch.Generator().manual_seed(0)).double()[:, 0]
+    counts = [
+        int((drawn < low).sum()),
+        *np.histogram(drawn.numpy(), 5, (low, high))[0],
+        int((drawn > high).sum()),
+    ]
+    assert stats.chisquare(counts, np.array(parts) / sum(parts) * 3000).pvalue > 1e-3
+    right = drawn[drawn > high] - high
+    assert stats.kstest(right.numpy(), stats.expon(scale=high - low).cdf).pvalue > 1e-3
+
+
+def test_histogram_of_levels_shares_bins():
+    x = torch.tensor([[0], [0], [1], [4]], dtype=torch.uint8)
+    model = fit(Histogram(make_spec((1,), 5), num_bins=2, smoothing=0.0), x)
+    # Levels 0, 1, 2 and levels 3, 4.
+    expected = [3 / 4 / 3] * 3 + [1 / 4 / 2] * 2
+    events = torch.arange(5, dtype=torch.uint8)[:, None]
+    assert model.log_prob(events).exp().tolist() == pytest.approx(expected)
+
+
+def test_a_joint_histogram_knows_what_depends_on_what():
+    x = torch.tensor([[0, 0]] * 50 + [[1, 1]] * 50, dtype=torch.uint8)
+    spec = make_spec((2,), 2)
+    joint, apart = (fit(Histogram(spec, joint=j, smoothing=1e-6), x) for j in (True, False))
+    assert -joint.log_prob(x).mean().item() == pytest.approx(math.log(2), abs=1e-3)
+    assert -apart.log_prob(x).mean().item() == pytest.approx(2 * math.log(2), abs=1e-3)
+    known = torch.tensor([True, False])
+    done = joint.complete(x, known, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(done.values, x)
+    strict = fit(Histogram(spec, joint=True, smoothing=0.0), torch.zeros_like(x))
+    with pytest.raises(ValueError, match="^the observed values have probability 0 under the mo"):
+        strict.complete(torch.ones_like(x), known)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])  # also starts from two equal examples
 def test_em_finds_two_prototypes(seed):
     x = torch.tensor([[0, 0, 0, 0]] * 75 + [[1, 1, 1, 1]] * 25, dtype=torch.uint8)
@@ -420,6 +600,14 @@ def test_completion_follows_the_conditional(name):
 def test_real_completion_follows_the_conditional(kind):
     x = correlated(300, 3)
     model = fit(GMM(make_spec((3,), None), num_components=2, covariance_type=kind), x)
+    check_real_completion(model)
+
+
+def test_completion_by_a_joint_histogram_follows_the_conditional():
+    check_real_completion(fit(*CASES["histogram-real-joint"]()))
+
+
+def check_real_completion(model):
     known = torch.tensor([True, False, True])
     event = torch.tensor([[0.5, math.nan, -0.8]], dtype=torch.double)
     done = model.complete(event.expand(3000, 3), known, generator=torch.Generator().manual_seed(0))
@@ -527,9 +715,25 @@ def refusals():
     yield (
         lambda: MixtureOfBernoullis(levels),
         r"needs data of 2 levels, but tiny has 17 levels; binarize the data \(such as "
-        r"data.levels=2\) or use model=gmm$",
+        r"data.levels=2\) or use model=mixture_of_categoricals$",
     )
-    yield lambda: MixtureOfBernoullis(real), "but tiny has real values"
+    yield lambda: MixtureOfBernoullis(real), "but tiny has real values; .* or use model=gmm$"
+    yield (
+        lambda: MixtureOfCategoricals(real),
+        "needs data with levels, but tiny has real values; use model=gmm$",
+    )
+    yield lambda: Uniform(real, margin=-1), "margin is -1; it must be 0 or more"
+    yield lambda: Histogram(real, num_bins=0), "num_bins of model Histogram is 0"
+    yield lambda: Histogram(real, smoothing=-1), "smoothing is -1"
+    yield (
+        lambda: Histogram(levels, joint=True, num_bins=16),
+        r"^a joint histogram of data 'tiny' takes 16\^64 cells, more than 10,000,000; use a "
+        r"smaller num_bins, or joint=false$",
+    )
+    yield (
+        lambda: Histogram(make_spec((11,), None), joint=True),
+        r"takes 34\^11 cells, the two tails included, more than",
+    )
     yield lambda: MixtureOfBernoullis(binary, smoothing=0), "smoothing is 0; it must be more"
     yield lambda: MixtureOfBernoullis(binary, num_components=0), "num_components .* is 0"
     yield lambda: MixtureOfBernoullis(binary, max_iter=0), "max_iter .* is 0"
@@ -541,7 +745,7 @@ def refusals():
     yield lambda: GMM(real, regularization=-1), "regularization is -1"
     constant = correlated(50, 2)
     constant[:, 1] = 3
-    for kind in (Independent, GMM):
+    for kind in (Independent, GMM, Uniform, Histogram):
         yield lambda kind=kind: fit(kind(real), constant), "dimension 1 of data 'tiny' is constant"
     yield lambda: fit(GMM(real), correlated(5, 2)), "5 training examples for the 10 components"
     yield (

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import io
 import math
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from armodels.data import base, mnist
+from armodels import contexts
+from armodels.data import base, mnist, tables
 from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
 from armodels.data.digits import Digits
 from armodels.data.mnist import MNIST, FashionMNIST
+from armodels.data.tables import UCI_SIZES, BinaryUCI, RedWine
 from armodels.data.toy import CODES, DENSITIES, Toy
 from armodels.spec import DataSpec
 
@@ -25,6 +29,11 @@ needs_real = pytest.mark.skipif(
     not (REAL / "MNIST/raw/t10k-images-idx3-ubyte").exists()
     or not (REAL / "binarized_mnist").exists(),
     reason="needs MNIST and binarized_mnist in $ARMODELS_DATA",
+)
+
+needs_tables = pytest.mark.skipif(
+    not (REAL / "binary_uci/nips.npz").exists() or not (REAL / "tabular/red_wine.hdf5").exists(),
+    reason="needs binary_uci and tabular in $ARMODELS_DATA",
 )
 
 
@@ -54,6 +63,10 @@ def files(tmp_path, monkeypatch):
         header = np.array([0x803, num, 28, 28], ">i4").tobytes()
         return header + rng.randint(256, size=(num, 28, 28), dtype=np.uint8).tobytes()
 
+    def idx_labels(num: int) -> bytes:
+        header = np.array([0x801, num], ">i4").tobytes()
+        return header + (np.arange(num) % 10).astype(np.uint8).tobytes()
+
     def amat(num: int) -> bytes:
         rows = rng.randint(2, size=(num, 784))
         return "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
@@ -62,11 +75,31 @@ def files(tmp_path, monkeypatch):
         raw = tmp_path / cls.dataset / "raw"
         sizes = zip(cls.checksums, (NUM_TRAIN, NUM_TEST), strict=True)
         monkeypatch.setattr(cls, "checksums", {n: write(raw / n, idx(num)) for n, num in sizes})
+        sizes = zip(cls.label_checksums, (NUM_TRAIN, NUM_TEST), strict=True)
+        checksums = {n: write(raw / n, idx_labels(num)) for n, num in sizes}
+        monkeypatch.setattr(cls, "label_checksums", checksums)
     sizes = zip(mnist.FIXED_CHECKSUMS, (20, 5, 6), strict=True)
     folder = tmp_path / "binarized_mnist"
     checksums = {n: write(folder / n, amat(num)) for n, num in sizes}
     monkeypatch.setattr(mnist, "FIXED_CHECKSUMS", checksums)
     monkeypatch.setattr(mnist, "NUM_VALID", 10)
+
+    def npz(num_dims: int) -> bytes:
+        buffer = io.BytesIO()
+        sizes = {"train": 9, "valid": 4, "test": 7}
+        np.savez(
+            buffer,
+            **{p: rng.randint(2, size=(n, num_dims), dtype=np.uint8) for p, n in sizes.items()},
+        )
+        return buffer.getvalue()
+
+    folder = tmp_path / "binary_uci"
+    checksums = {f"{n}.npz": write(folder / f"{n}.npz", npz(d)) for n, d in UCI_SIZES.items()}
+    monkeypatch.setattr(tables, "UCI_CHECKSUMS", checksums)
+    rows = rng.rand(1599, 11).astype("<f4")
+    contents = bytes(2144) + rows.tobytes() + bytes(999)  # the array where the real file has it
+    path = tmp_path / "tabular/red_wine.hdf5"
+    monkeypatch.setattr(tables, "WINE_CHECKSUMS", {path.name: write(path, contents)})
     return tmp_path
 
 
@@ -77,6 +110,14 @@ SOURCES = {
         f"{cls.__name__}-{b}": lambda root, cls=cls, b=b: cls(b, root=str(root))
         for cls in (MNIST, FashionMNIST)
         for b in cls.binarizations
+    },
+    **{
+        f"binary_uci-{name}": lambda root, name=name: BinaryUCI(name, root=str(root))
+        for name in UCI_SIZES
+    },
+    **{
+        f"red_wine-{fold}": lambda root, fold=fold: RedWine(fold, root=str(root))
+        for fold in (0, 4, 9)
     },
     **{
         name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)
@@ -101,12 +142,18 @@ def test_source_keeps_its_word(name, files):
         assert int(splits.split("train").max()) == splits.spec.levels - 1
     with pytest.raises(ValueError, match="'val' is unknown; choose from train, valid, test"):
         splits.split("val")
+    for wanted in contexts.available(splits.spec).values():
+        for part in ("train", "valid", "test"):
+            x = splits.split(part)
+            wanted.check(splits.context(wanted, part, x, slice(None)), len(x))
 
 
 def test_spec_needs_no_files(tmp_path):
     specs = [
         *(MNIST(b, root=str(tmp_path)).spec for b in MNIST.binarizations),
         *(FashionMNIST(b, root=str(tmp_path)).spec for b in FashionMNIST.binarizations),
+        *(BinaryUCI(name, root=str(tmp_path)).spec for name in UCI_SIZES),
+        *(RedWine(fold, root=str(tmp_path)).spec for fold in range(10)),
         *(Toy(name).spec for name in [*DENSITIES, *CODES]),
         Toy("parity", num_dims=3).spec,
         Digits().spec,
@@ -117,6 +164,7 @@ def test_spec_needs_no_files(tmp_path):
     assert len(set(names)) == len(names)
     assert names[:4] == ["mnist-dynamic", "mnist-fixed", "mnist-threshold", "mnist"]
     assert {"toy-rings", "toy-copy_chain-8", "toy-parity-3", "digits-binary"} <= set(names)
+    assert {"binary_uci-dna", "red_wine-fold0", "red_wine-fold9"} <= set(names)
     assert not list(tmp_path.iterdir())
 
 
@@ -270,10 +318,62 @@ def test_fixed_binarization_is_not_for_download(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_tables_are_not_for_download(tmp_path):
+    for source, folder, (file, md5) in (
+        (BinaryUCI("dna", root=str(tmp_path)), "binary_uci",
+         ("dna.npz", tables.UCI_CHECKSUMS["dna.npz"])),
+        (RedWine(root=str(tmp_path)), "tabular", *tables.WINE_CHECKSUMS.items()),
+    ):  # fmt: skip
+        with pytest.raises(FileNotFoundError) as error:
+            source.load()
+        text = _message(error)
+        assert text.startswith(f"{file} (md5 {md5}) not found")
+        assert str(tmp_path / folder) in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_binary_uci_files_are_read_as_they_are(files):
+    splits = BinaryUCI("nips", root=str(files)).load()
+    with np.load(files / "binary_uci/nips.npz") as arrays:
+        for part in ("train", "valid", "test"):
+            assert np.array_equal(getattr(splits, part).numpy(), arrays[part])
+
+
+def test_the_folds_of_red_wine_cover_every_row_once(files):
+    contents = (files / "tabular/red_wine.hdf5").read_bytes()
+    rows = np.frombuffer(contents, "<f4", 1599 * 11, 2144).reshape(-1, 11).astype(np.float64)
+    first = 0
+    for fold in range(10):
+        splits = RedWine(fold, root=str(files)).load()
+        size = 159 if fold < 9 else 168
+        num_valid = (1599 - size) // 10
+        assert [len(splits.test), len(splits.valid)] == [size, num_valid]
+        assert len(splits.train) == 1599 - size - num_valid
+        # The test rows play no part in the scale; train and valid together have none left.
+        both = torch.cat([splits.train, splits.valid]).double()
+        assert float(both.mean(0).abs().max()) < 1e-6
+        torch.testing.assert_close(both.std(0, correction=0), torch.ones(11).double())
+        rest = np.delete(rows, np.arange(first, first + size), 0)
+        expected = (rows[first : first + size] - rest.mean(0)) / rest.std(0)
+        np.testing.assert_allclose(splits.test.numpy(), expected, rtol=1e-4, atol=1e-5)
+        # Every other row is in train or valid, once.
+        back = both.numpy() * rest.std(0) + rest.mean(0)
+        order = np.argsort(back[:, 0]), np.argsort(rest[:, 0])
+        np.testing.assert_allclose(back[order[0]], rest[order[1]], atol=1e-5)
+        first += size
+    assert first == len(rows)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("damage", ["truncated", "corrupted"])
 @pytest.mark.parametrize(
-    "name", ["MNIST/raw/train-images-idx3-ubyte", "binarized_mnist/binarized_mnist_valid.amat"]
+    "name",
+    [
+        "MNIST/raw/train-images-idx3-ubyte",
+        "binarized_mnist/binarized_mnist_valid.amat",
+        "binary_uci/mushrooms.npz",
+        "tabular/red_wine.hdf5",
+    ],
 )
 def test_damaged_file(files, name, damage, packed):
     path = files / name
@@ -288,9 +388,14 @@ def test_damaged_file(files, name, damage, packed):
     else:
         middle = len(contents) // 2
         path.write_bytes(contents[:middle] + b"\x31\x32" + contents[middle + 2 :])
-    binarization = "fixed" if "amat" in name else "dynamic"
+    source = {
+        "ubyte": lambda root: MNIST("dynamic", root=root),
+        "amat": lambda root: MNIST("fixed", root=root),
+        "npz": lambda root: BinaryUCI("mushrooms", root=root),
+        "hdf5": lambda root: RedWine(root=root),
+    }[re.split("[.-]", name)[-1]](str(files))
     with pytest.raises(ValueError, match="truncated or corrupted") as error:
-        MNIST(binarization, root=str(files)).load()
+        source.load()
     text = _message(error)
     assert str(path) in text
     assert md5 in text
@@ -302,6 +407,49 @@ def test_unknown_binarization():
         MNIST("fixd")
     with pytest.raises(ValueError, match="'fixed' of fashion_mnist is unknown"):
         FashionMNIST("fixed")
+
+
+def test_unknown_tables():
+    with pytest.raises(ValueError, match="'adult' is unknown; choose from connect4, dna, mushr"):
+        BinaryUCI("adult")
+    with pytest.raises(ValueError, match="fold of red_wine is 10; choose from 0 to 9"):
+        RedWine(10)
+
+
+@needs_tables
+@pytest.mark.parametrize(
+    ("name", "sizes", "nll"),
+    [
+        ("connect4", [16_000, 4_000, 47_557], 35.338),
+        ("dna", [1_400, 600, 1_186], None),
+        ("mushrooms", [2_000, 500, 5_624], 34.232),
+        ("nips", [400, 100, 1_240], 294.802),
+    ],
+)
+def test_real_binary_uci(name, sizes, nll):
+    splits = BinaryUCI(name, root=str(REAL)).load()
+    assert [len(part) for part in (splits.train, splits.valid, splits.test)] == sizes
+    # Laplace-smoothed independent Bernoulli: the number that everyone gets on these files.
+    p = (splits.train.double().sum(0) + 1) / (len(splits.train) + 2)
+    bits = splits.test.double()
+    found = float(-(bits @ p.log() + (1 - bits) @ (1 - p).log()).mean())
+    assert nll is None or found == pytest.approx(nll, abs=1e-3)
+
+
+@needs_tables
+def test_real_red_wine():
+    """The same rows as in the raw table, and a Gaussian's published likelihood."""
+    table = np.loadtxt(REAL / "tabular/winequality-red.csv", delimiter=",", dtype="<f4")
+    contents = (REAL / "tabular/red_wine.hdf5").read_bytes()
+    rows = tables._wine_rows(contents)
+    assert sorted(map(tuple, table[:, :11].tolist())) == sorted(map(tuple, rows.tolist()))
+    nll = []
+    for fold in range(10):
+        splits = RedWine(fold, root=str(REAL)).load()
+        x = torch.cat([splits.train, splits.valid]).double()
+        normal = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
+        nll.append(float(-normal.log_prob(splits.test.double()).mean()))
+    assert np.mean(nll) == pytest.approx(13.18, abs=0.01)
 
 
 @needs_real

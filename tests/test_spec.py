@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from cases import Uniform, data
+from cases import Least, data
 
 from armodels import heads, orders
 from armodels.density import AutoregressiveModel
@@ -28,7 +28,7 @@ def zeroed(spec: DataSpec, head) -> AutoregressiveModel:
 def test_uniform_over_256_levels_is_8_bits_by_both_roads():
     discrete = data("image", 3, 4, 5, levels=256)
     x = torch.randint(256, (7, 3, 4, 5), dtype=torch.uint8)
-    for model in (zeroed(discrete, heads.Categorical(discrete)), Uniform(discrete)):
+    for model in (zeroed(discrete, heads.Categorical(discrete)), Least(discrete)):
         bits = bits_per_dim(model.log_prob(x), discrete)
         torch.testing.assert_close(bits, torch.full_like(bits, 8), rtol=0, atol=1e-12)
     # z = (x + u) / 256 is uniform on the unit cube: log p(z) = 0, and log|dz/dx| = -D log 256.

@@ -7,11 +7,14 @@ import torch
 from cases import random_events
 
 from armodels.data.base import Source, Splits
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 class Tiny(Source):
-    """Random events with dependent values; levels=null: real ones."""
+    """Random events with dependent values; levels=null: real ones.
+
+    The label of an event with levels is its first value.
+    """
 
     def __init__(self, kind, shape, levels, dynamic, num_train, damage, seed):
         self.kind, self.shape, self.levels = kind, shape, levels
@@ -21,7 +24,10 @@ class Tiny(Source):
     @property
     def spec(self):
         measure = "density" if self.levels is None else "probability"
-        return DataSpec(f"tiny-{self.kind}", self.kind, self.shape, self.levels, measure)
+        labels = () if self.levels is None else (ContextSpec("label", (), self.levels),)
+        return DataSpec(
+            f"tiny-{self.kind}", self.kind, self.shape, self.levels, measure, contexts=labels
+        )
 
     def load(self):
         spec = self.spec
@@ -32,7 +38,12 @@ class Tiny(Source):
         if self.damage is not None:
             bad = {"missing": float("nan"), "range": 200}[self.damage]
             parts[0][-1].view(-1)[-1] = bad
-        return Splits(spec, *parts, transform=self._draw if self.dynamic else None)
+        return Splits(
+            spec,
+            *parts,
+            transform=self._draw if self.dynamic else None,
+            contexts={"label": lambda: [part.flatten(1)[:, 0] for part in parts]},
+        )
 
     def _draw(self, rows, generator):
         """Move each row by one level or none, at random.

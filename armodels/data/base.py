@@ -6,15 +6,16 @@ import http.client
 import os
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from armodels.spec import DataSpec
+from armodels import contexts as derived
+from armodels.spec import ContextSpec, DataSpec
 
 TRAIN_SEED = 0
 """Of the one transform by which ``Splits.split("train")`` freezes the training rows."""
@@ -35,6 +36,8 @@ class Splits:
             in the support, on that device; called for every batch. None: rows are values.
         true_log_prob: Where the distribution is known: (B, *event) -> (B,), nats, float64, in
             the units of a model's ``log_prob + spec.log_det``.
+        contexts: What ``spec.contexts`` promises: name -> a function that reads the rows of
+            (train, valid, test). Called when first asked for: most runs need no labels.
         box: ((x0, x1), (y0, y1)) that holds nearly all of a density on the plane, for drawing.
 
     Raises:
@@ -47,7 +50,9 @@ class Splits:
     test: Tensor
     transform: Callable[[Tensor, torch.Generator], Tensor] | None = None
     true_log_prob: Callable[[Tensor], Tensor] | None = None
+    contexts: Mapping[str, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
     box: Box | None = None
+    _read: dict[tuple, Sequence[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         for name in ("train", "valid", "test"):
@@ -75,6 +80,29 @@ class Splits:
         if name not in ("valid", "test"):
             raise ValueError(f"split {name!r} is unknown; choose from train, valid, test")
         return getattr(self, name)
+
+    def context(
+        self, wanted: ContextSpec | None, split: str, x: Tensor, rows: Tensor | slice
+    ) -> Tensor | None:
+        """What a model is conditioned on where it models ``x``, on the device of ``x``.
+
+        Args:
+            wanted: The model's context; None: it has none.
+            split: ``"train"``, ``"valid"`` or ``"test"``.
+            x: (B, *event) values of the split.
+            rows: Where they stand in it.
+        """
+        if wanted is None:
+            return None
+        name = wanted.name
+        if name not in self.contexts:
+            return derived.derive(name, x, self.spec)
+        if (name, x.device) not in self._read:
+            read = self.contexts[name]()
+            for part, values in zip((self.train, self.valid, self.test), read, strict=True):
+                wanted.check(values, len(part))
+            self._read[name, x.device] = [values.to(x.device) for values in read]
+        return self._read[name, x.device][("train", "valid", "test").index(split)][rows]
 
 
 class Source(ABC):

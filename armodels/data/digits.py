@@ -3,13 +3,13 @@
 import torch
 
 from armodels.data.base import Source, Splits, split_rows
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 SIZES = (1297, 250, 250)
 
 
 class Digits(Source):
-    """1,797 digits of 8 x 8 pixels in 17 grey levels, each a count of 0 to 16.
+    """1,797 digits of 8 x 8 pixels in 17 grey levels, each a count of 0 to 16; with labels.
 
     Args:
         levels: 17 for the counts, or 2: 1 where the count is at least 8.
@@ -34,13 +34,20 @@ class Digits(Source):
         name = "digits" if self.levels == 17 else "digits-binary"
         if self.split_seed:
             name += f"-split{self.split_seed}"
-        return DataSpec(name, "image", (1, 8, 8), self.levels, "probability")
+        label = ContextSpec("label", (), 10)
+        return DataSpec(name, "image", (1, 8, 8), self.levels, "probability", contexts=(label,))
 
     def load(self):
         from sklearn.datasets import load_digits  # slow to import
 
-        images = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]  # (N, 1, 8, 8)
+        digits = load_digits()
+        images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]  # (N, 1, 8, 8)
+        labels = torch.from_numpy(digits.target).to(torch.uint8)
         if self.levels == 2:
             images = (images >= 8).to(torch.uint8)
         rows = split_rows(len(images), SIZES, self.split_seed)
-        return Splits(self.spec, *(images[r] for r in rows))
+        return Splits(
+            self.spec,
+            *(images[r] for r in rows),
+            contexts={"label": lambda: [labels[r] for r in rows]},
+        )

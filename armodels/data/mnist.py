@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST: 28 x 28 grey images, as such or binarized in a stated way."""
 
+import dataclasses
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from armodels.data.base import (
     read_files,
     split_rows,
 )
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 NUM_VALID = 10_000
 SPLIT_SEED = 0
@@ -36,6 +37,11 @@ def _parse_idx(contents: bytes) -> Tensor:
     )
 
 
+def _parse_idx_labels(contents: bytes) -> Tensor:
+    """Labels of an IDX file, after its header of two 32-bit numbers: (N,)."""
+    return torch.from_numpy(np.frombuffer(contents, np.uint8, offset=8).copy())
+
+
 def _parse_amat(contents: bytes) -> Tensor:
     """Lines of 784 values 0 or 1, each followed by one space or newline: (N, 1, 28, 28)."""
     characters = np.frombuffer(contents, np.uint8)[::2]
@@ -50,6 +56,8 @@ class _GreyImages(Source):
     """Torchvision's class, and the folder that it uses under its root."""
     checksums: ClassVar[dict[str, str]]
     """Of the unpacked files of training and test images."""
+    label_checksums: ClassVar[dict[str, str]]
+    """Of the unpacked files of training and test labels; read only where they condition."""
     binarizations: ClassVar[tuple[str, ...]] = ("dynamic", "threshold", "none")
 
     def __init__(
@@ -66,15 +74,21 @@ class _GreyImages(Source):
 
     @property
     def spec(self):
+        labels = (ContextSpec("label", (), 10),)
         if self.binarization == "none":
-            return DataSpec(self.name, "image", (1, 28, 28), 256, "probability")
+            return DataSpec(self.name, "image", (1, 28, 28), 256, "probability", contexts=labels)
         name = f"{self.name}-{self.binarization}"
-        return DataSpec(name, "image", (1, 28, 28), 2, "probability")
+        return DataSpec(name, "image", (1, 28, 28), 2, "probability", contexts=labels)
 
     def load(self):
-        train, test = map(_parse_idx, self._read())
-        sizes = (len(train) - NUM_VALID, NUM_VALID)
-        train, valid = (train[rows] for rows in split_rows(len(train), sizes, SPLIT_SEED))
+        train, test = map(_parse_idx, self._read(self.checksums))
+        rows = split_rows(len(train), (len(train) - NUM_VALID, NUM_VALID), SPLIT_SEED)
+        train, valid = (train[r] for r in rows)
+
+        def labels() -> list[Tensor]:
+            train, test = map(_parse_idx_labels, self._read(self.label_checksums))
+            return [*(train[r] for r in rows), test]
+
         transform = None
         if self.binarization == "threshold":
             train, valid, test = ((grey >= 128).to(torch.uint8) for grey in (train, valid, test))
@@ -82,12 +96,12 @@ class _GreyImages(Source):
             transform = binarize
             valid = binarize_frozen(valid, VALID_SEED)
             test = binarize_frozen(test, TEST_SEED)
-        return Splits(self.spec, train, valid, test, transform)
+        return Splits(self.spec, train, valid, test, transform, contexts={"label": labels})
 
-    def _read(self) -> list[bytes]:
+    def _read(self, checksums: dict[str, str]) -> list[bytes]:
         return read_files(
             self.root / self.dataset / "raw",
-            self.checksums,
+            checksums,
             self._fetch if self.download else None,
             "data.download=false forbids fetching",
         )
@@ -125,7 +139,17 @@ class MNIST(_GreyImages):
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     }
+    label_checksums = {
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
     binarizations = ("dynamic", "fixed", "threshold", "none")
+
+    @property
+    def spec(self):
+        # The shared drawing came without labels.
+        spec = super().spec
+        return dataclasses.replace(spec, contexts=()) if self.binarization == "fixed" else spec
 
     def load(self):
         if self.binarization != "fixed":
@@ -159,4 +183,8 @@ class FashionMNIST(_GreyImages):
     checksums = {
         "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
         "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    }
+    label_checksums = {
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     }

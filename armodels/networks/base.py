@@ -107,3 +107,7 @@ class Network(nn.Module, ABC):
     def set_marginals(self, params: Tensor) -> None:
         """Let training start at the marginals of the data: (S, P) for the output biases."""
         return
+
+    def initialize(self, x: Tensor) -> None:
+        """Hook before training: data-dependent weights, from the first events (B, *event)."""
+        return

@@ -75,21 +75,23 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
     return list(found.values())
 
 
+def what_was_trained(overrides: Sequence[str]) -> list[str]:
+    """Overrides that change what is trained: not where, which seed, or what is shown."""
+    aside = ("seed=", "resume=", "out=", "trainer.progress=", "hydra.", "samples.")
+    return [item for item in overrides if not item.startswith(aside)]
+
+
 def label(config: Mapping) -> str:
     """Model, and what was overridden besides model, data and seed."""
     choice = config.get("choices", {}).get("model", "?")
-    told = (
-        "model=",
-        "data=",
-        "seed=",
-        "resume=",
-        "out=",
-        "trainer.progress=",
-        "hydra.",
-        "samples.",
-    )
-    extra = [item for item in config.get("overrides", []) if not item.startswith(told)]
+    chosen = what_was_trained(config.get("overrides", []))
+    extra = [item for item in chosen if not item.startswith(("model=", "data="))]
     return " ".join([choice, *(item.removeprefix("model.") for item in extra)])
+
+
+def summarize(values: Sequence[float], half: float) -> tuple[float, float]:
+    """Mean over seeds and their standard deviation; of one seed its 95 % half-width ``half``."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else half
 
 
 def _without_seed(config: Mapping, key: str) -> object:
@@ -133,8 +135,7 @@ def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
             label(config),
             first["parameters"],
             ",".join(str(item["seed"]) for item in metrics),
-            statistics.fmean(values),
-            statistics.stdev(values) if several else tests[0]["nats_ci95"],
+            *summarize(values, tests[0]["nats_ci95"]),
             statistics.fmean(test["bits_per_dim"] for test in tests),
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),

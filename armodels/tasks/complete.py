@@ -9,8 +9,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from armodels import build, pictures, run
-from armodels.spec import DataSpec
+from armodels import contexts, pictures, run
+from armodels.spec import ContextSpec, DataSpec
+from armodels.tasks.evaluate import draw_examples
 
 log = getLogger(__name__)
 
@@ -72,6 +73,24 @@ def read_image(path: Path, spec: DataSpec) -> Tensor:
     return levels[None].contiguous()
 
 
+def _context_of(
+    x: Tensor, label: int | None, wanted: ContextSpec | None, spec: DataSpec
+) -> Tensor | None:
+    """What the model is conditioned on where it completes the image ``x`` (1, *event)."""
+    if wanted is not None and not wanted.shape:
+        if label is None:
+            raise ValueError(
+                f"the model is conditioned on a label; give the image's: label=0 to "
+                f"label={wanted.levels - 1}"
+            )
+        return torch.full((1,), label)
+    if label is not None:
+        raise ValueError(
+            f"label is {label}, but the model was trained without model.context=label"
+        )
+    return None if wanted is None else contexts.derive(wanted.name, x, spec)
+
+
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
     restored = run.from_config(config)
@@ -80,16 +99,16 @@ def main(config: Mapping) -> None:
         raise ValueError(f"num_completions is {answers}; it must be at least 1")
     if config["image"]:
         truth = read_image(Path(config["image"]), spec)
+        context = _context_of(truth, config["label"], restored.model.context, spec)
     else:
-        test = build.source(restored.config["data"]).load().split("test")
-        generator = torch.Generator().manual_seed(seed)
-        truth = test[torch.randperm(len(test), generator=generator)[: config["num"]]]
+        truth, context = draw_examples(restored, config["num"], seed)
     observed = known_part(config["known"], config["keep"], spec, seed)
-    device = next((t.device for t in restored.model.state_dict().values()), torch.device("cpu"))
+    device = restored.device
     result = restored.model.complete(
         truth.repeat_interleave(answers, 0).to(device),
         observed.to(device),
         num_particles=config["num_particles"],
+        context=None if context is None else context.repeat_interleave(answers, 0).to(device),
         temperature=config["temperature"],
         generator=torch.Generator().manual_seed(seed),
         progress=True,

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, run
+from armodels import build, contexts, run
 from armodels.density import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
@@ -20,7 +20,13 @@ log = getLogger(__name__)
 
 @torch.no_grad()
 def log_probs(
-    model: DensityModel, x: Tensor, batch_size: int, *, progress: bool = False, name: str = ""
+    model: DensityModel,
+    x: Tensor,
+    batch_size: int,
+    *,
+    context: Tensor | None = None,
+    progress: bool = False,
+    name: str = "",
 ) -> Tensor:
     """Exact log p of every example, nats: (N, *event) -> (N,) float64 on the CPU.
 
@@ -37,8 +43,11 @@ def log_probs(
     )  # fmt: skip
     parts = []
     with bar:
-        for batch in x.split(batch_size):
-            parts.append(model.log_prob(batch.to(device)).double().cpu())
+        for start in range(0, len(x), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = x[rows].to(device)
+            given = None if context is None else context[rows].to(device)
+            parts.append(model.log_prob(batch, given).double().cpu())
             bar.update(len(batch))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.double)
 
@@ -74,6 +83,7 @@ def evaluate(
     x: Tensor,
     batch_size: int,
     *,
+    context: Tensor | None = None,
     fabric: Fabric | None = None,
     progress: bool = False,
     name: str = "",
@@ -83,7 +93,11 @@ def evaluate(
     Rank r takes ``x[r::world]``; sums are float64 and divided once.
     """
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    values = log_probs(model, x[rank::world], batch_size, progress=progress, name=name)
+    if context is not None:
+        context = context[rank::world]
+    values = log_probs(
+        model, x[rank::world], batch_size, context=context, progress=progress, name=name
+    )
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
     )
@@ -107,8 +121,11 @@ def describe(name: str, report: Mapping[str, float]) -> str:
 
 def load_split(
     restored: run.Restored, data: Mapping | None, split: str
-) -> tuple[DataSpec, Tensor]:
+) -> tuple[DataSpec, Tensor, Tensor | None]:
     """A split of the run's own data, or of other data of the same shape and levels.
+
+    Returns:
+        What a datum is, the values, and what the model is conditioned on, if anything.
 
     Raises:
         ValueError: The model cannot score such data.
@@ -120,19 +137,36 @@ def load_split(
             f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
             f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
         )
-    return spec, source.load().split(split)
+    wanted = restored.model.context
+    if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
+        raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
+    splits = source.load()
+    x = splits.split(split)
+    return spec, x, splits.context(wanted, split, x, slice(None))
+
+
+def draw_examples(restored: run.Restored, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """``num`` examples of the run's own test split, and what the model is conditioned on there."""
+    _, x, context = load_split(restored, None, "test")
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num]
+    return x[rows], None if context is None else context[rows]
 
 
 def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
     restored = run.from_config(config)
-    spec, x = load_split(restored, config.get("data"), config["split"])
+    spec, x, context = load_split(restored, config.get("data"), config["split"])
     result = evaluate(
-        restored.model, x, config["eval"]["batch_size"], progress=True, name=config["split"]
+        restored.model,
+        x,
+        config["eval"]["batch_size"],
+        context=context,
+        progress=True,
+        name=config["split"],
     )
     measure = restored.model.spec.measure
     report = {
-        "data": spec.name,
+        "data": spec.given(restored.model.context),
         "trained_on": restored.spec.name,
         "split": config["split"],
         "measure": measure,
@@ -142,7 +176,9 @@ def main(config: Mapping) -> None:
         "checkpoint": str(restored.path),
         **result.report(spec),
     }
-    log.info("data   %s (D = %d, levels %s, %s)", spec.name, spec.num_dims, spec.levels, measure)
+    log.info(
+        "data   %s (D = %d, levels %s, %s)", report["data"], spec.num_dims, spec.levels, measure
+    )
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
     log.info(describe(config["split"], report))
     if config["out"]:

@@ -5,34 +5,76 @@ from logging import getLogger
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from armodels import pictures, run
-from armodels.spec import bits_per_dim, nats
+from armodels.spec import ContextSpec, bits_per_dim, nats
+from armodels.tasks.evaluate import draw_examples
 
 log = getLogger(__name__)
 
 
+def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | None:
+    """One label for each of ``num`` samples, every class in turn where none is given.
+
+    Raises:
+        ValueError: A label is given to a model that knows none, or there is no such class.
+    """
+    if wanted is None or wanted.shape:
+        if label is not None:
+            told = "no context" if wanted is None else f"model.context={wanted.name}"
+            raise ValueError(
+                f"label is {label}, but the model was trained with {told}; "
+                f"leave label out, or train with model.context=label"
+            )
+        return None
+    if label is None:
+        return torch.arange(num) % wanted.levels
+    if not 0 <= label < wanted.levels:
+        raise ValueError(f"label is {label}; the model knows 0 to {wanted.levels - 1}")
+    return torch.full((num,), label)
+
+
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
-    if config["num"] < 1:
-        raise ValueError(f"num is {config['num']}; it must be at least 1")
+    num, inputs = config["num"], config["num_inputs"]
+    for name in ("num", "num_inputs"):
+        if config[name] < 1:
+            raise ValueError(f"{name} is {config[name]}; it must be at least 1")
     restored = run.from_config(config)
     if config["temperature"] == 0:
         log.warning("temperature 0 follows the mode: expect (nearly) equal samples")
+    spec, wanted = restored.spec, restored.model.context
+    context, truth, columns = labels(wanted, config["label"], num), None, 8
+    if wanted is not None and wanted.shape:
+        truth, context = draw_examples(restored, min(inputs, num), config["seed"])
+        num = len(truth) * (num // len(truth))
+        columns = num // len(truth) + 2
+        context = context.repeat_interleave(num // len(truth), 0)
     x, log_prob = restored.model.sample_with_log_prob(
-        config["num"],
+        num,
+        context=None if context is None else context.to(restored.device),
         temperature=config["temperature"],
         generator=torch.Generator().manual_seed(config["seed"]),
         progress=True,
     )
-    spec, folder = restored.spec, restored.folder_for(config["out"])
+    x, log_prob = x.cpu(), log_prob.cpu()
+    folder = restored.folder_for(config["out"])
     name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
-    np.savez_compressed(folder / f"{name}.npz", x=x.cpu().numpy(), log_prob=log_prob.cpu().numpy())
+    if config["label"] is not None:
+        name += f"-label{config['label']}"
+    arrays = {"x": x, "log_prob": log_prob, "context": context, "truth": truth}
+    arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
+    np.savez_compressed(folder / f"{name}.npz", **arrays)
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
     mean = float(log_prob.double().mean())
     log.info("mean   %.4f nats, %.4f bits/dim", nats(mean, spec), bits_per_dim(mean, spec))
     log.info("wrote  %s", folder / f"{name}.npz")
-    picture = pictures.events(x, spec)
+    shown, caption = x, ""
+    if truth is not None:
+        given = context[:: num // len(truth)]
+        shown, caption = pictures.beside(truth, given, wanted, spec, x), " (given, samples, truth)"
+    picture = pictures.events(shown, spec, columns=columns)
     if picture is not None:
         pictures.save(picture, folder / f"{name}.png")
-        log.info("wrote  %s", folder / f"{name}.png")
+        log.info("wrote  %s%s", folder / f"{name}.png", caption)

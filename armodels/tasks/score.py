@@ -15,9 +15,14 @@ log = getLogger(__name__)
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
     restored = run.from_config(config)
-    spec, x = load_split(restored, config.get("data"), config["split"])
+    spec, x, context = load_split(restored, config.get("data"), config["split"])
     values = log_probs(
-        restored.model, x, config["eval"]["batch_size"], progress=True, name=config["split"]
+        restored.model,
+        x,
+        config["eval"]["batch_size"],
+        context=context,
+        progress=True,
+        name=config["split"],
     )
     path = Path(
         config["out"]

@@ -273,8 +273,9 @@ class Trainer:
             x = self.train[part]
             if noise is not None:
                 x = self.splits.transform(x, noise)
+            context = self.splits.context(self.model.context, "train", x, part)
             with fabric.no_backward_sync(net, enabled=i + 1 < len(parts)):
-                objective = net(x).sum()
+                objective = net(x, context).sum()
                 # Processes average their gradients: scaled so that each example counts once.
                 fabric.backward(objective * (-fabric.world_size / len(rows)))
             log_prob += objective.detach()
@@ -354,10 +355,12 @@ class Trainer:
         return self.average.applied() if self.weights == "ema" else contextlib.nullcontext()
 
     def _evaluate(self, split: str) -> dict[str, float]:
+        x = self.splits.split(split)
         result = evaluate(
             self.model,
-            self.splits.split(split),
+            x,
             self.config["eval"]["batch_size"],
+            context=self.splits.context(self.model.context, split, x, slice(None)),
             fabric=self.fabric,
             progress=self.settings.progress and self.fabric.is_global_zero,
             name=split,
@@ -406,6 +409,7 @@ class Trainer:
             generator = torch.Generator().manual_seed(stream(_SAMPLES, self.seed))
             samples = self.model.sample(
                 number,
+                context=self._contexts_to_draw(number),
                 temperature=self.config["samples"]["temperature"],
                 generator=generator,
                 progress=self.settings.progress,
@@ -416,8 +420,9 @@ class Trainer:
                 self.tracker.picture("samples", picture, step, file)
         if spec.kind == "image":
             shown = self.splits.split("valid")[:16].to(self.fabric.device)
+            context = self.splits.context(self.model.context, "valid", shown, slice(16))
             with torch.no_grad():
-                log_prob = self.model.log_prob_map(shown)
+                log_prob = self.model.log_prob_map(shown, context)
             if log_prob is not None:
                 self.tracker.picture("log_prob", pictures.heat_maps(log_prob), step)
         if self.splits.box is not None:
@@ -428,6 +433,17 @@ class Trainer:
             picture = pictures.density([panel.view(shape) for panel in panels])
             file = self.directory.samples / f"density-{step:07d}.png"
             self.tracker.picture("density", picture, step, file)
+
+    def _contexts_to_draw(self, number: int) -> Tensor | None:
+        """Every label in turn; other contexts as they come in valid."""
+        wanted, device = self.model.context, self.fabric.device
+        if wanted is None:
+            return None
+        if not wanted.shape:
+            return torch.arange(number, device=device) % wanted.levels
+        x = self.splits.split("valid")
+        rows = torch.arange(number) % len(x)
+        return self.splits.context(wanted, "valid", x[rows], rows).to(device)
 
     # The loop
 
@@ -563,7 +579,7 @@ class Trainer:
             self.model = model
         state = self.state
         metrics = {
-            "data": spec.name,
+            "data": spec.given(self.model.context),
             "kind": spec.kind,
             "shape": list(spec.shape),
             "num_dims": spec.num_dims,

@@ -1,0 +1,214 @@
+"""PixelSNAIL: gated causal convolutions, and attention to all earlier pixels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armodels.networks.shifted import (
+    Convolution,
+    GatedBlock,
+    Pixel,
+    ShiftedNetwork,
+    Whole,
+    concat_elu,
+)
+from armodels.spec import ContextSpec, DataSpec
+
+
+class CausalAttention(nn.Module):
+    """Each pixel asks the earlier ones for what they remember of themselves.
+
+    A pixel's key and value are made of its features, its place and what was written there; a
+    query is made of features and place. An empty memory stands before the first pixel.
+
+    Args:
+        size: (H, W).
+        num_features: Of each pixel, F.
+        num_inputs: Planes of values.
+        num_keys: Size of a query and of a key.
+        num_values: V.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        num_features: int,
+        num_inputs: int,
+        num_keys: int,
+        num_values: int,
+    ):
+        super().__init__()
+        self.size = size
+        self.num_keys, self.num_values = num_keys, num_values
+        both, wide = num_keys + num_values, 2 * (num_features + 2)
+        self.query = Convolution("point", size, wide, num_keys)
+        self.memory = Convolution("point", size, wide, both)
+        self.written = Convolution("point", size, num_inputs, both)
+        place = torch.meshgrid(*[(torch.arange(n) + 0.5) / n - 0.5 for n in size], indexing="ij")
+        self.register_buffer("place", torch.stack(place)[None], persistent=False)  # (1, 2, H, W)
+
+    def forward(self, x: Tensor, run: Whole | Pixel) -> Tensor:
+        """(B, F, H, W) -> (B, V, H, W)."""
+        x = concat_elu(torch.cat([x, run.here(self.place)], 1))
+        return run.attend(self, run.apply(self.query, x), run.apply(self.memory, x))
+
+    def whole(self, query: Tensor, memory: Tensor) -> Tensor:
+        """All pixels at once: (B, K, H, W), (B, K + V, H, W) -> (B, V, H, W)."""
+        # The memory of a pixel moves to the next, so that seeing one's own place is strict.
+        memory = F.pad(memory.flatten(2)[..., :-1], (1, 0)).mT[:, None]  # (B, 1, N, K + V)
+        keys, values = memory.split([self.num_keys, self.num_values], -1)
+        query = query.flatten(2).mT[:, None]
+        # Fused kernels want keys as wide as values; zeros change no product.
+        missing = max(self.num_values - self.num_keys, 0)
+        query, keys = (F.pad(t, (0, missing)) for t in (query, keys))
+        scale = self.num_keys**-0.5
+        found = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale)
+        return found[:, 0].mT.unflatten(2, self.size)
+
+    def pixel_state(self, batch_size: int) -> list[Tensor | None]:
+        """Memories in order, (B, N, K + V); that of the last pixel before its value is known."""
+        num_pixels, width = self.size[0] * self.size[1], self.num_keys + self.num_values
+        return [self.written.bias.new_zeros(batch_size, num_pixels, width), None]
+
+    def pixel(
+        self, query: Tensor, memory: Tensor, written: Tensor | None, n: int, state
+    ) -> Tensor:
+        """The n-th pixel, given what was written at the one before: (B, K) -> (B, V)."""
+        memories, pending = state
+        if n > 0:
+            memories[:, n] = pending + written
+        state[1] = memory
+        seen = memories[:, : n + 1]
+        scores = torch.bmm(seen[..., : self.num_keys], query[..., None]) * self.num_keys**-0.5
+        return torch.bmm(scores.softmax(1).mT, seen[..., self.num_keys :])[:, 0]
+
+
+class SNAILBlock(nn.Module):
+    """Gated residual blocks, then attention, mixed in by one more.
+
+    Args:
+        size: (H, W).
+        num_features: F.
+        num_inputs: Planes of values.
+        num_resnets: Gated residual blocks before the attention.
+        num_keys: Size of a query and of a key.
+        num_values: Of the attention.
+        dropout: Probability of dropping a hidden feature in training.
+        context: What the model is conditioned on, if anything.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        num_features: int,
+        num_inputs: int,
+        num_resnets: int,
+        num_keys: int,
+        num_values: int,
+        dropout: float,
+        context: ContextSpec | None,
+    ):
+        super().__init__()
+        keys = {"dropout": dropout, "context": context}
+        self.resnets = nn.ModuleList(
+            GatedBlock("down-right", size, num_features, **keys) for _ in range(num_resnets)
+        )
+        self.attention = CausalAttention(size, num_features, num_inputs, num_keys, num_values)
+        self.mix = GatedBlock("point", size, num_features, num_skip=num_values, **keys)
+
+    def forward(self, x: Tensor, run: Whole | Pixel) -> Tensor:
+        """(B, F, H, W) -> (B, F, H, W)."""
+        for block in self.resnets:
+            x = block(x, None, run)
+        return self.mix(x, self.attention(x, run), run)
+
+
+class PixelSNAIL(ShiftedNetwork):
+    """PixelSNAIL: causal convolutions for what is near, causal attention for all that is earlier.
+
+    Each block has gated residual blocks of 2 x 2 convolutions that see what stands above and to
+    the left, then one head of attention to all earlier pixels. There is no blind spot.
+
+    Accepts: image. Order: raster; whole pixels with head=discretized_logistic_mixture, else the
+    channels of a pixel one after another.
+    Context: a bias on every gated residual block and on the features that the parameters are
+    read from.
+    Cache: of every convolution the row above and what stands to the left; keys and values.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K); raster order only.
+        num_channels: Features, F.
+        num_blocks: Blocks, each with one attention.
+        num_resnets: Gated residual blocks before each attention.
+        num_key_channels: Size of a query and of a key.
+        num_value_channels: Size of a value.
+        dropout: Probability of dropping a hidden feature in training.
+        context: What the model is conditioned on, if anything.
+
+    Shapes:
+        x: (B, C, H, W); any height and width.
+        returns: (B, S, P).
+
+    References:
+        PixelSNAIL: An Improved Autoregressive Generative Model (Chen et al., 2018)
+        https://arxiv.org/abs/1712.09763
+
+    Differs from the paper: keys, values and queries are linear in their activations, without a
+    gated block of their own; a pixel may attend to nothing; output biases of their own for every
+    pixel, which start at the marginals; heads that take one channel at a time.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        *,
+        num_channels: int = 32,
+        num_blocks: int = 4,
+        num_resnets: int = 2,
+        num_key_channels: int = 4,
+        num_value_channels: int = 32,
+        dropout: float = 0.0,
+        context: ContextSpec | None = None,
+    ):
+        super().__init__(spec, num_params, order, num_channels=num_channels, context=context)
+        counts = {
+            "num_blocks": num_blocks,
+            "num_key_channels": num_key_channels,
+            "num_value_channels": num_value_channels,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+
+        def enter(kind: str) -> Convolution:
+            return Convolution(kind, self.size, self.num_inputs, num_channels)
+
+        self.row_above, self.left = map(enter, ("row above", "left"))
+        self.blocks = nn.ModuleList(
+            SNAILBlock(
+                self.size,
+                num_channels,
+                self.num_inputs,
+                num_resnets,
+                num_key_channels,
+                num_value_channels,
+                dropout,
+                context,
+            )
+            for _ in range(num_blocks)
+        )
+
+    def rows(self, run):
+        """What the first layer sees in the row above."""
+        run.give(-1, run.read(self.row_above))
+
+    def pixels(self, run):
+        """The blocks."""
+        x = run.take(-1) + run.read(self.left)
+        for block in self.blocks:
+            x = block(x, run)
+        return x

@@ -1,0 +1,158 @@
+"""PixelCNN++: two streams of gated residual blocks, down- and up-sampled with shortcuts."""
+
+import itertools
+
+from torch import Tensor, nn
+
+from armodels.networks.shifted import (
+    Convolution,
+    GatedBlock,
+    Growth,
+    Row,
+    ShiftedNetwork,
+    Whole,
+)
+from armodels.spec import ContextSpec, DataSpec
+
+
+class Stream(nn.Module):
+    """One kind's blocks: down the stages and up again, shortcuts from each way down to its way up.
+
+    Args:
+        kind: "down", whose blocks give, or "down-right", whose blocks take.
+        sizes: (H, W) of each stage.
+        num_channels: F.
+        num_resnets: Blocks of each stage on the way down.
+        dropout: Probability of dropping a hidden feature in training.
+        context: What the model is conditioned on, if anything.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        sizes: list[tuple[int, int]],
+        num_channels: int,
+        num_resnets: int,
+        dropout: float,
+        context: ContextSpec | None,
+    ):
+        super().__init__()
+        self.num_stages = len(sizes)
+        hears = "gives" if kind == "down" else "takes"
+        numbers = itertools.count()
+
+        def blocks(size: tuple[int, int], count: int, num_skip: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                GatedBlock(
+                    kind,
+                    size,
+                    num_channels,
+                    num_skip=num_skip,
+                    dropout=dropout,
+                    context=context,
+                    **{hears: next(numbers)},
+                )
+                for _ in range(count)
+            )
+
+        self.descent = nn.ModuleList(blocks(size, num_resnets, 0) for size in sizes)
+        # The coarsest stage goes up from its last block, which is no shortcut then.
+        self.ascent = nn.ModuleList(
+            blocks(size, num_resnets + (k + 1 < len(sizes)), num_channels)
+            for k, size in enumerate(sizes)
+        )
+        self.shrink = nn.ModuleList(
+            Convolution(kind, size, num_channels, num_channels, stride=2) for size in sizes[:-1]
+        )
+        self.grow = nn.ModuleList(Growth(kind, size, num_channels) for size in sizes[:-1])
+
+    def forward(self, x: Tensor, run: Whole | Row, stage: int = 0) -> Tensor:
+        """Features of a stage, through all coarser ones."""
+        shortcuts = [x]
+        for block in self.descent[stage]:
+            x = block(x, None, run)
+            shortcuts.append(x)
+        if stage + 1 == self.num_stages:
+            shortcuts.pop()
+        else:
+            coarse = run.apply(self.shrink[stage], x)
+            if coarse is not None:
+                coarse = self(coarse, run.coarser(), stage + 1)
+            x = run.apply(self.grow[stage], coarse)
+        for block in self.ascent[stage]:
+            x = block(x, shortcuts.pop(), run)
+        return x
+
+
+class PixelCNNPP(ShiftedNetwork):
+    """PixelCNN++: what the rows above say, and what those and the left say, in two streams.
+
+    The down stream sees the rows above; the down-right stream sees also what stands to the left,
+    and listens to the down stream's block beside each of its own. Both are halved at each stage,
+    and doubled again with shortcuts from the way down. There is no blind spot.
+
+    Accepts: image. Order: raster; whole pixels with head=discretized_logistic_mixture, else the
+    channels of a pixel one after another.
+    Context: a bias on every block and on the features that the parameters are read from.
+    Cache: of every layer the row above and what stands to the left, at each scale; the down
+    stream runs once a row, a coarser stage once in two rows and columns.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K); raster order only.
+        num_channels: Features of each stream, F.
+        num_resnets: Gated residual blocks of each stage on the way down, and on the way up.
+        num_stages: Scales, each half as fine as the one before; 1: no down-sampling.
+        dropout: Probability of dropping a hidden feature in training.
+        context: What the model is conditioned on, if anything.
+
+    Shapes:
+        x: (B, C, H, W); any height and width.
+        returns: (B, S, P).
+
+    References:
+        PixelCNN++: Improving the PixelCNN with discretized logistic mixture likelihood
+        (Salimans et al., 2017) https://arxiv.org/abs/1701.05517
+
+    Differs from the paper: output biases of their own for every pixel, which start at the
+    marginals, and outputs that start near them; what a block hears from the other stream and
+    from its shortcut is normed apart; odd sizes; heads that take one channel at a time.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        *,
+        num_channels: int = 32,
+        num_resnets: int = 2,
+        num_stages: int = 2,
+        dropout: float = 0.0,
+        context: ContextSpec | None = None,
+    ):
+        super().__init__(spec, num_params, order, num_channels=num_channels, context=context)
+        for name, count in (("num_resnets", num_resnets), ("num_stages", num_stages)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+        sizes = [self.size]
+        while len(sizes) < num_stages:
+            sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+
+        def enter(kind: str) -> Convolution:
+            return Convolution(kind, self.size, self.num_inputs, num_channels)
+
+        self.above, self.row_above, self.left = map(enter, ("above", "row above", "left"))
+        keys = (sizes, num_channels, num_resnets, dropout, context)
+        self.down = Stream("down", *keys)
+        self.down_right = Stream("down-right", *keys)
+
+    def rows(self, run):
+        """The down stream."""
+        run.give(-1, run.read(self.row_above))
+        self.down(run.read(self.above), run)
+
+    def pixels(self, run):
+        """The down-right stream."""
+        return self.down_right(run.take(-1) + run.read(self.left), run)

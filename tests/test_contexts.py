@@ -1,0 +1,177 @@
+"""Contexts: what the data offers, which rows they stand beside, and the verbs that take them."""
+
+import numpy as np
+import pytest
+import torch
+from command import QUICK, TINY, armodels, done
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from armodels import contexts, run
+from armodels.data.digits import Digits
+from armodels.data.mnist import MNIST
+from armodels.spec import DataSpec
+
+RGB = DataSpec("rgb", "image", (3, 3, 5), 256, "probability")
+
+
+def test_grey_is_the_luminance_rounded_to_a_level():
+    x = torch.zeros(4, 3, 3, 5, dtype=torch.uint8)
+    x[0], x[1, 0], x[2, 1], x[3, 2] = 255, 255, 255, 255
+    grey = contexts.derive("grey", x, RGB)
+    assert grey.dtype == torch.uint8
+    assert grey.shape == (4, 1, 3, 5)
+    assert grey.flatten(1).unique(dim=1).flatten().tolist() == [255, 76, 150, 29]
+
+
+def test_lowres_is_the_mean_of_squares_also_at_ragged_edges():
+    x = torch.arange(15, dtype=torch.uint8).view(1, 1, 3, 5) * 10
+    low = contexts.derive("lowres_2", x, DataSpec("x", "image", (1, 3, 5), 256, "probability"))
+    # Means of [0 10 50 60], [20 30 70 80], [40 90], [100 110], [120 130], [140].
+    assert low.tolist() == [[[[30, 50, 65], [105, 125, 140]]]]
+
+
+def test_what_data_offers():
+    assert list(contexts.available(RGB)) == ["grey", "lowres_2", "lowres_4"]
+    assert contexts.available(RGB)["lowres_4"].shape == (3, 1, 2)
+    assert list(contexts.available(Digits().spec)) == ["label", "lowres_2", "lowres_4"]
+    assert "label" not in contexts.available(MNIST("fixed").spec)
+    real = DataSpec("real", "vector", (2,), None, "density")
+    assert contexts.find(real, None) is None
+    with pytest.raises(ValueError, match="^model.context is 'label', but data real offers no con"):
+        contexts.find(real, "label")
+
+
+def test_labels_stand_beside_their_digits():
+    digits = load_digits()
+    pairs = zip(digits.images.astype(np.uint8), digits.target, strict=True)
+    known = {image.tobytes(): label for image, label in pairs}
+    splits = Digits().load()
+    wanted = contexts.find(splits.spec, "label")
+    for part in ("train", "valid", "test"):
+        x = splits.split(part)
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:50]
+        labels = splits.context(wanted, part, x[rows], rows)
+        assert labels.tolist() == [known[image.numpy().tobytes()] for image in x[rows]]
+
+
+def test_a_mixed_up_number_of_labels_is_refused():
+    splits = Digits().load()
+    read = splits.contexts["label"]
+    splits.contexts["label"] = lambda: [values[:-1] for values in read()]
+    x = splits.split("test")
+    with pytest.raises(ValueError, match="^context 'label' of 1297 events must have shape"):
+        splits.context(splits.spec.contexts[0], "test", x, slice(None))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs given the label, nothing, and a small image."""
+    path = tmp_path_factory.mktemp("contexts")
+    for out, context in (("told", "label"), ("untold", "null"), ("low", "lowres_2")):
+        done(
+                path, "train", *TINY, f"out={out}", f"model.context={context}",
+                "trainer.max_epochs=8", "trainer.accumulate=2", "optimizer.lr=0.02",
+                "samples.num=7", "data.num_train=400",
+            )  # fmt: skip
+    Image.new("L", (4, 3), 255).save(path / "white.png")
+    return path
+
+
+def test_a_label_tells_its_part_of_the_likelihood(folder):
+    """The label is the first value: of log 3 nats, nothing is left to be said."""
+    told, untold = (run.RunDirectory(folder / name).read_metrics() for name in ("told", "untold"))
+    gain = untold["test"]["nats"] - told["test"]["nats"]
+    assert 0.8 < gain < 1.8  # of 23 test examples
+    assert (told["data"], untold["data"]) == ("tiny-image|label", "tiny-image")
+
+
+def test_numbers_given_a_context_are_not_ranked_with_others(folder):
+    out = done(folder, "compare", ".")
+    assert "Not ranked against each other" in out
+    assert "tiny-image|label" in out
+
+
+def test_eval_and_score_use_the_context(folder):
+    metrics = run.RunDirectory(folder / "told").read_metrics()
+    assert f"{metrics['test']['nats']:.4f}" in done(folder, "eval", "run=told")
+    done(folder, "score", "run=told", "out=scores.csv")
+    nats = np.loadtxt(folder / "scores.csv", delimiter=",", skiprows=1)[:, 1]
+    assert abs(nats.mean() - metrics["test"]["nats"]) < 1e-4
+
+
+def test_sample_draws_the_label_asked_for_or_each_in_turn(folder):
+    done(folder, "sample", "run=told", "label=2", "num=40", "out=drawn")
+    x = np.load(folder / "drawn/sample-seed0-t1-label2.npz")["x"]
+    assert (x[:, 0, 0, 0] == 2).mean() > 0.8
+    done(folder, "sample", "run=told", "num=60", "out=drawn")
+    arrays = np.load(folder / "drawn/sample-seed0-t1.npz")
+    assert arrays["context"].tolist() == [0, 1, 2] * 20
+    assert (arrays["x"][:, 0, 0, 0] == arrays["context"]).mean() > 0.8
+
+
+def test_sample_answers_images_several_times_beside_the_truth(folder):
+    done(folder, "sample", "run=low", "num=12", "num_inputs=3", "out=answers")
+    arrays = np.load(folder / "answers/sample-seed0-t1.npz")
+    assert arrays["x"].shape == (12, 1, 3, 4)
+    assert arrays["truth"].shape == (3, 1, 3, 4)
+    spec = run.restore(folder / "low").spec
+    low = contexts.derive("lowres_2", torch.from_numpy(arrays["truth"]), spec)
+    assert (arrays["context"] == low.repeat_interleave(4, 0).numpy()).all()
+    # One row an input: what was given, four answers, the truth; magnified, with borders of 2.
+    tile = (4 * 16 + 2, 3 * 16 + 2)
+    with Image.open(folder / "answers/sample-seed0-t1.png") as picture:
+        assert picture.size == (6 * tile[0] + 2, 3 * tile[1] + 2)
+
+
+def test_complete_uses_the_context(folder):
+    done(folder, "complete", "run=told", "keep=0.5", "known=bottom", "num=4",
+                  "num_completions=30", "out=completed")  # fmt: skip
+    arrays = np.load(folder / "completed/complete-bottom-0.5-seed0.npz")
+    first = arrays["completions"][:, :, 0, 0, 0]
+    assert (first == arrays["truth"][:, 0, 0, 0][:, None]).mean() > 0.8
+    for args in (("run=told", "label=1"), ("run=low",)):
+        done(folder, "complete", *args, "image=white.png", "out=completed")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("sample", "run=told", "label=3"), "label is 3; the model knows 0 to 2"),
+        (
+            ("sample", "run=untold", "label=1"),
+            "label is 1, but the model was trained with no context; "
+            "leave label out, or train with model.context=label",
+        ),
+        (
+            ("sample", "run=low", "label=1"),
+            "label is 1, but the model was trained with model.context=lowres_2; "
+            "leave label out, or train with model.context=label",
+        ),
+        (("sample", "run=low", "num_inputs=0"), "num_inputs is 0; it must be at least 1"),
+        (
+            ("complete", "run=told", "image=white.png"),
+            "the model is conditioned on a label; give the image's: label=0 to label=2",
+        ),
+        (
+            ("complete", "run=told", "image=white.png", "label=9"),
+            "context 'label' has levels 0..2, got values in 9..9",
+        ),
+        (
+            ("complete", "run=untold", "image=white.png", "label=1"),
+            "label is 1, but the model was trained without model.context=label",
+        ),
+        (
+            ("train", *QUICK, "model.context=colour"),
+            "model.context is 'colour', but data digits offers label, lowres_2, lowres_4; "
+            "use model.context=null",
+        ),
+        (
+            ("train", *QUICK, "model=gmm", "model.context=label"),
+            "model.context is no key of armodels train",
+        ),
+    ],
+    ids=lambda a: "-".join(a) if isinstance(a, tuple) and len(a) < 4 else None,
+)
+def test_what_cannot_be_given_is_refused_in_one_sentence(folder, args, told):
+    assert told in armodels(folder, *args).error

@@ -1,0 +1,151 @@
+"""The tables of docs/results.md are what the records of runs give."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import armodels
+
+ROOT = Path(armodels.__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "reproduce.py"
+
+
+@pytest.fixture
+def reproduce():
+    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def page(reproduce, tmp_path, monkeypatch):
+    """An empty page and no records; rows of one table."""
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results.json")
+    monkeypatch.setattr(reproduce, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(reproduce, "ROWS", tmp_path / "results.yaml")
+    (tmp_path / "results.md").write_text("# Results\n\n<!-- begin a -->\n<!-- end a -->\n\nend\n")
+    (tmp_path / "results.yaml").write_text(
+        "a:\n"
+        "  - {model: NADE, run: experiment=nade_x, published: 10.5, source: a paper}\n"
+        "  - {model: folds, run: 'model=made data.fold=0,1', note: two folds}\n"
+    )
+    (tmp_path / "configs/experiment").mkdir(parents=True)
+    (tmp_path / "configs/experiment/nade_x.yaml").write_text(
+        "# x\ndefaults:\n  - override /model: nade\nmodel:\n  hidden_size: 5\n  sizes: [3, 4]\n"
+    )
+    return tmp_path / "results.md"
+
+
+def finished(folder: Path, *overrides: str, seed: int = 0, nats: float = 10.0, **status):
+    """What a run leaves behind."""
+    folder.mkdir(parents=True)
+    environment = {"processor": "a CPU", "threads": 1, "torch": "2.15", "git_commit": "abc"}
+    half = {"nats": nats, "nats_ci95": 0.3}
+    metrics = {
+        "overrides": [*overrides, "trainer.progress=false", f"out={folder}", f"seed={seed}"],
+        "seed": seed, "data": "some-data", "measure": "probability", "test": half, "valid": half,
+        "parameters": 7, "seconds": 12.3, "environment": environment,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "status.json").write_text(json.dumps({"status": "done"} | status))
+
+
+def lines(page: Path) -> list[list[str]]:
+    """Cells of the rows of the table."""
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in rows[2:]]
+
+
+def test_the_published_tables_are_what_the_records_give(reproduce):
+    page = reproduce.PAGE.read_text()
+    again = reproduce.fill(page, reproduce.read_sections(), reproduce.read_records())
+    assert again == page, "run python scripts/reproduce.py tables"
+
+
+def test_every_row_is_a_row_of_an_experiment_that_exists(reproduce):
+    for rows in reproduce.read_sections().values():
+        for row in rows:
+            assert set(row) <= {"model", "run", "published", "published_ci95", "source", "note"}
+            assert ("published" in row) == ("source" in row)
+            name = row["run"].split()[0].removeprefix("experiment=")
+            assert (ROOT / f"configs/experiment/{name}.yaml").is_file(), row["run"]
+            assert reproduce.arguments(row["run"].split()) == sorted(row["run"].split())
+
+
+def test_rows_without_runs_say_so(reproduce, page):
+    reproduce.main(["tables"])
+    assert [row[1] for row in lines(page)] == ["not run", "not run"]
+    assert lines(page)[0][2] == "10.50 (a paper)"
+    assert lines(page)[1][-1] == "`armodels train -m model=made data.fold=0,1`"
+    assert "- folds: two folds" in page.read_text()
+    assert page.read_text().startswith("# Results\n")
+    assert page.read_text().endswith("\n\nend\n")
+
+
+def test_one_seed_and_several(reproduce, page, tmp_path):
+    finished(tmp_path / "runs/a", "experiment=nade_x", nats=10.0)
+    finished(tmp_path / "runs/other", "experiment=nade_x", "optimizer.lr=1", nats=1.0)
+    finished(tmp_path / "runs/failed", "experiment=nade_x", seed=5, nats=1.0, status="failed")
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    assert lines(page)[0][1:6] == [
+        "10.00 ± 0.30", "10.50 (a paper)", "-0.50", "12", "a CPU, 1 thread"
+    ]  # fmt: skip
+    finished(tmp_path / "runs/b", "experiment=nade_x", seed=1, nats=11.0)
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    assert lines(page)[0][1] == f"10.50 ± {math.sqrt(0.5):.2f} (std of 2 seeds)"
+    # The same seed again takes the place of the run before.
+    finished(tmp_path / "again", "experiment=nade_x", nats=12.0)
+    reproduce.main(["collect", str(tmp_path / "again")])
+    assert lines(page)[0][1].startswith("11.50")
+    assert len(reproduce.read_records()) == 3
+
+
+def test_what_an_experiment_says_itself_is_no_difference(reproduce, page, tmp_path):
+    same = ("model.hidden_size=5", "model.sizes=[3,4]")
+    finished(tmp_path / "runs/a", "experiment=nade_x", *same)
+    finished(tmp_path / "runs/b", "experiment=nade_x", "model.hidden_size=6", seed=1)
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    kept = [item["arguments"] for item in reproduce.read_records()]
+    assert kept == [["experiment=nade_x"], ["experiment=nade_x", "model.hidden_size=6"]]
+
+
+def test_a_mean_over_folds_needs_all_of_them(reproduce, page, tmp_path):
+    finished(tmp_path / "runs/0", "data.fold=0", "model=made", nats=8.0)
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    assert lines(page)[1][1] == "not run"
+    finished(tmp_path / "runs/1", "data.fold=1", "model=made", nats=9.0)
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    # The half-width of the mean of two independent test sets; seconds are those of both.
+    assert lines(page)[1][1] == f"8.50 ± {0.3 / math.sqrt(2):.2f}"
+    assert lines(page)[1][4] == "25"
+    assert reproduce.missing(()) == [["experiment=nade_x"]]
+    assert reproduce.missing(("made",)) == []
+
+
+def test_run_trains_what_is_missing(reproduce, page, tmp_path, monkeypatch):
+    finished(tmp_path / "runs/0", "data.fold=0", "model=made", nats=8.0)
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    asked = []
+
+    def train(command, check):
+        *asked_for, out = command[4:]
+        asked.append(asked_for)
+        finished(Path(out.removeprefix("out=")), *asked_for, nats=9.0)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", train)
+    reproduce.main(["run", "fold"])
+    assert asked == [["data.fold=1", "model=made"]]
+    assert [row[1] for row in lines(page)] == ["not run", f"8.50 ± {0.3 / math.sqrt(2):.2f}"]
+    reproduce.main(["run"])
+    assert asked[1:] == [["experiment=nade_x"]]
+
+
+def test_a_section_without_markers_is_refused(reproduce, page):
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="no place for a: write <!-- begin a --> and <!-- end a"):
+        reproduce.main(["tables"])
