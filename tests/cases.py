@@ -38,7 +38,6 @@ from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
 VECTOR = ContextSpec("features", (2,), None)
-PICTURE = ContextSpec("picture", (2, 2, 1), 3)
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,6 @@ GREY = data("image", 1, 2, 3, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
 RGB_BITS = data("image", 3, 1, 3, levels=2)
 TALL = data("image", 1, 3, 2, levels=3)
-TALL_RGB = data("image", 3, 2, 1, levels=2)
 LEVELS = data("vector", 4, levels=5)
 PLANE = data("vector", 2, levels=None)
 SPACE = data("vector", 4, levels=None)
@@ -329,18 +327,17 @@ CASES: dict[str, Case] = {
     "separate-given": given(separate(LEVELS, CATEGORICAL, 5, order="reverse")),
     "separate-one-bit": separate(data("vector", 1, levels=2), BERNOULLI, 3),
     "pixelcnn": pixelcnn(GREY, BERNOULLI, 4, dropout=0.5),
-    "pixelcnn-tall": pixelcnn(TALL, CATEGORICAL, 3, residual=False, activation="elu"),
+    "pixelcnn-tall": pixelcnn(TALL, CATEGORICAL, 3, residual=False),
     "pixelcnn-rgb": pixelcnn(RGB, CATEGORICAL, 4, scale=0.5),
-    "pixelcnn-rgb-plain": pixelcnn(RGB_BITS, BERNOULLI, 5, residual=False),
     "pixelcnn-rgb-joint": pixelcnn(RGB, logistics, 4),
     "pixelcnn-one-pixel": pixelcnn(data("image", 1, 1, 1, levels=4), CATEGORICAL, 2, num_layers=1),
-    "pixelcnn-given": given(pixelcnn(RGB_BITS, BERNOULLI, 4, scale=0.4), PICTURE),
+    "pixelcnn-given": given(pixelcnn(RGB_BITS, BERNOULLI, 4, scale=0.4)),
     "gated-pixelcnn": gated(GREY, BERNOULLI, 5, dropout=0.5),
     "gated-pixelcnn-tall": gated(TALL, CATEGORICAL, 3, first_kernel_size=5),
     "gated-pixelcnn-rgb": gated(RGB, CATEGORICAL, 5, scale=0.5, encoding="scaled"),
     "gated-pixelcnn-rgb-joint": gated(RGB, logistics, 3),
     "gated-pixelcnn-one-layer": gated(RGB_BITS, BERNOULLI, 3, num_layers=1),
-    "gated-pixelcnn-given": given(gated(TALL_RGB, BERNOULLI, 4), PICTURE),
+    "gated-pixelcnn-given": given(gated(GREY, BERNOULLI, 4), VECTOR),
     "pixelcnn-pp": pixelcnn_pp(GREY, BERNOULLI, 2, dropout=0.5),
     "pixelcnn-pp-rgb": pixelcnn_pp(RGB, CATEGORICAL, 1),
     "pixelcnn-pp-rgb-joint": pixelcnn_pp(RGB_BITS, logistics, 2),
