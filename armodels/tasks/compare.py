@@ -77,7 +77,8 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
 
 def what_was_trained(overrides: Sequence[str]) -> list[str]:
     """Overrides that change what is trained: not where, which seed, or what is shown."""
-    aside = ("seed=", "resume=", "out=", "trainer.progress=", "hydra.", "samples.")
+    aside = ("seed=", "resume=", "out=", "eval.batch_size=", "trainer.progress=", "hydra.",
+             "samples.")  # fmt: skip
     return [item for item in overrides if not item.startswith(aside)]
 
 
