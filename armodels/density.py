@@ -120,8 +120,11 @@ class DensityModel(nn.Module, ABC):
         """The objective in train mode, else log_prob: what DDP, compile and autocast see."""
         return self.objective(x, context) if self.training else self.log_prob(x, context)
 
-    def initialize(self, batches: Iterable[Tensor]) -> None:
-        """Hook before training: closed-form fits, EM, output biases from the data."""
+    def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
+        """Hook before training: closed-form fits, EM, output biases from the data.
+
+        ``progress`` shows a bar where this takes long.
+        """
         return
 
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
@@ -251,7 +254,7 @@ class AutoregressiveModel(DensityModel):
         steps = self.conditional_log_prob(x, context) / self.net.order.shape[1]
         return steps[:, orders.ranks(self.net.order)].view(-1, *self.spec.shape)
 
-    def initialize(self, batches):
+    def initialize(self, batches, *, progress=False):
         """Start the output biases at the marginals of the data."""
         chunks, size = [], 0
         for x in batches:
@@ -474,9 +477,9 @@ class OrderMixture(DensityModel):
         i = int(torch.randint(len(self.orders), ()))
         return self.component(i).objective(x, context)
 
-    def initialize(self, batches):
+    def initialize(self, batches, *, progress=False):
         """Initialize the shared weights."""
-        self.model.initialize(batches)
+        self.model.initialize(batches, progress=progress)
 
     def sample_with_log_prob(
         self, n, *, context=None, temperature=1.0, generator=None, progress=False
@@ -493,7 +496,7 @@ class OrderMixture(DensityModel):
                     count, temperature=temperature, generator=generator, progress=progress
                 )
                 for i, count in enumerate(counts)
-                if count
+                if count or not n  # no events at all have a shape, too
             ]
         )
         # Sorted by order so far; shuffled, so that any part of the batch is a fair sample.
