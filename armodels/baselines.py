@@ -44,7 +44,7 @@ class Baseline(DensityModel):
         return sum(b.numel() for name, b in self.named_buffers() if name != "fitted")
 
     @abstractmethod
-    def _fit(self, x: Tensor) -> None:
+    def _fit(self, x: Tensor, progress: bool) -> None:
         """Set the buffers from all training examples, (B, D)."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Baseline(DensityModel):
 
     @final
     @torch.no_grad()
-    def initialize(self, batches):
+    def initialize(self, batches, *, progress=False):
         """Fit to the training examples; the only training there is.
 
         Raises:
@@ -115,7 +115,7 @@ class Baseline(DensityModel):
             chunks.append(x.flatten(1))
         if sum(map(len, chunks)) == 0:
             raise ValueError(f"data {self.spec.name!r} has no training examples to fit")
-        self._fit(torch.cat(chunks))
+        self._fit(torch.cat(chunks), progress)
         self.fitted.fill_(True)
 
     @final
@@ -223,7 +223,7 @@ class Independent(Baseline):
         # (D, L) log-probabilities, or (D, 2) mean and standard deviation.
         self._register("params", spec.num_dims, spec.levels or 2)
 
-    def _fit(self, x):
+    def _fit(self, x, progress):
         levels = self.spec.levels
         if levels is None:
             _require_spread(x, self.spec)
@@ -398,6 +398,35 @@ class MixtureOfBernoullis(MixtureOfProducts):
                 f"model MixtureOfBernoullis needs data of 2 levels, but {self.spec.name} has "
                 f"{kind}; binarize the data (such as data.levels=2) or use model={other}"
             )
+
+    def _fit(self, x, progress):
+        num_components = len(self.log_weights)
+        self._require_examples(len(x), num_components)
+        dtype = torch.get_default_dtype()
+        ones = (x != 0).sum(0).double()
+        mean = (ones + 1) / (len(x) + 2)
+        # Half a training example each, so that none starts with values that it cannot leave; the
+        # other half jitters, or components that start from equal examples would stay equal.
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(x), generator=generator)[:num_components].to(x.device)
+        jitter = torch.rand(self.logits.shape, generator=generator).to(mean)
+        start = 0.5 * x[chosen] + 0.5 * mean * (0.5 + 0.5 * jitter)
+        logits = torch.logit(start).to(dtype)
+        log_weights = torch.full_like(logits[:, 0], -math.log(num_components))
+        previous = -math.inf
+        bar = tqdm(
+            range(self.max_iter), desc="EM", unit="iteration", delay=1, disable=not progress
+        )
+        for _ in bar:
+            weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
+            log_weights, logits = weights.log().to(dtype), torch.logit(probs).to(dtype)
+            bar.set_postfix(penalized_nats=f"{-objective:.3f}")
+            if objective - previous < self.tolerance:
+                break
+            previous = objective
+        bar.close()
+        self.log_weights.copy_(weights.log())
+        self.logits.copy_(torch.logit(probs))
 
 
 @final
@@ -865,7 +894,7 @@ class GMM(Baseline):
         # Standard deviations, or lower Cholesky factors of the covariances.
         self._register("scale", *shapes[covariance_type])
 
-    def _fit(self, x):
+    def _fit(self, x, progress):
         # Here, as a model restored from a checkpoint has no need of it.
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture

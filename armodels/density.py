@@ -139,8 +139,11 @@ class DensityModel(nn.Module, ABC):
         """The objective in train mode, else log_prob: what DDP, compile and autocast see."""
         return self.objective(x, context) if self.training else self.log_prob(x, context)
 
-    def initialize(self, batches: Iterable[Tensor]) -> None:
-        """Hook before training: closed-form fits, EM, output biases from the data."""
+    def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
+        """Hook before training: closed-form fits, EM, output biases from the data.
+
+        ``progress`` shows a bar where this takes long.
+        """
         return
 
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
@@ -274,6 +277,10 @@ class AutoregressiveModel(DensityModel):
     def initialize(self, batches):
         """Start the output biases at the marginals of the data, and what else the network sets."""
         chunks, size, first = [], 0, None
+
+    def initialize(self, batches, *, progress=False):
+        """Start the output biases at the marginals of the data."""
+        chunks, size = [], 0
         for x in batches:
             first = x if first is None else first
             chunks.append(self._to_steps(x))
@@ -499,9 +506,9 @@ class OrderMixture(DensityModel):
         i = int(torch.randint(len(self.orders), ()))
         return self.component(i).objective(x, context)
 
-    def initialize(self, batches):
+    def initialize(self, batches, *, progress=False):
         """Initialize the shared weights."""
-        self.model.initialize(batches)
+        self.model.initialize(batches, progress=progress)
 
     def sample_with_log_prob(
         self, n, *, context=None, temperature=1.0, generator=None, progress=False
@@ -517,6 +524,19 @@ class OrderMixture(DensityModel):
             rows = (which == i).nonzero()[:, 0]
             given = None if context is None else context[rows]
             x[rows] = self.component(i).sample(len(rows), context=given, **options)
+        which = draw_noise((n,), generator, device) * len(self.orders)
+        counts = which.long().bincount(minlength=len(self.orders)).tolist()
+        x = torch.cat(
+            [
+                self.component(i).sample(
+                    count, temperature=temperature, generator=generator, progress=progress
+                )
+                for i, count in enumerate(counts)
+                if count or not n  # no events at all have a shape, too
+            ]
+        )
+        # Sorted by order so far; shuffled, so that any part of the batch is a fair sample.
+        x = x[draw_noise((n,), generator, device).argsort()]
         with _sampling(self):
             return x, self._log_prob(x, context)
 

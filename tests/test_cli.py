@@ -1,13 +1,15 @@
 """The command line: what is asked is done, and what cannot be done is said in one sentence."""
 
+import gzip
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from command import TINY, armodels, done, process, snapshot, start
+from command import QUICK, TINY, armodels, done, process, snapshot, start
 
 from armodels import __version__, cli
+from armodels.data.mnist import MNIST
 from armodels.run import RunDirectory
 
 VERBS = "train, eval, sample, complete, score, compare, list, tensorboard"
@@ -153,6 +155,15 @@ BAD = {
         ("train", *TINY, "head=gaussian_mixture"),
         "head gaussian_mixture needs real values, but tiny-image has 3 levels; use head=auto",
     ),
+    "model-for-kind": (
+        ("train", *TINY, "data.kind=vector", "data.shape=[3]", "model._target_=tiny.OnlyImages"),
+        "model OnlyImages takes image data, but tiny-vector is vector data",
+    ),
+    "model-for-levels": (
+        ("train", "model=mixture_of_bernoullis", "data=digits"),
+        "model MixtureOfBernoullis needs data of 2 levels, but digits has 17 levels; "
+        "binarize the data (such as data.levels=2) or use model=gmm",
+    ),
     "nan": (
         ("train", *TINY, "data.kind=vector", "data.shape=[2]", "data.levels=null",
          "data.num_train=1100", "data.damage=missing"),
@@ -241,6 +252,23 @@ def test_bad_input(name, folder):
     assert result.code == 1
     assert told in result.error
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted"])
+def test_a_damaged_data_file(damage, tmp_path):
+    """Cut short, gzip's stream ends; otherwise the checksum alone tells."""
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    damaged = gzip.compress(bytes(1000))
+    if damage == "truncated":
+        damaged = damaged[:-10]
+    for name in MNIST.checksums:
+        (raw / f"{name}.gz").write_bytes(damaged)
+    before = snapshot(tmp_path)
+    told = armodels(tmp_path, "train", "data=mnist", f"data.root={tmp_path}", *QUICK).error
+    assert told.startswith(f"{raw / 'train-images-idx3-ubyte.gz'} is truncated or corrupted")
+    assert told.endswith("delete it and fetch or copy it again")
+    assert snapshot(tmp_path) == before
 
 
 def test_an_output_directory_that_exists_is_left_alone(folder):

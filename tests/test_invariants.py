@@ -157,6 +157,13 @@ def test_samples_carry_their_log_prob(case):
 
 
 @over_all
+def test_no_samples_have_a_shape_too(case):
+    x, log_prob = case.build(0).sample_with_log_prob(0, generator=generator())
+    assert x.shape == (0, *case.spec.shape)
+    assert log_prob.shape == (0,)
+
+
+@over_all
 def test_samples_lie_in_the_support(case):
     x = case.build(0).sample(16, generator=generator())
     case.spec.check(x)

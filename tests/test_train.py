@@ -11,8 +11,10 @@ import golden
 import pytest
 import torch
 from cases import CASES
-from command import TINY, armodels, done, fork, process, snapshot
+from command import QUICK, TINY, armodels, done, fork, process, snapshot
+from tqdm import tqdm
 
+from armodels import baselines
 from armodels.run import RunDirectory, load_checkpoint, load_model
 from armodels.schedules import Constant, Cosine, Exponential
 
@@ -490,3 +492,18 @@ def test_a_tiny_model_reaches_the_entropy(code, tmp_path):
         assert 60 < int(x[:, 0].sum()) < 140
     else:
         assert int((x.sum(1) % 2 == 0).sum()) > 190
+
+
+@pytest.mark.parametrize("progress", ["true", "false"])
+def test_em_shows_its_bar_as_training_does(progress, tmp_path, monkeypatch):
+    shown = []
+
+    def bar(*args, disable, **options):
+        shown.append(str(not disable).lower())
+        return tqdm(*args, disable=True, **options)
+
+    monkeypatch.setattr(baselines, "tqdm", bar)
+    model = ("model=mixture_of_bernoullis", "model.num_components=2")
+    args = ("data=tiny", "data.levels=2", *QUICK[1:], f"trainer.progress={progress}")
+    done(tmp_path, "train", *model, *args, "out=run")
+    assert shown == [progress]

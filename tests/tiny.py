@@ -1,4 +1,4 @@
-"""Tiny data for tests of the command line, as a user's own class: named by ``_target_``."""
+"""Tiny data and a model for tests of the command line, as a user's own: by ``_target_``."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import torch
 from cases import random_events
 
 from armodels.data.base import Source, Splits
+from armodels.networks.made import MADE
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -58,3 +59,9 @@ class Tiny(Source):
                 os.kill(os.getpid(), signal.Signals[name])
         noise = torch.randint(2, (len(rows), 1), generator=generator).view(-1, 1, 1, 1)
         return ((rows + noise) % self.levels).to(self.spec.dtype)
+
+
+class OnlyImages(MADE):
+    """A network that takes images alone."""
+
+    kinds = frozenset({"image"})

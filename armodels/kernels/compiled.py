@@ -87,7 +87,7 @@ def _activate(activation, before, after):
 
 @_compile
 def _backpropagate(activation, after, gradient, total):
-    """Add to ``total`` a gradient sent back through the activation, then set it to zero: (H,).
+    """Add to ``total`` a gradient sent back through the activation: (H,).
 
     Every derivative follows from the unit itself; at a pre-activation of 0 it is PyTorch's.
     """
@@ -105,7 +105,6 @@ def _backpropagate(activation, after, gradient, total):
     else:
         for i in range(len(total)):
             total[i] += gradient[i] * (one if after[i] > 0 else after[i] + one)
-    gradient[:] = 0
 
 
 @_compile
@@ -155,14 +154,14 @@ def _draw(params, uniform, temperature, cdf):
 
 
 @_compile
-def _read(weight, order, values, s, b, total):
-    """Add the weights of the K values of step s of example b to its pre-activations (H,).
+def _read(weight, order, values, s, total):
+    """Add the weights of the K values of step s of an example to its pre-activations (H,).
 
-    weight: (D, E, H); values: (S, K, B). With E = 1 a value scales its row; with more it is the
+    weight: (D, E, H); values: (S, K). With E = 1 a value scales its row; with more it is the
     row's index.
     """
     for k in range(order.shape[1]):
-        value = values[s, k, b]
+        value = values[s, k]
         if weight.shape[1] > 1:
             row = weight[order[s, k], int(value)]
             for i in range(len(total)):
@@ -174,21 +173,30 @@ def _read(weight, order, values, s, b, total):
 
 
 @_compile
-def _add_rows(rows, index, factors, count, total):
-    """Add ``count`` <= 4 rows (H,), each times its factor, to a total (H,).
+def _sum_rows(rows, places, factors, first, last, total):
+    """Write to ``total`` (H,) the rows at ``places[first:last]``, each times its factor.
 
-    Four at once read and write the total once.
+    Four rows at a time read and write the total once; the last four may repeat one, times 0.
     """
-    if count == 4:
-        row_0, row_1, row_2, row_3 = rows[index[0]], rows[index[1]], rows[index[2]], rows[index[3]]
-        f_0, f_1, f_2, f_3 = factors[0], factors[1], factors[2], factors[3]
-        for i in range(len(total)):
-            total[i] += f_0 * row_0[i] + f_1 * row_1[i] + f_2 * row_2[i] + f_3 * row_3[i]
-        return
-    for j in range(count):
-        row, factor = rows[index[j]], factors[j]
-        for i in range(len(total)):
-            total[i] += factor * row[i]
+    none = total.dtype.type(0)
+    for j in range(first, last, 4):
+        j_1, j_2, j_3 = min(j + 1, last - 1), min(j + 2, last - 1), min(j + 3, last - 1)
+        row_0, row_1, row_2, row_3 = (
+            rows[places[j]],
+            rows[places[j_1]],
+            rows[places[j_2]],
+            rows[places[j_3]],
+        )
+        f_0 = factors[j]
+        f_1 = factors[j_1] if j + 1 < last else none
+        f_2 = factors[j_2] if j + 2 < last else none
+        f_3 = factors[j_3] if j + 3 < last else none
+        if j == first:
+            for i in range(len(total)):
+                total[i] = f_0 * row_0[i] + f_1 * row_1[i] + f_2 * row_2[i] + f_3 * row_3[i]
+        else:
+            for i in range(len(total)):
+                total[i] += f_0 * row_0[i] + f_1 * row_1[i] + f_2 * row_2[i] + f_3 * row_3[i]
 
 
 @_compile
@@ -200,11 +208,11 @@ def nade_forward(weight, hidden_bias, output, order, values, activation, first, 
         hidden_bias: (H,).
         output: (S, P, H), a step's row standing at its first event index.
         order: (S, K) int64.
-        values: (S, K, B), numbers if E = 1, levels otherwise.
+        values: (B, S, K), numbers if E = 1, levels otherwise.
         activation: Index in ACTIVATIONS.
         first: First example of this call.
         last: One past its last example.
-        params: (S, P, B), written here.
+        params: (B, S, P), written here.
     """
     num_steps, num_params, num_hidden = output.shape
     skips = weight.shape[1] == 1 and order.shape[1] == 1  # where most values may be 0
@@ -220,12 +228,12 @@ def nade_forward(weight, hidden_bias, output, order, values, activation, first, 
             for p in range(num_params):
                 _dots(after, 0, output[order[s, 0], p], out)
                 for t in range(n):
-                    params[s, p, b + t] = out[t]
+                    params[b + t, s, p] = out[t]
             if s == num_steps - 1:
                 break
             for t in range(n):
-                if not (skips and values[s, 0, b + t] == 0):
-                    _read(weight, order, values, s, b + t, before[t])
+                if not (skips and values[b + t, s, 0] == 0):
+                    _read(weight, order, values[b + t], s, before[t])
                     _activate(activation, before[t], after[t])
 
 
@@ -256,9 +264,9 @@ def nade_backward(
         hidden_bias: (H,).
         output: (S, P, H), a step's row standing at its first event index.
         order: (S, K) int64.
-        values: (S, K, B), numbers if E = 1, levels otherwise.
+        values: (B, S, K), numbers if E = 1, levels otherwise.
         activation: Index in ACTIVATIONS.
-        gradient: (S, P, B).
+        gradient: (B, S, P).
         first: First example of this call.
         last: One past its last example.
         d_weight: (D, E, H), added to.
@@ -276,25 +284,29 @@ def nade_backward(
     states = np.zeros((TILE, span + 1, num_hidden), dtype)
     current = np.zeros(TILE, np.int64)
     changed = np.zeros((TILE, span), np.bool_)
-    d_after = np.zeros((TILE, num_hidden), dtype)
+    d_after = np.empty(num_hidden, dtype)
     d_before = np.zeros((TILE, num_hidden), dtype)
+    # The output's rows in generation order, and how many have not reached the units yet.
     rows = output.reshape(num_steps * num_params, num_hidden)
-    # Rows of the output whose gradient has not reached the hidden units yet.
-    index = np.zeros((TILE, 4), np.int64)
-    factors = np.zeros((TILE, 4), dtype)
+    places = np.empty(num_steps * num_params, np.int64)
+    for s in range(num_steps):
+        for p in range(num_params):
+            places[s * num_params + p] = order[s, 0] * num_params + p
+    factors = gradient.reshape(len(gradient), num_steps * num_params)
     waiting = np.zeros(TILE, np.int64)
     g = np.zeros(TILE, dtype)
     for b in range(first, last, TILE):
         n = min(TILE, last - b)
         g[:] = 0
         d_before[:] = 0
+        waiting[:] = num_steps * num_params
         before[:] = hidden_bias
         for s in range(num_steps):
             for t in range(n):
                 if s % span == 0:
                     checkpoints[t, s // span] = before[t]
-                if not (skips and values[s, 0, b + t] == 0):
-                    _read(weight, order, values, s, b + t, before[t])
+                if not (skips and values[b + t, s, 0] == 0):
+                    _read(weight, order, values[b + t], s, before[t])
         for c in range(num_spans - 1, -1, -1):
             start = c * span
             stop = min(start + span, num_steps)
@@ -304,23 +316,24 @@ def nade_backward(
                 current[t] = 0
                 for s in range(start, stop):
                     changed[t, s - start] = s < num_steps - 1 and not (
-                        skips and values[s, 0, b + t] == 0
+                        skips and values[b + t, s, 0] == 0
                     )
                     if changed[t, s - start]:
                         current[t] += 1
-                        _read(weight, order, values, s, b + t, before[t])
+                        _read(weight, order, values[b + t], s, before[t])
                         _activate(activation, before[t], states[t, current[t]])
             for s in range(stop - 1, start - 1, -1):
                 for t in range(n):
                     if not changed[t, s - start]:
                         continue
-                    _add_rows(rows, index[t], factors[t], waiting[t], d_after[t])
-                    waiting[t] = 0
-                    _backpropagate(activation, states[t, current[t]], d_after[t], d_before[t])
+                    end = (s + 1) * num_params
+                    _sum_rows(rows, places, factors[b + t], end, waiting[t], d_after)
+                    waiting[t] = end
+                    _backpropagate(activation, states[t, current[t]], d_after, d_before[t])
                     current[t] -= 1
                     d_total = d_before[t]
                     for k in range(order.shape[1]):
-                        value = values[s, k, b + t]
+                        value = values[b + t, s, k]
                         if num_features > 1:
                             d_row = d_weight[order[s, k], int(value)]
                             for i in range(num_hidden):
@@ -332,13 +345,7 @@ def nade_backward(
                 for p in range(num_params):
                     d_row = d_output[order[s, 0], p]
                     for t in range(n):
-                        g[t] = gradient[s, p, b + t]
-                        index[t, waiting[t]] = order[s, 0] * num_params + p
-                        factors[t, waiting[t]] = g[t]
-                        waiting[t] += 1
-                        if waiting[t] == 4:
-                            _add_rows(rows, index[t], factors[t], 4, d_after[t])
-                            waiting[t] = 0
+                        g[t] = gradient[b + t, s, p]
                     for t in range(0, TILE, 4):
                         g_0, g_1, g_2, g_3 = g[t], g[t + 1], g[t + 2], g[t + 3]
                         unit_0 = states[t, current[t]]
@@ -353,9 +360,8 @@ def nade_backward(
                                 + g_3 * unit_3[i]
                             )
         for t in range(n):
-            _add_rows(rows, index[t], factors[t], waiting[t], d_after[t])
-            waiting[t] = 0
-            _backpropagate(activation, states[t, 0], d_after[t], d_before[t])
+            _sum_rows(rows, places, factors[b + t], 0, waiting[t], d_after)
+            _backpropagate(activation, states[t, 0], d_after, d_before[t])
             for i in range(num_hidden):
                 d_hidden_bias[i] += d_before[t, i]
 
@@ -400,7 +406,7 @@ def nade_walk(
     before = np.empty((TILE, num_hidden), weight.dtype)
     after = np.zeros((TILE, num_hidden), weight.dtype)
     out = np.empty(TILE, weight.dtype)
-    read = np.empty((num_steps, 1, TILE), weight.dtype)
+    read = np.empty((TILE, num_steps, 1), weight.dtype)
     cdf = np.empty(num_params)
     for b in range(first, last, TILE):
         n = min(TILE, last - b)
@@ -415,9 +421,9 @@ def nade_walk(
             for t in range(n):
                 value = _draw(params[b + t, s], noise[b + t, s], temperature, cdf)
                 values[b + t, s] = value
-                read[s, 0, t] = value if num_features > 1 else value * scale + shift
-                if num_features > 1 or read[s, 0, t] != 0:
-                    _read(weight, order, read, s, t, before[t])
+                read[t, s, 0] = value if num_features > 1 else value * scale + shift
+                if num_features > 1 or read[t, s, 0] != 0:
+                    _read(weight, order, read[t], s, before[t])
                     _activate(activation, before[t], after[t])
 
 

@@ -69,15 +69,15 @@ class _Conditionals(torch.autograd.Function):
 
         ctx.save_for_backward(weight, hidden_bias, output, order, values)
         ctx.activation = activation
-        arrays = to_numpy(weight, hidden_bias, output, order, values.permute(1, 2, 0))
-        params = values.new_empty(*output.shape[:2], len(values))  # (S, P, B)
+        arrays = to_numpy(weight, hidden_bias, output, order, values)
+        params = values.new_empty(len(values), *output.shape[:2])
         code, out = compiled.ACTIVATIONS.index(activation), params.numpy()
 
         def part(chunk, first, last):
             compiled.nade_forward(*arrays, code, first, last, out)
 
         compiled.run_chunks(part, len(values), torch.get_num_threads())
-        return params.permute(2, 0, 1).contiguous()
+        return params
 
     @staticmethod
     def backward(ctx, gradient):
@@ -93,16 +93,17 @@ class _Conditionals(torch.autograd.Function):
                 )
             )
             return *(next(gradients) if t.requires_grad else None for t in inputs), *[None] * 3
-        by_step = (values.permute(1, 2, 0), gradient.permute(1, 2, 0))
-        arrays = to_numpy(*inputs, order, *by_step)
+        arrays = to_numpy(*inputs, order, values, gradient)
         code = compiled.ACTIVATIONS.index(ctx.activation)
         num_threads = torch.get_num_threads()
         num_chunks, _ = compiled.chunks(len(values), num_threads)
         # One buffer for each thread, summed in a fixed order: every run gives the same bits.
-        sums = [np.zeros((num_chunks, *t.shape), arrays[0].dtype) for t in inputs]
+        sums = [np.empty((num_chunks, *t.shape), arrays[0].dtype) for t in inputs]
 
         def part(chunk, first, last):
-            buffers = (s[chunk] for s in sums)
+            buffers = [s[chunk] for s in sums]
+            for buffer in buffers:
+                buffer.fill(0)
             compiled.nade_backward(*arrays[:5], code, arrays[5], first, last, *buffers)
 
         compiled.run_chunks(part, len(values), num_threads)

@@ -457,7 +457,10 @@ class Trainer:
                 log.info("initializing from the training split")
             x = self.splits.split("train")
             with torch.no_grad():
-                self.model.initialize(b.to(fabric.device) for b in x.split(1000))
+                self.model.initialize(
+                    (b.to(fabric.device) for b in x.split(1000)),
+                    progress=settings.progress and fabric.is_global_zero,
+                )
             if self.average:
                 self.average = Average(self.model, settings.ema)
         if self.optimizer is None:
