@@ -304,7 +304,7 @@ class MixtureOfProducts(Baseline):
     def _require_levels(self) -> None:
         """Refuse data without the levels that the model is for."""
 
-    def _fit(self, x):
+    def _fit(self, x, progress):
         num_components = len(self.log_weights)
         self._require_examples(len(x), num_components)
         dtype, levels = torch.get_default_dtype(), self.spec.levels
@@ -319,7 +319,9 @@ class MixtureOfProducts(Baseline):
         logits = _log_odds(start, levels).to(dtype)
         log_weights = torch.full_like(logits[:, 0], -math.log(num_components))
         previous = -math.inf
-        bar = tqdm(range(self.max_iter), desc="EM", unit="iteration", delay=1)
+        bar = tqdm(
+            range(self.max_iter), desc="EM", unit="iteration", delay=1, disable=not progress
+        )
         for _ in bar:
             weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
             log_weights, logits = weights.log().to(dtype), _log_odds(probs, levels).to(dtype)
@@ -398,35 +400,6 @@ class MixtureOfBernoullis(MixtureOfProducts):
                 f"model MixtureOfBernoullis needs data of 2 levels, but {self.spec.name} has "
                 f"{kind}; binarize the data (such as data.levels=2) or use model={other}"
             )
-
-    def _fit(self, x, progress):
-        num_components = len(self.log_weights)
-        self._require_examples(len(x), num_components)
-        dtype = torch.get_default_dtype()
-        ones = (x != 0).sum(0).double()
-        mean = (ones + 1) / (len(x) + 2)
-        # Half a training example each, so that none starts with values that it cannot leave; the
-        # other half jitters, or components that start from equal examples would stay equal.
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(x), generator=generator)[:num_components].to(x.device)
-        jitter = torch.rand(self.logits.shape, generator=generator).to(mean)
-        start = 0.5 * x[chosen] + 0.5 * mean * (0.5 + 0.5 * jitter)
-        logits = torch.logit(start).to(dtype)
-        log_weights = torch.full_like(logits[:, 0], -math.log(num_components))
-        previous = -math.inf
-        bar = tqdm(
-            range(self.max_iter), desc="EM", unit="iteration", delay=1, disable=not progress
-        )
-        for _ in bar:
-            weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
-            log_weights, logits = weights.log().to(dtype), torch.logit(probs).to(dtype)
-            bar.set_postfix(penalized_nats=f"{-objective:.3f}")
-            if objective - previous < self.tolerance:
-                break
-            previous = objective
-        bar.close()
-        self.log_weights.copy_(weights.log())
-        self.logits.copy_(torch.logit(probs))
 
 
 @final
@@ -568,7 +541,7 @@ class Uniform(Baseline):
             self._register("low", spec.num_dims)
             self._register("width", spec.num_dims)
 
-    def _fit(self, x):
+    def _fit(self, x, progress):
         if self.spec.levels is None:
             _require_spread(x, self.spec)
             low, high = x.double().aminmax(dim=0)
@@ -706,7 +679,7 @@ class Histogram(Baseline):
         """Number of a joint cell: (B, D) -> (B,)."""
         return (cells * self.num_cells ** self._dims().flip(0)).sum(1)
 
-    def _fit(self, x):
+    def _fit(self, x, progress):
         if self.spec.levels is None:
             _require_spread(x, self.spec)
             low, high = x.double().aminmax(dim=0)

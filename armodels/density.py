@@ -274,13 +274,9 @@ class AutoregressiveModel(DensityModel):
         steps = self.conditional_log_prob(x, context) / self.net.order.shape[1]
         return steps[:, orders.ranks(self.net.order)].view(-1, *self.spec.shape)
 
-    def initialize(self, batches):
+    def initialize(self, batches, *, progress=False):
         """Start the output biases at the marginals of the data, and what else the network sets."""
         chunks, size, first = [], 0, None
-
-    def initialize(self, batches, *, progress=False):
-        """Start the output biases at the marginals of the data."""
-        chunks, size = [], 0
         for x in batches:
             first = x if first is None else first
             chunks.append(self._to_steps(x))

@@ -120,7 +120,7 @@ class Given(Network):
     def __init__(self, net: Network, given: Tensor):
         super().__init__(net.spec, net.num_params, net.order)
         self.net = net
-        self.given = given
+        self.register_buffer("given", given, persistent=False)
 
     def _contexts(self, n: int) -> Tensor:
         return self.given.expand(n, *self.given.shape)

@@ -162,7 +162,7 @@ BAD = {
     "model-for-levels": (
         ("train", "model=mixture_of_bernoullis", "data=digits"),
         "model MixtureOfBernoullis needs data of 2 levels, but digits has 17 levels; "
-        "binarize the data (such as data.levels=2) or use model=gmm",
+        "binarize the data (such as data.levels=2) or use model=mixture_of_categoricals",
     ),
     "nan": (
         ("train", *TINY, "data.kind=vector", "data.shape=[2]", "data.levels=null",
@@ -269,6 +269,15 @@ def test_a_damaged_data_file(damage, tmp_path):
     assert told.startswith(f"{raw / 'train-images-idx3-ubyte.gz'} is truncated or corrupted")
     assert told.endswith("delete it and fetch or copy it again")
     assert snapshot(tmp_path) == before
+
+
+def test_what_other_packages_log_does_not_fill_the_directory_of_a_run_to_come(tmp_path):
+    result = armodels(
+        tmp_path, "train", *TINY, "data.damage=noise", "trainer.max_steps=1", "out=noisy"
+    )
+    assert result.code == 0, result.err
+    assert "a package has something to say" in result.out
+    assert "data   tiny-image" in (tmp_path / "noisy/train.log").read_text()
 
 
 def test_an_output_directory_that_exists_is_left_alone(folder):

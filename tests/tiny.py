@@ -1,5 +1,6 @@
 """Tiny data and a model for tests of the command line, as a user's own: by ``_target_``."""
 
+import logging
 import os
 import signal
 
@@ -21,6 +22,8 @@ class Tiny(Source):
         self.kind, self.shape, self.levels = kind, shape, levels
         self.dynamic, self.num_train, self.damage, self.seed = dynamic, num_train, damage, seed
         self.batches = 0
+        if damage == "noise":
+            logging.getLogger("elsewhere").warning("a package has something to say")
 
     @property
     def spec(self):
@@ -36,7 +39,7 @@ class Tiny(Source):
             random_events(spec, n, 10 * self.seed + i).to(spec.dtype)
             for i, n in enumerate((self.num_train, 21, 23))
         ]
-        if self.damage is not None:
+        if self.damage in ("missing", "range"):
             bad = {"missing": float("nan"), "range": 200}[self.damage]
             parts[0][-1].view(-1)[-1] = bad
         return Splits(
