@@ -585,7 +585,7 @@ class OrderMixture(DensityModel):
 
         A model for all orders draws from all of them, not from the mixture's.
         """
-        if self.model.any_order:
+        if self.model.any_order:  # whose masks need not be made
             return self.model.objective(x, context)
         i = int(torch.randint(len(self.orders), ()))
         return self.component(i).objective(x, context)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from cases import BITS, CASES, LABEL, Case
+from cases import BITS, CASES, CATEGORICAL, LABEL, RGB, RGB_BITS, Case, conv_nade, logistics
 from test_invariants import refuses
 
 from armodels import build
 from armodels.density import AutoregressiveModel
+from armodels.networks import deep_nade
 
 NO_HEAD = {"_target_": "armodels.heads.auto"}
 
@@ -62,6 +63,17 @@ def test_any_order_networks_equal_a_loop(name):
     for s in range(net.num_steps):
         by_hand = HANDS[name](net, x.flatten(), set(order[:s]))
         torch.testing.assert_close(net(x)[0, s, 0], by_hand[order[s]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", ["deep-nade-levels", "deep-nade-rgb-joint", "deep-nade-given"])
+def test_chunks_of_any_size_say_the_same(name, size, monkeypatch):
+    case = CASES[name]
+    net, x = case.build(0).net.requires_grad_(False), case.events(3)
+    whole = net(x)
+    widest = 9  # no layer of these cases is wider
+    monkeypatch.setattr(deep_nade, "CHUNK", size * widest * len(x))
+    torch.testing.assert_close(net(x), whole, rtol=0, atol=1e-12)
 
 
 @pytest.fixture
@@ -143,3 +155,14 @@ def test_training_hears_the_context(name):
             found.append(model(x, torch.tensor(labels)))
     assert found[0][0] == found[1][0]
     assert (found[0][1:] != found[1][1:]).all()
+
+
+@pytest.mark.parametrize(("spec", "head"), [(RGB, CATEGORICAL), (RGB_BITS, logistics)])
+def test_kernels_of_one_pixel_keep_each_pixel_to_itself(spec, head):
+    case = conv_nade(spec, head, 4, 2, kernel_size=1, order="random")
+    net, x = case.build(0).net.requires_grad_(False), case.events(1)
+    known = torch.ones(1, net.num_steps, dtype=torch.bool)
+    changed = x.clone()
+    changed[..., 1] = (changed[..., 1] + 1) % spec.levels
+    moved = (net.params_given(changed, known) != net.params_given(x, known)).any(-1)[0]
+    assert torch.equal(moved, net.order[:, 0] % spec.shape[2] == 1)
