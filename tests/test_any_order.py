@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import BITS, CASES, CATEGORICAL, LABEL, RGB, RGB_BITS, Case, conv_nade, logistics
+from command import QUICK, done
 from test_invariants import refuses
 
 from armodels import build
@@ -166,3 +167,12 @@ def test_kernels_of_one_pixel_keep_each_pixel_to_itself(spec, head):
     changed[..., 1] = (changed[..., 1] + 1) % spec.levels
     moved = (net.params_given(changed, known) != net.params_given(x, known)).any(-1)[0]
     assert torch.equal(moved, net.order[:, 0] % spec.shape[2] == 1)
+
+
+def test_complete_says_that_the_order_was_chosen(tmp_path):
+    done(tmp_path, "train", *QUICK, "model=made", "data=tiny", "data.num_train=100", "out=run",
+         "model.order=random", "model.resample_orders=true", "model.num_orders=2",
+         "trainer.max_steps=2", "samples.num=0")  # fmt: skip
+    told = done(tmp_path, "complete", "run", "known=bottom", "num=2", "device=cpu")
+    assert "method exact: every answer is a draw from p(unknown | known), under the order" in told
+    assert "(the known part first)" in told
