@@ -19,7 +19,7 @@ from armodels.networks.base import Network
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 
-ORDER_KEYS = ("order", "order_seed", "num_orders")
+ORDER_KEYS = ("order", "order_seed", "num_orders", "resample_orders")
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
 
 
@@ -68,7 +68,8 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
         return instantiate(config, spec)
     if not issubclass(target, Network):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
-    name, order_seed, num_orders = (config.pop(key) for key in ORDER_KEYS)
+    config = {"resample_orders": False} | config  # runs of before it was a key lack it
+    name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
     context = contexts.find(spec, config.pop("context"))
     if num_orders < 1:
         raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
@@ -76,13 +77,22 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     make = functools.partial(orders.make, name, spec.shape, joint=made_head.joint)
     order = make(seed=order_seed)
     net = instantiate(config, spec, made_head.num_params, order, context=context)
-    one = AutoregressiveModel(net, made_head)
+    if resample_orders and net.any_order:
+        raise ValueError(
+            f"model {target.__name__} is trained on all orders as it is; use resample_orders=false"
+        )
+    if resample_orders and name != "random":
+        raise ValueError(
+            f"model.resample_orders=true trains on random orders, but model.order is {name}; "
+            f"use model.order=random"
+        )
+    one = AutoregressiveModel(net, made_head, resample_orders=resample_orders)
+    if num_orders > 1 or resample_orders:
+        one.with_order(order)  # refuses at once a network that follows one order only
     if num_orders == 1:
         return one
     seeds = range(order_seed, order_seed + num_orders)
-    mixture = OrderMixture(one, [(make(seed=seed), seed) for seed in seeds])
-    mixture.component(0)  # refuses at once a network that follows one order only
-    return mixture
+    return OrderMixture(one, [(make(seed=seed), seed) for seed in seeds])
 
 
 def optimizer(config: Mapping, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

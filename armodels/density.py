@@ -7,7 +7,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,31 @@ class Completion:
             late in the order did not inform the earlier ones.
         effective_sample_size: (B,) 1 / sum w^2 of the normalized particle weights.
         num_particles: Particles that the weights were spread over.
+        order_chosen: The order was chosen for each known part, so that it comes first: exact
+            under that order, which need not be the one that ``log_prob`` follows.
     """
 
     values: Tensor
     method: str
     effective_sample_size: Tensor
     num_particles: int
+    order_chosen: bool = False
+
+
+class Particles(NamedTuple):
+    """Walks that keep the observed values, weighted by what they say of those values.
+
+    Attributes:
+        values: (B, N, *event).
+        log_weights: (B, N).
+        exact: The order puts every known value first; then N = 1.
+        order_chosen: As in ``Completion``.
+    """
+
+    values: Tensor
+    log_weights: Tensor
+    exact: bool
+    order_chosen: bool
 
 
 class DensityModel(nn.Module, ABC):
@@ -218,6 +237,22 @@ def resample(
     return x[rows, index], 1 / weights.square().sum(1)
 
 
+def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]:
+    """Random known parts for training on all orders at once, from the global random stream.
+
+    The number of known steps is uniform on 0..S-1, and so is the set of that size.
+
+    Returns:
+        known (B, S) bool, and weights (B, S) of the steps' log-probabilities given the known
+        ones: S over the number of unknown steps, 0 at known ones. The mean of the weighted sum is
+        the mean of log p(x | order) over all orders.
+    """
+    num_known = torch.randint(num_steps, (batch_size, 1), device=device)
+    ranks = torch.rand(batch_size, num_steps, device=device).argsort(1).argsort(1)
+    known = ranks < num_known
+    return known, known.logical_not() * (num_steps / (num_steps - num_known))
+
+
 @final
 class AutoregressiveModel(DensityModel):
     """p(x) = prod{ p(x[order[s]] | x[order[<s]]) : s = 1..S }: an order, a network and a head.
@@ -225,10 +260,13 @@ class AutoregressiveModel(DensityModel):
     Args:
         net: Says what earlier values tell about each step; holds the order.
         head: Says what the network's parameters mean.
+        resample_orders: Train each batch under a random order of its own, with random
+            connectivity of its own where the network has some.
     """
 
-    def __init__(self, net: Network, head: Head):
+    def __init__(self, net: Network, head: Head, *, resample_orders: bool = False):
         super().__init__()
+        self.resample_orders = resample_orders
         self.spec = net.spec
         self.context = net.context
         self.net = net
@@ -239,10 +277,16 @@ class AutoregressiveModel(DensityModel):
         """Network and head."""
         return f"{type(self.net).__name__} with {self.head.family} head"
 
-    def with_order(self, order: Tensor, *, seed: int = 0) -> "AutoregressiveModel":
-        """The same weights under another order."""
-        view = AutoregressiveModel(self.net.with_order(order, seed=seed), self.head)
+    def with_order(self, order: Tensor, *, seed: int | None = None) -> "AutoregressiveModel":
+        """The same weights under another order; ``seed`` is for random connectivity."""
+        net = self.net.with_order(order, seed=seed)
+        view = AutoregressiveModel(net, self.head, resample_orders=self.resample_orders)
         return view.train(self.training)
+
+    @property
+    def any_order(self) -> bool:
+        """Trained for all orders, so that it may be used under whichever serves best."""
+        return self.net.any_order or self.resample_orders
 
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
@@ -268,6 +312,19 @@ class AutoregressiveModel(DensityModel):
 
     def _log_prob(self, x, context):
         return self.conditional_log_prob(x, context).sum(1)
+
+    def objective(self, x, context=None):
+        """log_prob; of a model for all orders an unbiased estimate of its mean over them."""
+        if self.net.any_order:
+            known, weights = draw_known(len(x), self.net.num_steps, x.device)
+            params = self.net.params_given(x, known, context)
+            return (weights * self._head_log_prob(params, self._to_steps(x))).sum(1)
+        if self.resample_orders:
+            seed = int(torch.randint(2**31, ()))
+            joint = self.net.order.shape[1] > 1
+            order = orders.make("random", self.spec.shape, joint=joint, seed=seed)
+            return self.with_order(order, seed=seed)._log_prob(x, context)
+        return self._log_prob(x, context)
 
     def log_prob_map(self, x, context=None):
         """A step's log-probability, shared evenly by its K values."""
@@ -370,12 +427,10 @@ class AutoregressiveModel(DensityModel):
         temperature: float,
         generator: torch.Generator | None,
         progress: bool,
-    ) -> tuple[Tensor, Tensor, bool]:
+    ) -> Particles:
         """Walks that keep the observed values, weighted by what they say of those values.
 
-        Returns:
-            (B, N, *event), log-weights (B, N), and whether the weights are exact because the
-            order puts every known value first (then N = 1).
+        A model for all orders walks under one that puts the known values first.
 
         Raises:
             ValueError: A step that writes several values is known in part, or a known value lies
@@ -392,6 +447,10 @@ class AutoregressiveModel(DensityModel):
             )
         known = known.all(-1)
         exact = bool((known[:, 1:] <= known[:, :-1]).all())
+        if self.any_order and not exact:
+            return self._particles_known_first(
+                x, observed, known, context, temperature, generator, progress
+            )
         n = 1 if exact else num_particles
         values = self._to_steps(x).repeat_interleave(n, 0)
         mask = known.repeat_interleave(n, 0)
@@ -407,7 +466,31 @@ class AutoregressiveModel(DensityModel):
                 given=(values, mask),
             )
         log_weights = log_probs.masked_fill(~mask, 0).sum(1).view(-1, n)
-        return self._to_event(drawn).unflatten(0, (-1, n)), log_weights, exact
+        return Particles(self._to_event(drawn).unflatten(0, (-1, n)), log_weights, exact, False)
+
+    def _particles_known_first(
+        self, x, observed, known, context, temperature, generator, progress
+    ) -> Particles:
+        """One exact particle each: the known steps first, otherwise in the model's order."""
+        parts, which = known.unique(dim=0, return_inverse=True)
+        values, log_weights = x[:, None].clone(), None
+        for i, part in enumerate(parts):
+            rows = (which == i).nonzero()[:, 0]
+            order = self.net.order[part.logical_not().long().argsort(stable=True)]
+            done = self.with_order(order).particles(
+                x[rows],
+                observed[rows],
+                1,
+                context=None if context is None else context[rows],
+                temperature=temperature,
+                generator=generator,
+                progress=progress,
+            )
+            values[rows] = done.values
+            if log_weights is None:
+                log_weights = done.log_weights.new_empty(len(x), 1)
+            log_weights[rows] = done.log_weights
+        return Particles(values, log_weights, True, True)
 
     def complete(
         self,
@@ -420,7 +503,10 @@ class AutoregressiveModel(DensityModel):
         generator=None,
         progress=False,
     ):
-        """Known values first in the order: exact. Otherwise by weighted particles."""
+        """Known values first in the order: exact. Otherwise by weighted particles.
+
+        A model trained for all orders is always exact: its order is chosen.
+        """
         return _complete(
             [self], x, observed, num_particles, context, temperature, generator, progress
         )
@@ -449,16 +535,18 @@ def _complete(
         for model in models
     ]
     # A model without particles to spare counts as often as one with many.
-    total = sum(weights.shape[1] for _, weights, _ in parts)
+    total = sum(part.log_weights.shape[1] for part in parts)
+    weights = [part.log_weights for part in parts]
     log_weights = torch.cat(
-        [w - torch.log(torch.tensor(w.shape[1] / total, dtype=w.dtype)) for _, w, _ in parts], 1
+        [w - torch.log(torch.tensor(w.shape[1] / total, dtype=w.dtype)) for w in weights], 1
     )
-    values, effective = resample(torch.cat([v for v, _, _ in parts], 1), log_weights, generator)
-    if all(exact for _, _, exact in parts):
+    values, effective = resample(torch.cat([p.values for p in parts], 1), log_weights, generator)
+    if all(part.exact for part in parts):
         method = "exact"
     else:
         method = "clamped" if num_particles == 1 and len(parts) == 1 else "likelihood weighting"
-    return Completion(values, method, effective, total)
+    chosen = any(part.order_chosen for part in parts)
+    return Completion(values, method, effective, total, chosen)
 
 
 @final
@@ -498,7 +586,12 @@ class OrderMixture(DensityModel):
         return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
 
     def objective(self, x, context=None):
-        """log p(x | a random order): its mean bounds the mixture's log_prob from below."""
+        """log p(x | a random order): its mean bounds the mixture's log_prob from below.
+
+        A model for all orders draws from all of them, not from the mixture's.
+        """
+        if self.model.any_order:  # whose masks need not be made
+            return self.model.objective(x, context)
         i = int(torch.randint(len(self.orders), ()))
         return self.component(i).objective(x, context)
 

@@ -27,7 +27,9 @@ from armodels.density import (
     OrderMixture,
     draw_noise,
 )
-from armodels.networks.base import Network
+from armodels.networks.base import AnyOrderNetwork, Network
+from armodels.networks.conv_nade import ConvNADE
+from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
 from armodels.networks.pixel_snail import PixelSNAIL
@@ -51,6 +53,7 @@ class Case:
         steps: An AutoregressiveModel, with a network, a head and an order. Any other case is a
             DensityModel and no more.
         num_orders: Of a mixture of orders, else 1.
+        any_order: Trained for all orders, so that completion chooses one.
         jumps: The density has jumps, which quadrature on a grid cannot integrate (the model's own
             tests do).
     """
@@ -59,6 +62,7 @@ class Case:
     build: Callable[..., DensityModel]
     steps: bool = False
     num_orders: int = 1
+    any_order: bool = False
     jumps: bool = False
 
     def events(self, n: int, seed: int = 0) -> Tensor:
@@ -89,9 +93,10 @@ def event_index(x: Tensor, spec: DataSpec) -> Tensor:
     return (x.flatten(1).long() * place).sum(1)
 
 
-def _autoregressive(spec, head, network, order, order_seed, keys, scale, seed):
+def _autoregressive(spec, head, network, order, order_seed, keys, scale, resample, seed):
     table = orders.make(order, spec.shape, joint=head.joint, seed=order_seed)
-    model = AutoregressiveModel(network(spec, head.num_params, table, **keys), head).double()
+    net = network(spec, head.num_params, table, **keys)
+    model = AutoregressiveModel(net, head, resample_orders=resample).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -101,15 +106,16 @@ def _autoregressive(spec, head, network, order, order_seed, keys, scale, seed):
 
 
 def autoregressive(
-    spec, head, network, *, order="raster", order_seed=0, scale=0.7, **keys
+    spec, head, network, *, order="raster", order_seed=0, scale=0.7, resample=False, **keys
 ) -> Case:
     """One network under one order, with random weights."""
 
     def build(seed, context=None):
         more = keys | {"context": context}
-        return _autoregressive(spec, head(spec), network, order, order_seed, more, scale, seed)
+        made = head(spec)
+        return _autoregressive(spec, made, network, order, order_seed, more, scale, resample, seed)
 
-    return Case(spec, build, steps=True)
+    return Case(spec, build, steps=True, any_order=resample or network.any_order)
 
 
 class Given(Network):
@@ -141,12 +147,31 @@ class Given(Network):
         self.net.initialize(x)
 
 
+class GivenAnyOrder(Given, AnyOrderNetwork):
+    """The same for a network that serves every order."""
+
+    any_order = True
+
+    def __init__(self, net: Network, given: Tensor):
+        Given.__init__(self, net, given)
+
+    def forward(self, x, context=None):
+        return self.net(x, self._contexts(len(x)))
+
+    def params_given(self, x, known, context=None):
+        return self.net.params_given(x, known, self._contexts(len(x)))
+
+    def with_order(self, order, *, seed=None):
+        return GivenAnyOrder(self.net.with_order(order, seed=seed), self.given)
+
+
 def given(one: Case, context: ContextSpec = LABEL) -> Case:
     """A case whose network is conditioned on ``context``, under one value of it."""
 
     def build(seed):
         model = one.build(seed, context)
-        net = Given(model.net, context_values(context, 2)[1])
+        kind = GivenAnyOrder if model.net.any_order else Given
+        net = kind(model.net, context_values(context, 2)[1])
         return AutoregressiveModel(net, model.head).eval()
 
     return dataclasses.replace(one, build=build)
@@ -162,19 +187,21 @@ def context_values(spec: ContextSpec, n: int) -> Tensor:
     return torch.randint(spec.levels, (n, *spec.shape), generator=generator, dtype=torch.uint8)
 
 
-def order_mixture(spec, head, network, *, num_orders=3, scale=0.7, **keys) -> Case:
-    """One network under several random orders, as build.py makes it."""
+def order_mixture(
+    spec, head, network, *, order="random", num_orders=3, scale=0.7, resample=False, **keys
+) -> Case:
+    """One network under several orders, as build.py makes it."""
 
     def build(seed):
         made = head(spec)
-        model = _autoregressive(spec, made, network, "random", 0, keys, scale, seed)
+        model = _autoregressive(spec, made, network, order, 0, keys, scale, resample, seed)
         tables = [
-            (orders.make("random", spec.shape, joint=made.joint, seed=i), i)
+            (orders.make(order, spec.shape, joint=made.joint, seed=i), i)
             for i in range(num_orders)
         ]
         return OrderMixture(model, tables).eval()
 
-    return Case(spec, build, num_orders=num_orders)
+    return Case(spec, build, num_orders=num_orders, any_order=resample or network.any_order)
 
 
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:
@@ -278,6 +305,19 @@ def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
     return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
 
 
+def deep_nade(spec, head, *sizes, activation="tanh", **keys) -> Case:
+    return autoregressive(
+        spec, head, DeepNADE, hidden_sizes=list(sizes), activation=activation, **keys
+    )
+
+
+def conv_nade(spec, head, num_channels, num_layers, **keys) -> Case:
+    keys = {"kernel_size": 3, "activation": "elu", "scale": 0.4} | keys
+    return autoregressive(
+        spec, head, ConvNADE, num_channels=num_channels, num_layers=num_layers, **keys
+    )
+
+
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
 
@@ -346,6 +386,28 @@ CASES: dict[str, Case] = {
     "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
     "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
     "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
+    "deep-nade": deep_nade(BITS, BERNOULLI, 8, 9),
+    "deep-nade-levels": deep_nade(LEVELS, CATEGORICAL, 6, 7, 8, order="reverse"),
+    "deep-nade-rgb": deep_nade(RGB, CATEGORICAL, 8, 6, order="columns", encoding="scaled"),
+    "deep-nade-rgb-joint": deep_nade(RGB_BITS, logistics, 9, 8, order="random", order_seed=2),
+    "deep-nade-mog": deep_nade(PLANE, mixture_of_2, 6, 5, scale=0.4),
+    "deep-nade-one-bit": deep_nade(data("vector", 1, levels=2), BERNOULLI, 3),
+    "deep-nade-given": given(deep_nade(RGB, logistics, 8, 7, order="random"), VECTOR),
+    "conv-nade": conv_nade(GREY, BERNOULLI, 5, 3, order="random"),
+    "conv-nade-rgb": conv_nade(RGB, CATEGORICAL, 5, 2),
+    "conv-nade-rgb-joint": conv_nade(RGB_BITS, logistics, 6, 2, order="reverse", kernel_size=5),
+    "conv-nade-given": given(conv_nade(GREY, BERNOULLI, 4, 2, kernel_size=5)),
+    "made-resampled": made(SPACE, mixture_of_2, 9, order="random", resample=True, scale=0.4),
+    "nade-resampled": nade(RGB, CATEGORICAL, 8, order="random", resample=True),
+    "orders-deep-nade": order_mixture(
+        BITS, BERNOULLI, DeepNADE, hidden_sizes=[8, 7], activation="tanh"
+    ),
+    "orders-made-resampled": made_orders(
+        LEVELS, CATEGORICAL, 8, connectivity="random", num_orders=2, resample=True
+    ),
+    "orders-made-connectivity": made_orders(
+        BITS, BERNOULLI, 12, connectivity="random", order="raster"
+    ),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),

@@ -1,5 +1,6 @@
 """The contract of every network: what do earlier values say about each step?"""
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -24,6 +25,9 @@ class Network(nn.Module, ABC):
 
     kinds: ClassVar[frozenset[str]]
     """Kinds of data that the network accepts."""
+
+    any_order: ClassVar[bool] = False
+    """Answers to any known part (``AnyOrderNetwork``) and is trained for all orders at once."""
 
     def __init__(
         self,
@@ -96,8 +100,12 @@ class Network(nn.Module, ABC):
         """
         return None
 
-    def with_order(self, order: Tensor, *, seed: int = 0) -> "Network":
-        """The same weights under another order; ``seed`` is for random connectivity.
+    def with_order(self, order: Tensor, *, seed: int | None = None) -> "Network":
+        """The same weights under another order.
+
+        Args:
+            order: (S, K).
+            seed: Of random connectivity; None: as it is.
 
         Raises:
             ValueError: The network follows one order only.
@@ -111,3 +119,82 @@ class Network(nn.Module, ABC):
     def initialize(self, x: Tensor) -> None:
         """Hook before training: data-dependent weights, from the first events (B, *event)."""
         return
+
+
+class AnyOrderNetwork(Network):
+    """A network that is told which values are known, and so serves every order.
+
+    Training never asks for the conditionals of one order: ``density.AutoregressiveModel`` draws
+    the known part and needs one pass of ``params_given``. The exact conditionals of an order take
+    one pass for each step; ``forward`` makes them in chunks.
+
+    Subclasses set ``bias``, (S, P) output biases laid out by event, as every weight must be:
+    orders share all of them.
+    """
+
+    any_order = True
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        context: ContextSpec | None = None,
+    ):
+        super().__init__(spec, num_params, order, context)
+        self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
+        self._set_order(order)
+
+    def _set_order(self, order: Tensor) -> None:
+        device = self.bias.device
+        self.register_buffer("order", order.to(device), persistent=False)
+        # What belongs to a step is stored with the first value that it writes.
+        self.register_buffer("rows", order[:, 0].to(device), persistent=False)
+
+    @abstractmethod
+    def params_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """Parameters of every step, given the values of the known steps.
+
+        Args:
+            x: (B, *event); values of unknown steps are ignored.
+            known: (B, S) bool, True = known, in generation order.
+            context: What the model is conditioned on.
+
+        Returns:
+            (B, S, P), in generation order; rows of known steps mean nothing.
+        """
+
+    def forward(self, x, context=None):
+        """(B, *event) -> (B, S, P): a pass of ``params_given`` for each step, several at once."""
+        num_steps, chunk = self.num_steps, max(1, 256 // max(1, len(x)))
+        parts = []
+        for start in range(0, num_steps, chunk):
+            steps = torch.arange(start, min(start + chunk, num_steps), device=x.device)
+            known = torch.arange(num_steps, device=x.device) < steps[:, None]  # (c, S)
+            params = self.params_given(
+                x.repeat_interleave(len(steps), 0),
+                known.repeat(len(x), 1),
+                None if context is None else context.repeat_interleave(len(steps), 0),
+            ).unflatten(0, (-1, len(steps)))  # (B, c, S, P)
+            parts.append(params[:, torch.arange(len(steps)), steps])
+        return torch.cat(parts, 1)
+
+    def step(self, values, s, cache):
+        """Write the values; one pass, for this step alone."""
+        x, context = cache
+        if s > 0:
+            x[:, self.order[s - 1]] = values
+        known = (torch.arange(self.num_steps, device=x.device) < s).expand(len(x), -1)
+        return self.params_given(x.view(-1, *self.spec.shape), known, context)[:, s], cache
+
+    def with_order(self, order, *, seed=None):
+        """The same weights under another order."""
+        view = copy.copy(self)
+        view._buffers = dict(self._buffers)
+        view._set_order(order)
+        return view
+
+    def set_marginals(self, params):
+        """Output biases at the marginals."""
+        with torch.no_grad():
+            self.bias[self.rows] = params.to(self.bias)

@@ -121,6 +121,7 @@ class MADE(Network):
     def _set_order(self, order: Tensor, seed: int) -> None:
         """Derive degrees and masks; none is saved, all follow from the config."""
         device = self.bias.device
+        self._seed = seed
         ranks = orders.ranks(order)  # (D,)
         self.register_buffer("order", order.to(device), persistent=False)
         # A step's parameters are stored with the first value that it writes.
@@ -148,11 +149,11 @@ class MADE(Network):
             mask = masks.rank_mask(steps, outputs, strict=True).to(self.bias)
             self.register_buffer("mask_direct", mask, persistent=False)
 
-    def with_order(self, order, *, seed=0):
+    def with_order(self, order, *, seed=None):
         """The same weights under masks for another order."""
         view = copy.copy(self)
         view._buffers = dict(self._buffers)
-        view._set_order(order.cpu(), seed)
+        view._set_order(order.cpu(), self._seed if seed is None else seed)
         return view
 
     def set_marginals(self, params):

@@ -97,7 +97,7 @@ class NADE(Network):
         # A step's parameters are stored with the first value that it writes.
         self.register_buffer("rows", order[:, 0].to(device), persistent=False)
 
-    def with_order(self, order, *, seed=0):
+    def with_order(self, order, *, seed=None):
         """The same weights under another order."""
         view = copy.copy(self)
         view._buffers = dict(self._buffers)

@@ -111,7 +111,7 @@ class SeparateMLPs(Network):
         mask = masks.rank_mask(seen, ranks[: self.num_steps], strict=True)  # (S, D E)
         self.register_buffer("mask", mask[:, None].to(self.weights[0]), persistent=False)
 
-    def with_order(self, order, *, seed=0):
+    def with_order(self, order, *, seed=None):
         """The same weights under the mask of another order."""
         view = copy.copy(self)
         view._buffers = dict(self._buffers)

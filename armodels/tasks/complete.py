@@ -137,6 +137,11 @@ def main(config: Mapping) -> None:
 
 
 def _meaning(result) -> str:
+    if result.order_chosen:
+        return (
+            ": every answer is a draw from p(unknown | known), under the order that was chosen "
+            "for it (the known part first)"
+        )
     if result.method == "exact":
         return ": every answer is a draw from p(unknown | known)"
     if result.method == "clamped":

@@ -1,0 +1,107 @@
+"""ConvNADE: convolutions that read the known pixels and a mask of which they are."""
+
+import torch
+from torch import Tensor, nn
+
+from armodels.networks import layers
+from armodels.networks.base import AnyOrderNetwork
+from armodels.spec import ContextSpec, DataSpec
+
+
+class ConvNADE(AnyOrderNetwork):
+    """ConvNADE: a convolutional network trained on random known parts, for all orders.
+
+    Accepts: image. Order: any, all trained at once (``params_given``).
+    Context: a bias on the maps of every layer and on every parameter.
+    Cache: the values; a step is one pass for itself alone. Reusing maps would save little: the
+    network sees most of the image from each place, so that a new value changes nearly all of them.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K).
+        num_channels: Maps of each hidden layer.
+        num_layers: Hidden layers.
+        kernel_size: Height and width of each convolution, odd.
+        activation: relu, sigmoid, tanh or elu.
+        encoding: How values are read, see ``layers.Encoding``; unknown ones are zeros.
+        context: What the model is conditioned on, if anything.
+
+    Shapes:
+        x: (B, C, H, W).
+        returns: (B, S, P).
+
+    References:
+        Neural Autoregressive Distribution Estimation (Uria et al., 2016), section 5
+        https://arxiv.org/abs/1605.02226
+
+    Differs from the paper: padded convolutions that keep the size, with residual connections,
+    rather than valid ones followed by full ones, so that one config fits images of every size; an
+    output bias for each step, which starts at the marginals.
+    """
+
+    kinds = frozenset({"image"})
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        *,
+        num_channels: int = 32,
+        num_layers: int = 6,
+        kernel_size: int = 7,
+        activation: str = "relu",
+        encoding: str = "auto",
+        context: ContextSpec | None = None,
+    ):
+        super().__init__(spec, num_params, order, context)
+        for name, value in (("num_channels", num_channels), ("num_layers", num_layers)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; it must be odd")
+        self.encode = layers.Encoding(spec, encoding)
+        self.activation = layers.activation(activation)
+        channels, height, width = spec.shape
+        # Planes of values, of their mask, and of parameters: one for each value of a pixel that
+        # is written at a step of its own.
+        self.num_planes = self.num_steps // (height * width)
+        sizes = [channels * self.encode.num_features + self.num_planes]
+        sizes += [num_channels] * num_layers
+        self.hidden = nn.ModuleList(
+            nn.Conv2d(a, b, kernel_size, padding=kernel_size // 2)
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.output = nn.Conv2d(num_channels, self.num_planes * num_params, 1, bias=False)
+        widths = [*sizes[1:], self.num_planes * num_params] if context else []
+        self.conditioning = nn.ModuleList(
+            layers.SpatialConditioning(context, n, (height, width)) for n in widths
+        )
+        for layer in self.hidden:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.output.weight, std=0.01)
+
+    def params_given(self, x, known, context=None):
+        """One pass: (B, C, H, W), (B, S) -> (B, S, P)."""
+        _, height, width = self.spec.shape
+        by_row = torch.empty_like(known)
+        by_row[:, self.rows] = known
+        mask = by_row.repeat(1, self.order.shape[1])[..., None]  # (B, D, 1)
+        inputs = self.encode(x.flatten(1), self.bias.dtype).masked_fill(~mask, 0)  # (B, D, E)
+        inputs = inputs.unflatten(1, (-1, height * width)).transpose(2, 3).flatten(1)
+        h = torch.cat([inputs, by_row.to(inputs)], 1).view(len(x), -1, height, width)
+        told = [read(context) for read in self.conditioning]
+        for i, layer in enumerate(self.hidden):
+            new = layer(h)
+            if told:
+                new = new + told[i]
+            new = self.activation(new)
+            h = new if i == 0 else h + new
+        params = self.output(h)
+        if told:
+            params = params + told[-1]
+        params = params.flatten(2).unflatten(1, (self.num_planes, self.num_params))
+        params = params.transpose(2, 3).flatten(1, 2) + self.bias  # (B, S, P), by event
+        return params.index_select(1, self.rows)

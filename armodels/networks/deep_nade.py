@@ -1,0 +1,213 @@
+"""DeepNADE: a network told which values are known, trained for all orders; a mixture is EoNADE."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from armodels.networks import layers
+from armodels.networks.base import AnyOrderNetwork
+from armodels.spec import ContextSpec, DataSpec
+
+CHUNK = 2**18
+"""Numbers in a hidden layer of the chunk that ``forward`` works on: as much as fits caches."""
+
+
+class DeepNADECache(NamedTuple):
+    """Weights in generation order, and what has been read so far."""
+
+    weight: Tensor
+    """(S, K E, H)."""
+    mask_weight: Tensor
+    """(S, H)."""
+    output: Tensor
+    """(S, H', P)."""
+    biases: list[Tensor]
+    """Of each hidden layer but the first, (H,), or, with a context, (B, H)."""
+    bias: Tensor
+    """(S, P) or, with a context, (B, S, P)."""
+    total: Tensor
+    """(B, H) pre-activations of the first layer."""
+
+
+class DeepNADE(AnyOrderNetwork):
+    """DeepNADE: a perceptron that reads the known values and a mask of which they are.
+
+    Trained on random known parts, of random size, it gives the conditionals of every order. The
+    first layer's pre-activation grows by one step's part at a time, as NADE's; the layers above
+    are computed for each step anew, so an event costs O(S H^2). A mixture over orders
+    (``num_orders``) is EoNADE; with real values and a mixture head, EoRNADE.
+
+    Accepts: vector, image, sequence. Order: any, all trained at once (``params_given``).
+    Context: a bias on every hidden unit and every parameter.
+    Cache: the first layer's pre-activation.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K).
+        hidden_sizes: Units of each hidden layer.
+        activation: relu, sigmoid, tanh or elu.
+        encoding: How values are read, see ``layers.Encoding``; unknown ones are zeros.
+        context: What the model is conditioned on, if anything.
+
+    Shapes:
+        x: (B, *event).
+        returns: (B, S, P).
+
+    References:
+        A Deep and Tractable Density Estimator (Uria, Murray & Larochelle, 2014)
+        https://arxiv.org/abs/1310.1757
+        Neural Autoregressive Distribution Estimation (Uria et al., 2016)
+        https://arxiv.org/abs/1605.02226
+
+    Differs from the paper: every example of a batch draws its own known part, rather than one
+    for all; output biases start at the marginals.
+    """
+
+    kinds = frozenset({"vector", "image", "sequence"})
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Tensor,
+        *,
+        hidden_sizes: list[int],
+        activation: str = "relu",
+        encoding: str = "auto",
+        context: ContextSpec | None = None,
+    ):
+        super().__init__(spec, num_params, order, context)
+        if not hidden_sizes or min(hidden_sizes) < 1:
+            raise ValueError(
+                f"hidden_sizes is {list(hidden_sizes)}; it must hold one layer of 1 unit or more"
+            )
+        self.encode = layers.Encoding(spec, encoding)
+        self.activation = layers.activation(activation)
+        first, last = hidden_sizes[0], hidden_sizes[-1]
+        # All laid out by event index, not by step: orders share all weights.
+        self.weight = nn.Parameter(torch.empty(spec.num_dims, self.encode.num_features, first))
+        self.mask_weight = nn.Parameter(torch.empty(self.num_steps, first))
+        self.hidden_bias = nn.Parameter(torch.zeros(first))
+        self.hidden = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(hidden_sizes, hidden_sizes[1:], strict=False)
+        )
+        self.output = nn.Parameter(torch.empty(self.num_steps, num_params, last))
+        widths = [*hidden_sizes, self.num_steps * num_params] if context else []
+        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
+        nn.init.normal_(self.weight, std=spec.num_dims**-0.5)
+        nn.init.normal_(self.mask_weight, std=spec.num_dims**-0.5)
+        for layer in self.hidden:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.output, std=0.01)
+
+    def _biases(self, context: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Of the first layer, the others, and the outputs in generation order (S, P).
+
+        With a context each has a row for each event.
+        """
+        first, rest, bias = self.hidden_bias, [layer.bias for layer in self.hidden], self.bias
+        if context is not None:
+            told = [read(context) for read in self.conditioning]
+            first = first + told[0]
+            rest = [a + b for a, b in zip(rest, told[1:-1], strict=True)]
+            bias = bias + told[-1].view(-1, *bias.shape)
+        return first, rest, bias[..., self.rows, :]
+
+    def _upper(self, h: Tensor, biases: list[Tensor]) -> Tensor:
+        """From the first layer's pre-activations to the last layer's units."""
+        h = self.activation(h)
+        for layer, bias in zip(self.hidden, biases, strict=True):
+            # A row for each event; its steps, if there are several, share it.
+            if bias.dim() < 2:
+                h = F.linear(h, layer.weight, bias)
+            else:
+                h = F.linear(h, layer.weight) + bias.view(len(bias), *[1] * (h.dim() - 2), -1)
+            h = self.activation(h)
+        return h
+
+    def params_given(self, x, known, context=None):
+        """One pass: (B, *event), (B, S) -> (B, S, P)."""
+        first, rest, bias = self._biases(context)
+        by_row = torch.empty_like(known)
+        by_row[:, self.rows] = known
+        by_value = by_row.repeat(1, self.order.shape[1])  # a pixel's channels are known together
+        mask = by_value[..., None]
+        inputs = self.encode(x.flatten(1), self.bias.dtype).masked_fill(~mask, 0)  # (B, D, E)
+        h = F.linear(inputs.flatten(1), self.weight.flatten(0, 1).T)
+        h = h + by_row.to(h) @ self.mask_weight + first
+        h = self._upper(h, rest)
+        params = F.linear(h, self.output.flatten(0, 1)).unflatten(1, self.bias.shape)
+        return params.index_select(1, self.rows) + bias
+
+    def _chunk(
+        self,
+        total: Tensor,
+        inputs: Tensor,
+        weight: Tensor,
+        mask_weight: Tensor,
+        output: Tensor,
+        biases: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Parameters of c steps in a row, and the pre-activation after the last.
+
+        Args:
+            total: (B, H) pre-activation before the first.
+            inputs: (B, c, K E) what each step reads.
+            weight: (c, K E, H).
+            mask_weight: (c, H).
+            output: (c, P, H').
+            biases: Of the layers above.
+        """
+        num_steps = inputs.shape[1]
+        earlier = inputs.new_ones(num_steps, num_steps).tril(-1)  # (c, c): [j, i] where i < j
+        seen = (inputs[:, None] * earlier[..., None]).flatten(2)  # (B, c, c K E)
+        h = F.linear(seen, weight.flatten(0, 1).T) + earlier @ mask_weight + total[:, None]
+        h = self._upper(h, biases)  # (B, c, H')
+        params = torch.einsum("bch,cph->bcp", h, output)
+        total = total + F.linear(inputs.flatten(1), weight.flatten(0, 1).T) + mask_weight.sum(0)
+        return params, total
+
+    def forward(self, x, context=None):
+        """(B, *event) -> (B, S, P), a chunk of steps at a time."""
+        first, rest, bias = self._biases(context)
+        inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.order].flatten(2)
+        weight = self.weight[self.order].flatten(1, 2)  # (S, K E, H)
+        mask_weight, output = self.mask_weight[self.rows], self.output[self.rows]
+        total = first.expand(len(x), -1)
+        widest = max(self.weight.shape[2], *(layer.out_features for layer in self.hidden), 1)
+        chunk = min(max(1, CHUNK // (widest * max(1, len(x)))), 32)
+        parts = []
+        for s in range(0, self.num_steps, chunk):
+            now = slice(s, s + chunk)
+            args = total, inputs[:, now], weight[now], mask_weight[now], output[now], rest
+            if torch.is_grad_enabled():  # hidden units are not kept for the way back
+                params, total = checkpoint(self._chunk, *args, use_reentrant=False)
+            else:
+                params, total = self._chunk(*args)
+            parts.append(params)
+        return torch.cat(parts, 1) + bias
+
+    def init_cache(self, batch_size, context=None):
+        """Nothing read yet."""
+        first, rest, bias = self._biases(context)
+        return DeepNADECache(
+            self.weight[self.order].flatten(1, 2),
+            self.mask_weight[self.rows],
+            self.output[self.rows].transpose(1, 2),
+            rest,
+            bias,
+            first.expand(batch_size, -1).clone(),
+        )
+
+    def step(self, values, s, cache):
+        """Read what was just written, then one step's parameters."""
+        if s > 0:
+            new = self.encode(values, cache.total.dtype).flatten(1)  # (B, K E)
+            cache.total.addmm_(new, cache.weight[s - 1]).add_(cache.mask_weight[s - 1])
+        h = self._upper(cache.total, cache.biases)
+        return torch.addmm(cache.bias[..., s, :], h, cache.output[s]), cache
