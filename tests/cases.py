@@ -289,7 +289,7 @@ CASES: dict[str, Case] = {
     "made": made(BITS, BERNOULLI, 12),
     "made-permuted": made(BITS, BERNOULLI, 11, order="random", order_seed=3),
     "made-deep": made(BITS, BERNOULLI, 9, 14, order="reverse", dropout=0.5),
-    "made-direct": made(BITS, BERNOULLI, 2, order="snake", direct_connections=True),
+    "made-direct": made(BITS, BERNOULLI, 2, order="s_curve", direct_connections=True),
     "made-random": made(BITS, BERNOULLI, 40, 40, connectivity="random", activation="sigmoid"),
     "made-sequence": made(data("sequence", 5, levels=2), BERNOULLI, 8, activation="elu"),
     "made-image": made(GREY, BERNOULLI, 12, order="columns"),
