@@ -28,6 +28,7 @@ from armodels.density import (
     draw_noise,
 )
 from armodels.networks.base import Network
+from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
 from armodels.networks.pixel_snail import PixelSNAIL
@@ -233,7 +234,10 @@ def logistics(spec):
 
 BITS = data("vector", 6, levels=2)
 GREY = data("image", 1, 2, 3, levels=2)
+SQUARE = data("image", 1, 2, 2, levels=2)
+TALL = data("image", 1, 4, 2, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
+SMALL_RGB = data("image", 3, 1, 2, levels=2)
 RGB_BITS = data("image", 3, 1, 3, levels=2)
 TALL = data("image", 1, 3, 2, levels=3)
 TALL_RGB = data("image", 3, 2, 1, levels=2)
@@ -282,6 +286,11 @@ def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
 
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
+
+
+def lmconv(spec, head, channels, blocks=2, kernel_size=3, dilations=(1,), **keys) -> Case:
+    sizes = {"num_blocks": blocks, "num_channels": channels, "kernel_size": kernel_size}
+    return autoregressive(spec, head, LMConv, dilations=list(dilations), **sizes, **keys)
 
 
 # Activations are smooth: where a ReLU is off, a value that must matter seems not to.
@@ -353,6 +362,13 @@ CASES: dict[str, Case] = {
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
     "orders-made-mog": made_orders(PLANE, mixture_of_2, 8, num_orders=2, scale=0.4),
+    "lmconv": lmconv(GREY, BERNOULLI, 3, order="s_curve", order_seed=6),
+    "lmconv-dilated": lmconv(TALL, BERNOULLI, 3, order="s_curve", dilations=[1, 2], dropout=0.5),
+    "lmconv-rgb": lmconv(SMALL_RGB, BERNOULLI, 2, order="reverse", normalize=False),
+    "lmconv-rgb-joint": given(lmconv(RGB, logistics, 4, order="random", normalize=False)),
+    "orders-lmconv": order_mixture(
+        SQUARE, BERNOULLI, LMConv, num_orders=2, num_blocks=1, num_channels=2, dilations=[1]
+    ),
     "least": fitted(LEVELS, Least),
     "uniform": fitted(RGB, Uniform),
     "uniform-real": fitted(PLANE, Uniform, jumps=True),
