@@ -32,6 +32,7 @@ from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
 from armodels.networks.pixel_snail import PixelSNAIL
+from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.separate import SeparateMLPs
@@ -235,7 +236,6 @@ def logistics(spec):
 BITS = data("vector", 6, levels=2)
 GREY = data("image", 1, 2, 3, levels=2)
 SQUARE = data("image", 1, 2, 2, levels=2)
-TALL = data("image", 1, 4, 2, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
 SMALL_RGB = data("image", 3, 1, 2, levels=2)
 RGB_BITS = data("image", 3, 1, 3, levels=2)
@@ -282,6 +282,17 @@ def pixelcnn_pp(spec, head, num_stages, num_channels=2, **keys) -> Case:
 def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
     sizes = {"num_channels": 2, "num_key_channels": 2, "num_value_channels": 3, "num_resnets": 1}
     return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
+
+
+def row_lstm(spec, head, size, **keys) -> Case:
+    sizes = {"num_layers": 2, "num_channels": size, "num_output_channels": 4}
+    return autoregressive(spec, head, RowLSTM, **sizes | {"activation": "tanh"} | keys)
+
+
+def diagonal(spec, head, size, **keys) -> Case:
+    sizes = {"num_layers": 2, "num_channels": size, "num_output_channels": 4}
+    keys = {"activation": "tanh", "first_kernel_size": 3} | keys
+    return autoregressive(spec, head, DiagonalBiLSTM, **sizes | keys)
 
 
 def made_orders(spec, head, *sizes, **keys) -> Case:
@@ -358,12 +369,22 @@ CASES: dict[str, Case] = {
     "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
     "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
     "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
+    "row-lstm": row_lstm(GREY, BERNOULLI, 3, dropout=0.5),
+    "row-lstm-tall": row_lstm(TALL, CATEGORICAL, 2, first_kernel_size=3),
+    "row-lstm-rgb": row_lstm(SMALL_RGB, BERNOULLI, 4, first_kernel_size=3),
+    "row-lstm-rgb-joint": row_lstm(RGB, logistics, 2),
+    "row-lstm-given": given(row_lstm(TALL_RGB, BERNOULLI, 3), PICTURE),
+    "diagonal-bilstm": diagonal(GREY, BERNOULLI, 3, dropout=0.5),
+    "diagonal-bilstm-tall": diagonal(TALL, CATEGORICAL, 2, num_layers=1),
+    "diagonal-bilstm-rgb": diagonal(SMALL_RGB, BERNOULLI, 4),
+    "diagonal-bilstm-rgb-joint": diagonal(RGB, logistics, 2),
+    "diagonal-bilstm-given": given(diagonal(TALL_RGB, BERNOULLI, 3), PICTURE),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
     "orders-made-mog": made_orders(PLANE, mixture_of_2, 8, num_orders=2, scale=0.4),
     "lmconv": lmconv(GREY, BERNOULLI, 3, order="s_curve", order_seed=6),
-    "lmconv-dilated": lmconv(TALL, BERNOULLI, 3, order="s_curve", dilations=[1, 2], dropout=0.5),
+    "lmconv-dilated": lmconv(TALL, CATEGORICAL, 3, order="s_curve", dilations=[1, 2], dropout=0.5),
     "lmconv-rgb": lmconv(SMALL_RGB, BERNOULLI, 2, order="reverse", normalize=False),
     "lmconv-rgb-joint": given(lmconv(RGB, logistics, 4, order="random", normalize=False)),
     "orders-lmconv": order_mixture(
