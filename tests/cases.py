@@ -31,8 +31,8 @@ from armodels.networks.base import Network
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
-from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
+from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.separate import SeparateMLPs

@@ -375,8 +375,6 @@ class DiagonalBiLSTMLayer(nn.Module):
         )
         for conv in (self.input_to_state.conv, self.right_input):
             _keep_at_first(conv.bias)
-        inside = skew(torch.ones(size))  # (H, D)
-        self.register_buffer("inside", inside, persistent=False)
 
     def scan(self, gates: Tensor) -> Tensor:
         """Both LSTMs, from left to right: (2, B, 4F, H, W) -> (2, B, F, H, W)."""
@@ -384,13 +382,12 @@ class DiagonalBiLSTMLayer(nn.Module):
         diagonals = skew(gates).permute(4, 0, 1, 3, 2)  # (D, 2, B, H, 4F)
         state = cell = gates.new_zeros(*diagonals.shape[1:4], weight.shape[1] // 2)
         states = []
-        for diagonal, inside in zip(diagonals, self.inside.T[..., None], strict=True):
+        # Left of the image the gates are zero, and so remain the states: a row starts from zero.
+        for diagonal in diagonals:
             above = F.pad(state[:, :, :-1], (0, 0, 1, 0))
             before = torch.cat([state, above], -1).flatten(1, 2)  # (2, B H, 2F)
             said = torch.bmm(before, weight).unflatten(1, state.shape[1:3])
             state, cell = _cell(diagonal + said, cell)
-            # Left of the image there is no state: a row starts from zero.
-            state, cell = state * inside, cell * inside
             states.append(state)
         return unskew(torch.stack(states, -1).transpose(2, 3))
 
