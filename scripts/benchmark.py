@@ -1,7 +1,8 @@
 """Speed side by side: sampling by steps, cached steps and fused walks; training steps.
 
 Each comparison alternates its contestants in one process and takes medians, because absolute
-figures drift: only the ratios of one run mean something. ``make bench`` takes under two minutes.
+figures drift: only the ratios of one run mean something. ``make bench`` takes some minutes,
+most of them the PixelCNNs' naive steps.
 """
 
 import statistics
@@ -31,9 +32,11 @@ from armodels.spec import DataSpec
 SPEC = DataSpec("random binary images", "image", (1, 28, 28), 2, "probability")
 
 
-def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, called in turn ``repeats`` times after one warm-up."""
-    for contestant in contestants.values():
+def alternate(
+    contestants: dict[str, Callable[[], object]], repeats: int, warm_up: bool = True
+) -> dict[str, float]:
+    """Median seconds of each, called in turn ``repeats`` times, by default after one warm-up."""
+    for contestant in contestants.values() if warm_up else ():
         contestant()
     seconds = {name: [] for name in contestants}
     for _ in range(repeats):
@@ -85,8 +88,9 @@ def sampling(name: str, model: AutoregressiveModel, n: int = 64, repeats: int = 
         "fused walk (the default)": lambda: samples.append(model.sample(n, noise=noise)),
     }
     if type(model.net).fused_walk is Network.fused_walk:
+        model.sample(1)  # the warm-up where the walks themselves are too long for one
         del contestants["fused walk (the default)"]
-    seconds = alternate(contestants, repeats)
+    seconds = alternate(contestants, repeats, warm_up=repeats > 1)
     assert all(torch.equal(samples[0], other) for other in samples), "samples differ"
     table(f"Sampling {n} binary 28x28 images with {name}, bit-equal samples", seconds, n)
 

@@ -40,7 +40,6 @@ from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
 VECTOR = ContextSpec("features", (2,), None)
-PICTURE = ContextSpec("picture", (2, 2, 1), 3)
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,6 @@ RGB = data("image", 3, 1, 2, levels=3)
 SMALL_RGB = data("image", 3, 1, 2, levels=2)
 RGB_BITS = data("image", 3, 1, 3, levels=2)
 TALL = data("image", 1, 3, 2, levels=3)
-TALL_RGB = data("image", 3, 2, 1, levels=2)
 LEVELS = data("vector", 4, levels=5)
 PLANE = data("vector", 2, levels=None)
 SPACE = data("vector", 4, levels=None)
@@ -349,18 +347,17 @@ CASES: dict[str, Case] = {
     "separate-given": given(separate(LEVELS, CATEGORICAL, 5, order="reverse")),
     "separate-one-bit": separate(data("vector", 1, levels=2), BERNOULLI, 3),
     "pixelcnn": pixelcnn(GREY, BERNOULLI, 4, dropout=0.5),
-    "pixelcnn-tall": pixelcnn(TALL, CATEGORICAL, 3, residual=False, activation="elu"),
+    "pixelcnn-tall": pixelcnn(TALL, CATEGORICAL, 3, residual=False),
     "pixelcnn-rgb": pixelcnn(RGB, CATEGORICAL, 4, scale=0.5),
-    "pixelcnn-rgb-plain": pixelcnn(RGB_BITS, BERNOULLI, 5, residual=False),
     "pixelcnn-rgb-joint": pixelcnn(RGB, logistics, 4),
     "pixelcnn-one-pixel": pixelcnn(data("image", 1, 1, 1, levels=4), CATEGORICAL, 2, num_layers=1),
-    "pixelcnn-given": given(pixelcnn(RGB_BITS, BERNOULLI, 4, scale=0.4), PICTURE),
+    "pixelcnn-given": given(pixelcnn(RGB_BITS, BERNOULLI, 4, scale=0.4)),
     "gated-pixelcnn": gated(GREY, BERNOULLI, 5, dropout=0.5),
     "gated-pixelcnn-tall": gated(TALL, CATEGORICAL, 3, first_kernel_size=5),
     "gated-pixelcnn-rgb": gated(RGB, CATEGORICAL, 5, scale=0.5, encoding="scaled"),
     "gated-pixelcnn-rgb-joint": gated(RGB, logistics, 3),
     "gated-pixelcnn-one-layer": gated(RGB_BITS, BERNOULLI, 3, num_layers=1),
-    "gated-pixelcnn-given": given(gated(TALL_RGB, BERNOULLI, 4), PICTURE),
+    "gated-pixelcnn-given": given(gated(GREY, BERNOULLI, 4), VECTOR),
     "pixelcnn-pp": pixelcnn_pp(GREY, BERNOULLI, 2, dropout=0.5),
     "pixelcnn-pp-rgb": pixelcnn_pp(RGB, CATEGORICAL, 1),
     "pixelcnn-pp-rgb-joint": pixelcnn_pp(RGB_BITS, logistics, 2),
@@ -372,12 +369,12 @@ CASES: dict[str, Case] = {
     "row-lstm": row_lstm(GREY, BERNOULLI, 3, dropout=0.5),
     "row-lstm-rgb": row_lstm(SMALL_RGB, BERNOULLI, 4, first_kernel_size=3),
     "row-lstm-rgb-joint": row_lstm(RGB, logistics, 2),
-    "row-lstm-given": given(row_lstm(TALL_RGB, BERNOULLI, 3)),
+    "row-lstm-given": given(row_lstm(SMALL_RGB, BERNOULLI, 3)),
     "diagonal-bilstm": diagonal(GREY, BERNOULLI, 3, dropout=0.5),
     "diagonal-bilstm-tall": diagonal(TALL, CATEGORICAL, 2, num_layers=1),
     "diagonal-bilstm-rgb": diagonal(SMALL_RGB, BERNOULLI, 4),
     "diagonal-bilstm-rgb-joint": diagonal(RGB, logistics, 2),
-    "diagonal-bilstm-given": given(diagonal(TALL_RGB, BERNOULLI, 3, num_layers=1), PICTURE),
+    "diagonal-bilstm-given": given(diagonal(SMALL_RGB, BERNOULLI, 3, num_layers=1), VECTOR),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),

@@ -6,7 +6,7 @@ import torch
 from armodels import masks, orders
 from armodels.networks import lmconv
 from armodels.networks.lmconv import LMConv, LocalConv
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 def ranks(name, height, width, seed=0):
@@ -97,6 +97,25 @@ def test_raster_has_a_blind_spot_above_to_the_right():
     place = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 2, 0, 0, 0]])
     seen = seen_by_the_last_step(orders.make("raster", (1, 4, 5)), step=16)
     assert torch.equal(seen, place == 1)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_cached_step_hears_what_a_picture_says_of_each_place(joint):
+    torch.manual_seed(0)
+    spec = DataSpec("tiny", "image", (3, 3, 2), 2, "probability")
+    picture = ContextSpec("picture", (2, 2, 1), 3)
+    order = orders.make("hilbert", spec.shape, joint=joint, seed=5)
+    net = LMConv(spec, 2, order, num_channels=3, dilations=[1], context=picture).double()
+    x, said = torch.randint(2, (5, *spec.shape)), torch.randint(3, (5, *picture.shape))
+    with torch.no_grad():
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+        expected = net(x, said)
+        cache, values = net.init_cache(5, said), None
+        for s in range(net.num_steps):
+            params, cache = net.step(values, s, cache)
+            torch.testing.assert_close(params, expected[:, s], rtol=0, atol=1e-11)
+            values = x.flatten(1)[:, order[s]]
 
 
 def test_refusals():

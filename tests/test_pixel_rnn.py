@@ -6,7 +6,7 @@ import torch
 from armodels import orders
 from armodels.networks import pixel_rnn
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, DiagonalBiLSTMLayer, RowLSTM
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,24 @@ def test_a_row_lstm_sees_a_triangle():
     found = seen(RowLSTM, 3, 7, num_layers=3, first_kernel_size=3)
     place[2, 0] = 1
     assert torch.equal(found[17].view(3, 7), place == 1)
+
+
+@pytest.mark.parametrize("network", [RowLSTM, DiagonalBiLSTM])
+def test_the_cached_step_hears_what_a_picture_says_of_each_place(network):
+    torch.manual_seed(0)
+    spec = DataSpec("tiny", "image", (3, 3, 2), 2, "probability")
+    picture = ContextSpec("picture", (2, 2, 1), 3)
+    order = orders.make("raster", spec.shape)
+    net = network(spec, 1, order, num_channels=4, context=picture).double()
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    x, said = torch.randint(2, (5, *spec.shape)), torch.randint(3, (5, *picture.shape))
+    expected = net(x, said)
+    cache, values = net.init_cache(5, said), None
+    for s in range(net.num_steps):
+        params, cache = net.step(values, s, cache)
+        torch.testing.assert_close(params, expected[:, s], rtol=0, atol=1e-11)
+        values = x.flatten(1)[:, order[s]]
 
 
 def test_refusals():

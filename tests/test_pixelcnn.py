@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
-from cases import CASES, data
+from cases import CASES, context_values, data
 
 from armodels import heads, masks, orders
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from armodels.spec import ContextSpec
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +246,7 @@ def gated_by_hand(net, x):
 BY_HAND = {
     "pixelcnn": pixelcnn_by_hand,
     "pixelcnn-rgb": pixelcnn_by_hand,
-    "pixelcnn-rgb-plain": pixelcnn_by_hand,
+    "pixelcnn-tall": pixelcnn_by_hand,
     "pixelcnn-rgb-joint": pixelcnn_by_hand,
     "gated-pixelcnn": gated_by_hand,
     "gated-pixelcnn-tall": gated_by_hand,
@@ -264,15 +265,26 @@ def test_forward_equals_a_loop_over_pixels(name):
 # Walks over more rows than the kernels hold
 
 
+PICTURE = ContextSpec("picture", (2, 2, 3), 4)
+"""Says something else of each row and column."""
+
+
 @pytest.mark.parametrize("network", [PixelCNN, GatedPixelCNN])
-@pytest.mark.parametrize("shape", [(1, 9, 4), (1, 4, 9), (3, 5, 3)])
-def test_cached_sampling_of_larger_images(network, shape):
+@pytest.mark.parametrize(
+    ("shape", "context"), [((1, 9, 4), None), ((1, 4, 9), PICTURE), ((3, 5, 3), PICTURE)]
+)
+def test_cached_sampling_of_larger_images(network, shape, context):
     spec = data("image", *shape, levels=2)
     order = orders.make("raster", shape)
-    net = random_weights(network(spec, 1, order, num_layers=4, num_channels=5), 0.3)
+    net = network(spec, 1, order, num_layers=4, num_channels=5, context=context)
+    net = random_weights(net, 0.3)
     x = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
-    steps, expected = x.flatten(1)[:, order], net(x)
-    cache = net.init_cache(3)
+    told = None if context is None else context_values(context, 3)
+    steps, expected = x.flatten(1)[:, order], net(x, told)
+    if context:
+        alike = net(x, told[:1].expand_as(told))
+        assert ((alike - expected)[1:].abs().amax((0, 2)) > 1e-9).all(), "a step hears nothing"
+    cache = net.init_cache(3, told)
     for s in range(len(order)):
         params, cache = net.step(steps[:, s - 1] if s else None, s, cache)
         torch.testing.assert_close(params, expected[:, s], rtol=0, atol=1e-11)

@@ -13,7 +13,7 @@ from armodels.spec import ContextSpec, DataSpec
 
 
 class MaskedConvolution(nn.Module):
-    """A convolution that sees rows above and its own row up to the pixel; the size is kept.
+    """A convolution that sees rows above and the pixel's own row up to it; the size is kept.
 
     Rows below are not even stored: the kernel's last row is the pixel's own.
 
@@ -132,17 +132,16 @@ class Along:
         """The input channels of a group at column j: (B, .)."""
         self.slots[group][j].copy_(x)
 
-    def read(self, j: int, group: int, base: Tensor | None = None) -> Tensor:
-        """The output channels of a group at column j, added to the base: (B, .)."""
-        if base is None:
-            base = self.before[group][j]
-        return torch.addmm(base, self.windows[group][j], self.weights[group])
+    def read(self, j: int, group: int, out: Tensor | None = None) -> Tensor:
+        """The output channels of a group at column j: (B, .)."""
+        before, window = self.before[group][j], self.windows[group][j]
+        return torch.addmm(before, window, self.weights[group], out=out)
 
     def pass_on(self, j: int, group: int, x: Tensor, base: Tensor | None = None) -> Tensor:
-        """Write and read."""
+        """Write, and read what is added to the base, if any, or to what was known: (B, .)."""
         if not self.forgets:
             self.slots[group][j].copy_(x)
-            return self.read(j, group, base)
+            x = self.windows[group][j]
         if base is None:
             base = self.before[group][j]
         return torch.addmm(base, x, self.weights[group])
@@ -168,7 +167,7 @@ class RasterNetwork(Network):
 
     A pixel is written in G steps, its groups: with C > 1, R, G and B one after another (G = C),
     or all at once (G = 1) where the head takes whole pixels. Hidden channels are shared out among
-    the groups, and of the pixel itself, those of group g see the values of groups < g.
+    the groups, and those of group g see, of the pixel itself, the values of groups < g.
     """
 
     kinds = frozenset({"image"})
@@ -408,6 +407,23 @@ class PixelCNN(RasterNetwork):
         return next(convs).pass_on(j, group, self.activation(h), self.bias[s]), cache
 
 
+class GateCache(NamedTuple):
+    """One group's gates at the pixel; F' of the F channels are the group's."""
+
+    pair: tuple[Tensor, Tensor, Tensor]
+    """(B, 2 F') and its halves, a and b; every layer's in turn."""
+    gates: list[Tensor]
+    """(B, F') of each layer."""
+    seen: list[Tensor]
+    """(B, .) of each layer: this group's gates and those of earlier ones."""
+    residual: list[Tensor]
+    """(., F') from those to the next layer."""
+    skip: Tensor
+    """(layers F, F') from all gates to the output."""
+    bias: Tensor
+    """(F') of the skips."""
+
+
 class GatedPixelCNNCache(NamedTuple):
     """What has been read, by layer."""
 
@@ -420,11 +436,9 @@ class GatedPixelCNNCache(NamedTuple):
     along: list[Along]
     """The current row of the horizontal stack."""
     gates: Tensor
-    """(B, layers, F) of the horizontal stack at the pixel."""
-    residual: list[list[Tensor]]
-    """From a layer's gates to the next layer, by group: (known F, .)."""
-    skip: list[Tensor]
-    """From all gates to the output, by group: (layers F, .)."""
+    """(B, layers F) of the horizontal stack at the pixel."""
+    groups: list[GateCache]
+    """Views of the gates, and what reads them, by group."""
     last: list[Along]
     """The layers of the output."""
 
@@ -546,7 +560,7 @@ class GatedPixelCNN(RasterNetwork):
         scale = self.bias.new_ones(len(pair))
         scale[len(groups) :] = 0.5
         by_group, scale = by_group.to(scale.device), scale[by_group, None]
-        above, vertical, feed, along, residual, skip = [], [], [], [], [], []
+        above, vertical, feed, along, out = [], [], [], [], []
         for i, conv in enumerate(self.vertical):
             above.append(Above(conv.weight, batch_size, self.width))
             matrix = self.feed[i].weight[by_group, :, 0, 0] * scale
@@ -560,23 +574,26 @@ class GatedPixelCNN(RasterNetwork):
             weight = self.horizontal[i].weight()[by_group, :, 0] * scale[:, None]
             inputs, strict = self.horizontal[i].groups[0], i == 0
             along.append(Along(weight, inputs, pair.sort().values, strict, batch_size, self.width))
-            matrix = self.out[i].weight()[:, :, 0, 0].T / 2  # (F, 2 F or F)
-            skip.append(matrix[:, -len(groups) :])
-            spans = [_span(groups, group) for group in range(self.num_groups)]
-            residual.append([matrix[:end, begin:end].contiguous() for begin, end in spans])
-        skip = torch.cat(skip)
+            out.append(self.out[i].weight()[:, :, 0, 0].T / 2)  # (F, 2 F or F)
+        gates = out[0].new_zeros(batch_size, num_layers, len(groups))
+        skip = torch.cat([matrix[:, -len(groups) :] for matrix in out])
+        per_group = []
+        for group in range(self.num_groups):
+            begin, end = _span(groups, group)
+            both = gates.new_zeros(batch_size, 2 * (end - begin))
+            per_group.append(
+                GateCache(
+                    (both, *both.chunk(2, 1)),
+                    list(gates[:, :, begin:end].unbind(1)),
+                    list(gates[:, :, :end].unbind(1)),
+                    [matrix[:end, begin:end].contiguous() for matrix in out[:-1]],
+                    skip[:, begin:end].contiguous(),
+                    self.out[-1].conv.bias[begin:end],
+                )
+            )
         last = [_along(conv, conv.weight(), batch_size, self.width) for conv in self.last]
         last[0].begin(self.last[0].conv.bias.expand(batch_size, self.width, -1))
-        return GatedPixelCNNCache(
-            above,
-            vertical,
-            feed,
-            along,
-            skip.new_zeros(batch_size, num_layers, len(groups)),
-            residual,
-            [skip[:, begin:end].contiguous() for begin, end in spans],
-            last,
-        )
+        return GatedPixelCNNCache(above, vertical, feed, along, gates.flatten(1), per_group, last)
 
     def _begin_row(self, i: int, cache: GatedPixelCNNCache) -> None:
         """The vertical stack at a row."""
@@ -595,19 +612,19 @@ class GatedPixelCNN(RasterNetwork):
         i, j, group = self._place(s)
         if j == group == 0:
             self._begin_row(i, cache)
-        begin, end = _span(self.last[0].groups[0], group)
+        own = cache.groups[group]
+        both, a, b = own.pair
         for layer, along in enumerate(cache.along):
-            a, b = along.read(j, group).tanh_().chunk(2, 1)
-            torch.addcmul(a, a, b, out=cache.gates[:, layer, begin:end])
-            if layer < len(cache.along) - 1:
-                gates, matrix = cache.gates[:, layer, :end], cache.residual[layer][group]
+            along.read(j, group, out=both).tanh_()
+            torch.addcmul(a, a, b, out=own.gates[layer])
+            if layer < len(own.residual):
+                gates, matrix = own.seen[layer], own.residual[layer]
                 after = cache.along[layer + 1].slots[group][j]
                 if layer == 0:
                     torch.mm(gates, matrix, out=after)
                 else:
                     torch.addmm(along.slots[group][j], gates, matrix, out=after)
-        bias = self.out[-1].conv.bias[begin:end]
-        h = torch.addmm(bias, cache.gates.flatten(1), cache.skip[group])
+        h = torch.addmm(own.bias, cache.gates, own.skip)
         first, last = cache.last
         h = first.pass_on(j, group, self.activation(h))
         return last.pass_on(j, group, self.activation(h), self.bias[s]), cache
