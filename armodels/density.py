@@ -288,6 +288,12 @@ class AutoregressiveModel(DensityModel):
         """Trained for all orders, so that it may be used under whichever serves best."""
         return self.net.any_order or self.resample_orders
 
+    def empty(self, n: int) -> Tensor:
+        """Room for n events, (n, *event), where the model is."""
+        real = self.spec.levels is None
+        dtype = next(self.net.parameters()).dtype if real else self.spec.dtype
+        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.order.device)
+
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
         order = self.net.order
@@ -411,6 +417,8 @@ class AutoregressiveModel(DensityModel):
         if noise is None:
             shape = (n, self.net.num_steps, self.head.num_noise)
             noise = draw_noise(shape, generator, self.net.order.device)
+        if n == 0:  # so that no network need reshape nothing
+            return self.empty(0), self.net.order.new_zeros(0, dtype=torch.float)
         with _sampling(self, naive=naive):
             values, log_probs = self._walk(
                 noise, context=context, temperature=temperature, progress=progress, naive=naive
@@ -607,25 +615,11 @@ class OrderMixture(DensityModel):
         device = self.model.net.order.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
         options = {"temperature": temperature, "generator": generator, "progress": progress}
-        x = self.model.sample(0, context=None if context is None else context[:0])
-        x = x.new_empty(n, *self.spec.shape)
+        x = self.model.empty(n)
         for i in which.unique().tolist():
             rows = (which == i).nonzero()[:, 0]
             given = None if context is None else context[rows]
             x[rows] = self.component(i).sample(len(rows), context=given, **options)
-        which = draw_noise((n,), generator, device) * len(self.orders)
-        counts = which.long().bincount(minlength=len(self.orders)).tolist()
-        x = torch.cat(
-            [
-                self.component(i).sample(
-                    count, temperature=temperature, generator=generator, progress=progress
-                )
-                for i, count in enumerate(counts)
-                if count or not n  # no events at all have a shape, too
-            ]
-        )
-        # Sorted by order so far; shuffled, so that any part of the batch is a fair sample.
-        x = x[draw_noise((n,), generator, device).argsort()]
         with _sampling(self):
             return x, self._log_prob(x, context)
 

@@ -67,3 +67,64 @@ def random_degrees(num_units: int, num_steps: int, lowest: int, seed: int) -> Te
     top = max(num_steps - 1, 1)
     drawn = np.random.RandomState(seed).randint(min(lowest, top - 1), top, size=num_units)
     return torch.from_numpy(drawn).long()
+
+
+def window(height: int, width: int, kernel_size: int, dilation: int = 1) -> Tensor:
+    """Places under a kernel's taps, row by row, at each place of an image: (H W, taps).
+
+    Args:
+        height: Of the image.
+        width: Of the image.
+        kernel_size: Of the square kernel, odd.
+        dilation: Distance of two taps.
+
+    Returns:
+        Flat indices; H W where a tap lies outside.
+    """
+    reach = (torch.arange(kernel_size) - kernel_size // 2) * dilation
+    rows = torch.arange(height)[:, None] + reach  # (H, k)
+    columns = torch.arange(width)[:, None] + reach  # (W, k)
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None]
+    inside = inside & ((columns >= 0) & (columns < width))[None, :, None, :]
+    flat = rows[:, None, :, None] * width + columns[None, :, None, :]  # (H, W, k, k)
+    return torch.where(inside, flat, height * width).view(height * width, -1)
+
+
+def local_mask(ranks: Tensor, places: Tensor, *, strict: bool) -> Tensor:
+    """Which of its neighbours each place may see: (H W, taps) bool.
+
+    Args:
+        ranks: (H W,) step at which a place is written.
+        places: What ``window`` returns; nothing outside is seen.
+        strict: True for the values (rank < rank), False between hidden layers (rank <= rank).
+    """
+    outside = ranks.new_full((1,), len(ranks))
+    seen, seer = torch.cat([ranks, outside])[places], ranks[:, None]
+    return seen < seer if strict else seen <= seer
+
+
+def patterns(mask: Tensor, inside: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
+    """The few different masks of which every place has one, where its taps lie inside.
+
+    A tap outside reads zero, so that it does not matter whether it is masked.
+
+    Args:
+        mask: (N, taps) bool.
+        inside: (N, taps) bool.
+        limit: The most masks worth having.
+
+    Returns:
+        (Q, taps) bool and (N,) which of them a place has; None if Q would exceed the limit.
+    """
+    found: list[Tensor] = []
+    which = torch.full((len(mask),), -1)
+    # Those with the most taps inside first: they leave the least open.
+    ranked = inside.sum(1).argsort(descending=True, stable=True)
+    while len(left := ranked[which[ranked] < 0]):
+        if len(found) == limit:
+            return None
+        first = mask[left[0]]
+        same = ~((mask != first) & inside).any(1) & (which < 0)
+        which[same] = len(found)
+        found.append(first)
+    return torch.stack(found), which

@@ -3,6 +3,8 @@
 For an image of shape (C, H, W) the flat index of channel c at row h, column w is
 (c * H + h) * W + w. Unless the head takes whole pixels (``joint``), a pixel's channels follow
 one another: R, G, B of one pixel, then the next pixel.
+
+``s_curve`` runs to and fro, row by row (Jain et al., 2020, https://arxiv.org/abs/2006.12486).
 """
 
 from collections.abc import Callable
@@ -24,12 +26,6 @@ def _columns(height: int, width: int, seed: int) -> np.ndarray:
     return np.arange(height * width).reshape(height, width).T.ravel()
 
 
-def _snake(height: int, width: int, seed: int) -> np.ndarray:
-    grid = np.arange(height * width).reshape(height, width)
-    grid[1::2] = grid[1::2, ::-1]
-    return grid.ravel()
-
-
 def _spiral(height: int, width: int, seed: int) -> np.ndarray:
     grid = np.arange(height * width).reshape(height, width)
     parts = []
@@ -45,12 +41,69 @@ def _random(height: int, width: int, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).permutation(height * width)
 
 
+def _s_curve(height: int, width: int) -> np.ndarray:
+    grid = np.arange(height * width).reshape(height, width)
+    grid[1::2] = grid[1::2, ::-1]
+    return grid.ravel()
+
+
+def _hilbert(height: int, width: int) -> np.ndarray:
+    """Hilbert's curve for any height and width: quarters that are rectangles.
+
+    After https://github.com/jakubcerveny/gilbert: neighbours follow one another, save one
+    diagonal step where the longer side is odd and the other even.
+    """
+
+    def walk(at: np.ndarray, along: np.ndarray, across: np.ndarray) -> list[np.ndarray]:
+        # The rectangle that the two axes span: from ``at`` to the other end of ``along``.
+        length, depth = abs(along.sum()), abs(across.sum())
+        step, side = np.sign(along), np.sign(across)
+        if depth == 1:
+            return [at + i * step for i in range(length)]
+        if length == 1:
+            return [at + i * side for i in range(depth)]
+        half, half_across = along // 2, across // 2
+        if 2 * length > 3 * depth:  # long: halves side by side, the first of even length
+            if abs(half.sum()) % 2 and length > 2:
+                half = half + step
+            return walk(at, half, across) + walk(at + half, along - half, across)
+        if abs(half_across.sum()) % 2 and depth > 2:
+            half_across = half_across + side
+        return (
+            walk(at, half_across, half)
+            + walk(at + half_across, along, across - half_across)
+            + walk(at + along - step + half_across - side, -half_across, half - along)
+        )
+
+    down, right = np.array([height, 0]), np.array([0, width])
+    axes = (right, down) if width >= height else (down, right)
+    places = np.array(walk(np.array([0, 0]), *axes))
+    return places @ [width, 1]
+
+
+def _symmetric(curve: Callable[[int, int], np.ndarray]) -> Callable[..., np.ndarray]:
+    """The eight symmetries of a curve, by the seed's last three bits; 0 is the curve itself."""
+
+    def order(height: int, width: int, seed: int) -> np.ndarray:
+        grid = np.arange(height * width).reshape(height, width)
+        if seed & 4:
+            grid = grid.T
+        if seed & 2:
+            grid = grid[::-1]
+        if seed & 1:
+            grid = grid[:, ::-1]
+        return grid.ravel()[curve(*grid.shape)]
+
+    return order
+
+
 ORDERS: dict[str, Callable[[int, int, int], np.ndarray]] = {
     "raster": _raster,
     "reverse": _reverse,
     "columns": _columns,
-    "snake": _snake,
     "spiral": _spiral,
+    "s_curve": _symmetric(_s_curve),
+    "hilbert": _symmetric(_hilbert),
     "random": _random,
 }
 
@@ -62,7 +115,8 @@ def make(name: str, shape: tuple[int, ...], *, joint: bool = False, seed: int = 
         name: A key of ``ORDERS``; vectors and sequences count as one row.
         shape: ``(D,)``, ``(T,)`` or ``(C, H, W)``.
         joint: Write all channels of a pixel in one step (K = C) rather than one by one (K = 1).
-        seed: Used by ``"random"`` alone.
+        seed: Of ``"random"``; of ``"s_curve"`` and ``"hilbert"``, which of the eight symmetries
+            (modulo 8): +1 mirrors left and right, +2 top and bottom, +4 swaps rows and columns.
 
     Returns:
         (S, K) int64 table; every flat index stands in it exactly once.

@@ -19,8 +19,10 @@ from armodels import heads, orders
 from armodels.density import AutoregressiveModel, draw_noise
 from armodels.kernels import nade as kernels
 from armodels.networks.base import Network
+from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
@@ -218,6 +220,10 @@ def main() -> None:
     small = {"num_channels": 32, "num_resnets": 2}
     cached_sampling("PixelCNN++ (32 x 2, 2 stages)", build(PixelCNNPP, num_stages=2, **small))
     cached_sampling("PixelSNAIL (4 blocks x 32)", build(PixelSNAIL, num_blocks=4, **small))
+    sizes = {"num_layers": 3, "num_channels": 16}
+    cached_sampling("Row LSTM (3 x 16)", build(RowLSTM, **sizes))
+    cached_sampling("Diagonal BiLSTM (3 x 16)", build(DiagonalBiLSTM, **sizes))
+    cached_sampling("LMConv (4 x 32)", build(LMConv, num_blocks=4, num_channels=32, dilations=[1]))
     nade_training(build(NADE, hidden_size=500))
     made_training(build(MADE, hidden_sizes=[500]))
 

@@ -30,8 +30,10 @@ from armodels.density import (
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
+from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
@@ -259,7 +261,9 @@ def logistics(spec):
 
 BITS = data("vector", 6, levels=2)
 GREY = data("image", 1, 2, 3, levels=2)
+SQUARE = data("image", 1, 2, 2, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
+SMALL_RGB = data("image", 3, 1, 2, levels=2)
 RGB_BITS = data("image", 3, 1, 3, levels=2)
 TALL = data("image", 1, 3, 2, levels=3)
 LEVELS = data("vector", 4, levels=5)
@@ -318,8 +322,24 @@ def conv_nade(spec, head, num_channels, num_layers, **keys) -> Case:
     )
 
 
+def row_lstm(spec, head, size, **keys) -> Case:
+    sizes = {"num_layers": 2, "num_channels": size, "num_output_channels": 4}
+    return autoregressive(spec, head, RowLSTM, **sizes | {"activation": "tanh"} | keys)
+
+
+def diagonal(spec, head, size, **keys) -> Case:
+    sizes = {"num_layers": 2, "num_channels": size, "num_output_channels": 4}
+    keys = {"activation": "tanh", "first_kernel_size": 3} | keys
+    return autoregressive(spec, head, DiagonalBiLSTM, **sizes | keys)
+
+
 def made_orders(spec, head, *sizes, **keys) -> Case:
     return order_mixture(spec, head, MADE, hidden_sizes=list(sizes), activation="tanh", **keys)
+
+
+def lmconv(spec, head, channels, blocks=2, kernel_size=3, dilations=(1,), **keys) -> Case:
+    sizes = {"num_blocks": blocks, "num_channels": channels, "kernel_size": kernel_size}
+    return autoregressive(spec, head, LMConv, dilations=list(dilations), **sizes, **keys)
 
 
 # Activations are smooth: where a ReLU is off, a value that must matter seems not to.
@@ -327,7 +347,7 @@ CASES: dict[str, Case] = {
     "made": made(BITS, BERNOULLI, 12),
     "made-permuted": made(BITS, BERNOULLI, 11, order="random", order_seed=3),
     "made-deep": made(BITS, BERNOULLI, 9, 14, order="reverse", dropout=0.5),
-    "made-direct": made(BITS, BERNOULLI, 2, order="snake", direct_connections=True),
+    "made-direct": made(BITS, BERNOULLI, 2, order="s_curve", direct_connections=True),
     "made-random": made(BITS, BERNOULLI, 40, 40, connectivity="random", activation="sigmoid"),
     "made-sequence": made(data("sequence", 5, levels=2), BERNOULLI, 8, activation="elu"),
     "made-image": made(GREY, BERNOULLI, 12, order="columns"),
@@ -408,10 +428,26 @@ CASES: dict[str, Case] = {
     "orders-made-connectivity": made_orders(
         BITS, BERNOULLI, 12, connectivity="random", order="raster"
     ),
+    "row-lstm": row_lstm(GREY, BERNOULLI, 3, dropout=0.5),
+    "row-lstm-rgb": row_lstm(SMALL_RGB, BERNOULLI, 4, first_kernel_size=3),
+    "row-lstm-rgb-joint": row_lstm(RGB, logistics, 2),
+    "row-lstm-given": given(row_lstm(SMALL_RGB, BERNOULLI, 3)),
+    "diagonal-bilstm": diagonal(GREY, BERNOULLI, 3, dropout=0.5),
+    "diagonal-bilstm-tall": diagonal(TALL, CATEGORICAL, 2, num_layers=1),
+    "diagonal-bilstm-rgb": diagonal(SMALL_RGB, BERNOULLI, 4),
+    "diagonal-bilstm-rgb-joint": diagonal(RGB, logistics, 2),
+    "diagonal-bilstm-given": given(diagonal(SMALL_RGB, BERNOULLI, 3, num_layers=1), VECTOR),
     "orders-nade": order_mixture(BITS, BERNOULLI, NADE, hidden_size=8, activation="tanh"),
     "orders-made": made_orders(BITS, BERNOULLI, 12, connectivity="random"),
     "orders-made-rgb-joint": made_orders(RGB, logistics, 12, num_orders=2),
     "orders-made-mog": made_orders(PLANE, mixture_of_2, 8, num_orders=2, scale=0.4),
+    "lmconv": lmconv(GREY, BERNOULLI, 3, order="s_curve", order_seed=6),
+    "lmconv-dilated": lmconv(TALL, CATEGORICAL, 3, order="s_curve", dilations=[1, 2], dropout=0.5),
+    "lmconv-rgb": lmconv(SMALL_RGB, BERNOULLI, 2, order="reverse", normalize=False),
+    "lmconv-rgb-joint": given(lmconv(RGB, logistics, 4, order="random", normalize=False)),
+    "orders-lmconv": order_mixture(
+        SQUARE, BERNOULLI, LMConv, num_orders=2, num_blocks=1, num_channels=2, dilations=[1]
+    ),
     "least": fitted(LEVELS, Least),
     "uniform": fitted(RGB, Uniform),
     "uniform-real": fitted(PLANE, Uniform, jumps=True),

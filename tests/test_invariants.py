@@ -855,8 +855,8 @@ REFUSALS = {
     "num_components is -1; it must be at least 1": lambda: heads.DiscretizedLogisticMixture(
         RGB, num_components=-1
     ),
-    "order 'zigzag' is unknown; choose from raster, reverse, columns, snake, spiral, "
-    "random": lambda: orders.make("zigzag", (4,)),
+    "order 'zigzag' is unknown; choose from raster, reverse, columns, spiral, s_curve, "
+    "hilbert, random": lambda: orders.make("zigzag", (4,)),
     "activation 'swish' is unknown; choose from relu, sigmoid, tanh, elu": lambda: (
         layers.activation("swish")
     ),

@@ -22,7 +22,7 @@ def test_orders_by_hand():
     assert pixels("raster") == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert pixels("reverse") == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     assert pixels("columns") == [0, 3, 6, 1, 4, 7, 2, 5, 8]
-    assert pixels("snake") == [0, 1, 2, 5, 4, 3, 6, 7, 8]
+    assert pixels("s_curve") == [0, 1, 2, 5, 4, 3, 6, 7, 8]
     assert pixels("spiral") == [0, 1, 2, 5, 8, 7, 6, 3, 4]
 
 
@@ -31,8 +31,49 @@ def test_orders_of_a_wide_image_by_hand():
         return orders.make(name, (1, 2, 3)).flatten().tolist()
 
     assert pixels("columns") == [0, 3, 1, 4, 2, 5]
-    assert pixels("snake") == [0, 1, 2, 5, 4, 3]
+    assert pixels("s_curve") == [0, 1, 2, 5, 4, 3]
     assert pixels("spiral") == [0, 1, 2, 5, 4, 3]
+
+
+def ranks_by_place(name, height, width, seed=0):
+    """The step at which each pixel is written, as a picture."""
+    order = orders.make(name, (1, height, width), seed=seed)
+    return orders.ranks(order).view(height, width).tolist()
+
+
+def test_eight_s_curves_by_hand():
+    pictures = [ranks_by_place("s_curve", 2, 3, seed) for seed in range(8)]
+    assert pictures == [
+        [[0, 1, 2], [5, 4, 3]],
+        [[2, 1, 0], [3, 4, 5]],
+        [[5, 4, 3], [0, 1, 2]],
+        [[3, 4, 5], [2, 1, 0]],
+        [[0, 3, 4], [1, 2, 5]],
+        [[1, 2, 5], [0, 3, 4]],
+        [[4, 3, 0], [5, 2, 1]],
+        [[5, 2, 1], [4, 3, 0]],
+    ]
+    assert ranks_by_place("s_curve", 2, 3, 8) == pictures[0]
+
+
+def test_hilbert_by_hand():
+    assert ranks_by_place("hilbert", 4, 4) == [
+        [0, 1, 14, 15],
+        [3, 2, 13, 12],
+        [4, 7, 8, 11],
+        [5, 6, 9, 10],
+    ]
+    assert ranks_by_place("hilbert", 2, 3) == [[0, 5, 4], [1, 2, 3]]
+    assert ranks_by_place("hilbert", 4, 4, 1)[0] == [15, 14, 1, 0]
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 32), (5, 9), (9, 4), (4, 9), (1, 7), (7, 6)])
+def test_hilbert_goes_from_neighbour_to_neighbour(size):
+    flat = orders.make("hilbert", (1, *size)).flatten()
+    moves = torch.stack([flat // size[1], flat % size[1]]).diff().abs()
+    far = moves.sum(0) > 1
+    assert int(far.sum()) <= (max(size) % 2 == 1 and min(size) % 2 == 0)
+    assert int(moves.max()) == 1
 
 
 def test_colour_values_follow_one_another():

@@ -341,7 +341,7 @@ def test_refusals(kind):
     def build(spec=grey, order="raster", **keys):
         return kind(spec, 1, orders.make(order, spec.shape), **keys)
 
-    for order in ("reverse", "columns", "snake", "spiral", "random"):
+    for order in ("reverse", "columns", "s_curve", "spiral", "random"):
         with refuses(
             f"model {kind.__name__} follows the raster order only; use model.order=raster"
         ):
