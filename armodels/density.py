@@ -613,19 +613,6 @@ class OrderMixture(DensityModel):
             rows = (which == i).nonzero()[:, 0]
             given = None if context is None else context[rows]
             x[rows] = self.component(i).sample(len(rows), context=given, **options)
-        which = draw_noise((n,), generator, device) * len(self.orders)
-        counts = which.long().bincount(minlength=len(self.orders)).tolist()
-        x = torch.cat(
-            [
-                self.component(i).sample(
-                    count, temperature=temperature, generator=generator, progress=progress
-                )
-                for i, count in enumerate(counts)
-                if count or not n  # no events at all have a shape, too
-            ]
-        )
-        # Sorted by order so far; shuffled, so that any part of the batch is a fair sample.
-        x = x[draw_noise((n,), generator, device).argsort()]
         with _sampling(self):
             return x, self._log_prob(x, context)
 
