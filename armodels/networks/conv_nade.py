@@ -91,7 +91,7 @@ class ConvNADE(AnyOrderNetwork):
         mask = by_row.repeat(1, self.order.shape[1])[..., None]  # (B, D, 1)
         inputs = self.encode(x.flatten(1), self.bias.dtype).masked_fill(~mask, 0)  # (B, D, E)
         inputs = inputs.unflatten(1, (-1, height * width)).transpose(2, 3).flatten(1)
-        h = torch.cat([inputs, by_row.to(inputs)], 1).view(len(x), -1, height, width)
+        h = torch.cat([inputs, by_row.to(inputs)], 1).unflatten(1, (-1, height, width))
         told = [read(context) for read in self.conditioning]
         for i, layer in enumerate(self.hidden):
             new = layer(h)

@@ -126,7 +126,7 @@ class DeepNADE(AnyOrderNetwork):
             if bias.dim() < 2:
                 h = F.linear(h, layer.weight, bias)
             else:
-                h = F.linear(h, layer.weight) + bias.view(len(bias), *[1] * (h.dim() - 2), -1)
+                h = F.linear(h, layer.weight) + bias.unflatten(0, (-1, *[1] * (h.dim() - 2)))
             h = self.activation(h)
         return h
 
