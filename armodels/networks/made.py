@@ -122,7 +122,8 @@ class MADE(Network):
         """Derive degrees and masks; none is saved, all follow from the config."""
         device = self.bias.device
         self._seed = seed
-        ranks = orders.ranks(order)  # (D,)
+        # On the device of the weights: a mixture of orders makes its masks anew for every batch.
+        ranks = orders.ranks(order.to(device))  # (D,)
         self.register_buffer("order", order.to(device), persistent=False)
         # A step's parameters are stored with the first value that it writes.
         self.register_buffer("rows", order[:, 0].to(device), persistent=False)
@@ -138,10 +139,11 @@ class MADE(Network):
                     layer.out_features, self.num_steps, lowest, layer_seed
                 )
             # In the dtype of the weights: a boolean mask would be converted at every step.
-            mask = masks.rank_mask(seen, degrees, strict=False).to(self.bias)
+            there = degrees.to(device)
+            mask = masks.rank_mask(seen, there, strict=False).to(self.bias)
             self.register_buffer(f"mask_{i}", mask, persistent=False)
             self._degrees.append(degrees)
-            seen, lowest = degrees, int(degrees.min())
+            seen, lowest = there, int(degrees.min())
         if self.output is not None:
             mask = masks.rank_mask(seen, outputs, strict=True).to(self.bias)
             self.register_buffer("mask_output", mask, persistent=False)

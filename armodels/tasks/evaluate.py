@@ -30,8 +30,8 @@ def log_probs(
 ) -> Tensor:
     """Exact log p of every example, nats: (N, *event) -> (N,) float64 on the CPU.
 
-    Computed in the model's own precision without autocast: a number that is published should not
-    carry the rounding of half precision.
+    Computed in the model's own precision without autocast or TF32: a number that is published
+    should not carry the rounding of half precision.
     """
     if batch_size < 1:
         raise ValueError(f"eval.batch_size is {batch_size}; it must be at least 1")
@@ -42,7 +42,8 @@ def log_probs(
         disable=not progress,
     )  # fmt: skip
     parts = []
-    with bar:
+    convolutions = torch.backends.cudnn
+    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
             batch = x[rows].to(device)
