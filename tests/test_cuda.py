@@ -68,6 +68,12 @@ def test_a_run_moves_between_devices(tmp_path, precision):
     done(tmp_path, "train", "resume=run", "trainer.max_steps=20")
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "adagrad", "adadelta"])
+def test_every_optimizer_runs(tmp_path, name):
+    options = [*TINY, "trainer.accelerator=cuda", f"optimizer={name}"]
+    done(tmp_path, "train", *options, "trainer.max_steps=3", "out=run")
+
+
 def test_a_gpu_run_continues_bit_for_bit(tmp_path):
     options = [*TINY, "trainer.accelerator=cuda", "schedule=constant"]
     done(tmp_path, "train", *options, "out=whole", "trainer.max_steps=20")
