@@ -236,7 +236,7 @@ class Least(DensityModel):
         return x, self._log_prob(x, None)
 
     def complete(self, x, observed, *, num_particles=1, generator=None, **options):
-        drawn = self.sample(len(x), generator=generator)
+        drawn = self.sample(len(x), generator=generator).to(x.device)
         ones = torch.ones(len(x), dtype=torch.double)
         return Completion(torch.where(observed, x, drawn), "exact", ones, 1)
 

@@ -188,7 +188,11 @@ class Trainer:
         self.schedule: Schedule = build.schedule(config["schedule"])
         self.schedule(0, self.total)  # refuses at once what it cannot schedule
         params = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build.optimizer(config["optimizer"], params) if params else None
+        chosen = dict(config["optimizer"])
+        if settings.precision == "16-mixed":
+            # A fused optimizer unscales the gradients itself, after their norm is wanted.
+            chosen.pop("fused", None)
+        self.optimizer = build.optimizer(chosen, params) if params else None
         self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
         self.average = Average(self.model, settings.ema) if settings.ema and params else None
         run.check_weights(config["eval"]["weights"])
