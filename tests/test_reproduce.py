@@ -72,8 +72,9 @@ def test_every_row_is_a_row_of_an_experiment_that_exists(reproduce):
         for row in rows:
             assert set(row) <= {"model", "run", "published", "published_ci95", "source", "note"}
             assert ("published" in row) == ("source" in row)
-            name = row["run"].split()[0].removeprefix("experiment=")
-            assert (ROOT / f"configs/experiment/{name}.yaml").is_file(), row["run"]
+            chosen = dict(item.split("=", 1) for item in row["run"].split())
+            group = "experiment" if "experiment" in chosen else "model"
+            assert (ROOT / f"configs/{group}/{chosen[group]}.yaml").is_file(), row["run"]
             assert reproduce.arguments(row["run"].split()) == sorted(row["run"].split())
 
 

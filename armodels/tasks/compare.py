@@ -77,8 +77,11 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
 
 def what_was_trained(overrides: Sequence[str]) -> list[str]:
     """Overrides that change what is trained: not where, which seed, or what is shown."""
-    aside = ("seed=", "resume=", "out=", "eval.batch_size=", "trainer.progress=", "hydra.",
-             "samples.")  # fmt: skip
+    aside = ("seed=", "resume=", "out=", "eval.batch_size=", "hydra.", "samples.")
+    aside += tuple(
+        f"trainer.{key}="
+        for key in ("progress", "accelerator", "threads", "checkpoint_every", "log_every")
+    )
     return [item for item in overrides if not item.startswith(aside)]
 
 

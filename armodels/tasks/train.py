@@ -642,6 +642,9 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
                 f"start a new run instead"
             )
     merged["resume"] = config["resume"]
+    kept = [o for o in saved["overrides"] if o.partition("=")[0] not in names]
+    changes = [o for o in config["overrides"] if o.partition("=")[0] in names]
+    merged["overrides"] = kept + changes
     return merged, directory, names
 
 
