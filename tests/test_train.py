@@ -102,6 +102,9 @@ def test_ten_and_ten_steps_are_twenty(name, tmp_path):
     told = done(tmp_path, "train", "resume=parts", "trainer.max_steps=20")
     assert "resuming with a changed trainer.max_steps" in told
     assert "going on from step 10" in told
+    overrides = json.loads((parts / "metrics.json").read_text())["overrides"]
+    said = [o for o in overrides if o.startswith("trainer.max_steps")]
+    assert said == ["trainer.max_steps=20"]
     a, b = checkpoint(whole), checkpoint(parts)
     # The half run evaluated once more, at its end.
     for content in (a, b):
