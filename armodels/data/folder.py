@@ -6,7 +6,17 @@ from logging import getLogger
 from pathlib import Path
 
 from armodels.data.base import Source, Splits, data_root
-from armodels.data.images import PARTS, Collection, Format, Shares, cached, collect, decode_into
+from armodels.data.images import (
+    PARTS,
+    Cache,
+    Collection,
+    Format,
+    Shares,
+    cached,
+    collect,
+    decode,
+    write_splits,
+)
 from armodels.spec import ContextSpec, DataSpec
 
 log = getLogger(__name__)
@@ -97,19 +107,14 @@ class Folder(Source):
         labels = self._classes if self.labels else None
         settings = [spec.name, *(["labels"] if labels else []), *(["near"] if self.near else [])]
         settings += ["skip"] if self.skip_corrupt else []
-        loaded = cached(
-            self.root,
-            "-".join([*settings, collection.digest]),
-            lambda cache: decode_into(
-                cache,
-                collection,
-                self.format,
-                self.shares,
-                near=self.near,
-                labels=labels,
-                skip_corrupt=self.skip_corrupt,
-            ),
-        )
+
+        def make(cache: Cache) -> None:
+            done = decode(
+                cache, collection, self.format, near=self.near, skip_corrupt=self.skip_corrupt
+            )
+            write_splits(cache, collection, done, self.shares, near=self.near, labels=labels)
+
+        loaded = cached(self.root, "-".join([*settings, collection.digest]), make)
         if skipped := loaded.meta["skipped"]:
             shown = "; ".join(skipped[:MAX_SHOWN]) + (" ..." if len(skipped) > MAX_SHOWN else "")
             log.warning("%d corrupt images of %s left out: %s", len(skipped), self.path, shown)

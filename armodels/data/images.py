@@ -368,102 +368,130 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-class _Decoded(NamedTuple):
+class _One(NamedTuple):
     values: np.ndarray | None
     digest: bytes
     perceptual: int
     trouble: str
 
 
-def decode_into(
-    cache: "Cache",
-    collection: Collection,
-    form: Format,
-    shares: Shares,
-    *,
-    near: bool,
-    labels: Sequence[str] | None,
-    skip_corrupt: bool,
-) -> None:
-    """Fill a cache with a collection: members train, valid, test, and labels-* where wanted.
+@dataclass(frozen=True)
+class Decoded:
+    """A collection, decoded.
+
+    Attributes:
+        values: (N, C, H, W) uint8, of which the first ``len(indices)`` are filled.
+        indices: Which picture of the collection each is.
+        digests: SHA-256 of what each was made of.
+        perceptual: ``perceptual_hash`` of each; 0 where not asked for.
+        troubles: Of those left out: what was the matter.
+    """
+
+    values: np.ndarray
+    indices: list[int]
+    digests: list[bytes]
+    perceptual: list[int]
+    troubles: list[str]
+
+
+def decode(
+    cache: "Cache", collection: Collection, form: Format, *, near: bool, skip_corrupt: bool
+) -> Decoded:
+    """Decode all pictures, by several threads, onto the disk.
 
     Args:
         cache: Open for writing.
         collection: The pictures.
         form: What they become.
-        shares: Of valid and test.
-        near: Keep near-duplicates in one split: that of the least hash among them.
-        labels: Names of the classes, in the order of their labels; None: none are kept.
+        near: Take perceptual hashes.
         skip_corrupt: Leave out, and report, what cannot be decoded.
 
     Raises:
-        ValueError: A picture cannot be decoded, or a split would be empty.
+        ValueError: A picture cannot be decoded, or none can.
     """
 
-    def decode(index: int) -> _Decoded:
-        contents = collection.contents(index)
+    def one(index: int) -> _One:
         try:
+            contents = collection.contents(index)
             image = collection.picture(contents)
             values = form.values(image)
         except _UNDECODABLE as error:
-            return _Decoded(None, b"", 0, f"{collection.names[index]}: {_first_line(error)}")
+            return _One(None, b"", 0, f"{collection.names[index]}: {_first_line(error)}")
         digest = hashlib.sha256(contents).digest()
-        return _Decoded(values, digest, perceptual_hash(image) if near else 0, "")
-
-    def read(index: int) -> _Decoded:
-        try:
-            return decode(index)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:  # of the file, not the picture
-            return _Decoded(None, b"", 0, f"{collection.names[index]}: {_first_line(error)}")
+        return _One(values, digest, perceptual_hash(image) if near else 0, "")
 
     num = len(collection.names)
-    scratch = cache.scratch((num, *form.shape))
-    done: list[tuple[int, bytes, int]] = []
-    troubles: list[str] = []
+    done = Decoded(cache.scratch((num, *form.shape)), [], [], [], [])
     bar = tqdm(total=num, desc=f"decoding {collection.path.name}", unit="img", disable=None)
     with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow lets go of the lock
         for start in range(0, num, _CHUNK):
             rows = range(start, min(start + _CHUNK, num))
-            for index, one in zip(rows, pool.map(read, rows), strict=True):
-                if one.values is None:
-                    troubles.append(one.trouble)
+            for index, found in zip(rows, pool.map(one, rows), strict=True):
+                if found.values is None:
+                    done.troubles.append(found.trouble)
                     continue
-                scratch[len(done)] = one.values
-                done.append((index, one.digest, one.perceptual))
-            if troubles and not skip_corrupt:
+                done.values[len(done.indices)] = found.values
+                done.indices.append(index)
+                done.digests.append(found.digest)
+                done.perceptual.append(found.perceptual)
+            if done.troubles and not skip_corrupt:
                 raise ValueError(
-                    f"an image of {collection.path} cannot be used ({troubles[0]}); mend or "
+                    f"an image of {collection.path} cannot be used ({done.troubles[0]}); mend or "
                     f"remove it, or leave such images out with data.skip_corrupt=true"
                 )
             bar.update(len(rows))
-    if not done:
-        raise ValueError(f"no image of {collection.path} can be decoded ({troubles[0]})")
-    digests = [digest for _, digest, _ in done]
+    if not done.indices:
+        raise ValueError(f"no image of {collection.path} can be decoded ({done.troubles[0]})")
+    return done
+
+
+def write_splits(
+    cache: "Cache",
+    collection: Collection,
+    done: Decoded,
+    shares: Shares,
+    *,
+    near: bool,
+    labels: Sequence[str] | None,
+) -> None:
+    """Fill a cache with train, valid and test, and with labels-* where wanted.
+
+    Args:
+        cache: Open for writing.
+        collection: The pictures.
+        done: The same, decoded.
+        shares: Of valid and test.
+        near: Keep near-duplicates in one split: that of the least hash among them.
+        labels: Names of the classes, in the order of their labels; None: none are kept.
+
+    Raises:
+        ValueError: A split would be empty.
+    """
     # By hash, not by name: the first rows, by which models are initialized, are like all others.
-    order = np.array(sorted(range(len(done)), key=digests.__getitem__))
-    num_near = 0
+    order = np.array(sorted(range(len(done.digests)), key=done.digests.__getitem__))
+    keys, num_near = done.digests, 0
     if near:
-        groups = near_groups(np.array([one for *_, one in done], np.uint64))
+        groups = near_groups(np.array(done.perceptual, np.uint64)).tolist()
         least: dict[int, bytes] = {}
-        for group, digest in zip(groups.tolist(), digests, strict=True):
+        for group, digest in zip(groups, keys, strict=True):
             least[group] = min(digest, least.get(group, digest))
-        num_near = len(done) - len(least)
+        num_near = len(keys) - len(least)
         # Hashed again: the least of several is small, which would favour test.
-        digests = [hashlib.sha256(least[group]).digest() for group in groups.tolist()]
-    parts = np.array([shares.part(digest) for digest in digests])
+        keys = [hashlib.sha256(least[group]).digest() for group in groups]
+    parts = np.array([shares.part(key) for key in keys])
     for i, part in enumerate(PARTS):
         rows = order[parts[order] == i]
         if not len(rows):
             raise ValueError(
-                f"the hashes of the {len(done)} images of {collection.path} leave none for "
+                f"the hashes of the {len(order)} images of {collection.path} leave none for "
                 f"{part}; add images, or change data.valid or data.test"
             )
-        cache.write(part, scratch, rows)
+        cache.write(part, done.values, rows)
         if labels is not None:
             number = {name: i for i, name in enumerate(labels)}
-            known = np.array([number[collection.classes[i]] for i, *_ in done], np.int32)
-            cache.write(f"labels-{part}", known, rows)
-    cache.meta = {"skipped": troubles, "num_near": num_near}
+            known = [number[collection.classes[index]] for index in done.indices]
+            cache.write(f"labels-{part}", np.array(known, np.int32), rows)
+    cache.meta = {"skipped": done.troubles, "num_near": num_near}
 
 
 # Caches
