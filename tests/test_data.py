@@ -201,7 +201,14 @@ SOURCES = {
         str(root / "pets.zip"), size=(9, 9), channels=1, levels=5, root=str(root)
     ),
     "atari": lambda root: Atari(
-        "pong", num_train=9, num_valid=5, num_test=5, episode_frames=5, root=str(root)
+        "pong",
+        size=(84, 84),
+        levels=256,
+        num_train=9,
+        num_valid=5,
+        num_test=5,
+        episode_frames=5,
+        root=str(root),
     ),
     **{
         name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)

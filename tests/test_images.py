@@ -254,7 +254,7 @@ def test_corrupt_images_are_named_and_skipped_only_when_asked(tree, caplog):
         splits = load(tree, skip_corrupt=True)
         assert sum(len(getattr(splits, part)) for part in PARTS) == 38
         assert "2 corrupt images" in caplog.text
-        assert "cat/deep/2.png" in caplog.text
+        assert "cat/deep/2.png: it is no image of a known kind" in caplog.text
     with pytest.raises(ValueError, match="data.skip_corrupt=true"):
         load(tree)  # a cache made with skip_corrupt does not hide them
 
@@ -407,7 +407,9 @@ SMALL = {"num_train": 12, "num_valid": 6, "num_test": 6, "episode_frames": 6, "s
 
 
 def atari(root, **keys):
-    return Atari(**{"game": "pong", "root": str(root), "num_noops": 30, **SMALL, **keys})
+    return Atari(
+        **{"game": "pong", "levels": 256, "root": str(root), "num_noops": 30, **SMALL, **keys}
+    )
 
 
 @needs_ale
@@ -446,7 +448,7 @@ def test_no_frame_stands_in_two_splits(tmp_path, caplog):
     assert len(splits.train) == 60
     num = 24 - len(splits.test)
     assert 0 < num < 24
-    assert f"{num} of 24 test frames also stand in an earlier split" in caplog.text
+    assert f"{num} of 24 test frames of pong also stand in an earlier split" in caplog.text
     # A screen of 2 levels on which nothing ever happens.
     with pytest.raises(ValueError, match="each valid frame of atari-pong-1x1-grey-L2-random-"):
         atari(tmp_path, size=(1, 1), levels=2).load()
@@ -495,7 +497,10 @@ def test_atari_says_what_to_install(tmp_path, monkeypatch):
         ({"quantization": "x"}, "data.quantization 'x' of atari is unknown; choose from uniform"),
         ({"repeat": 1.0}, r"data.repeat of atari is 1.0; it must be in \[0, 1\)"),
         ({"frame_skip": 0}, "data.frame_skip of atari is 0; it must be at least 1"),
-        ({"quantization": "palette"}, "use data.channels=1 and data.levels=128 or less"),
+        (
+            {"quantization": "palette", "levels": 129},
+            "use data.channels=1 and data.levels=128 or less",
+        ),
     ],
 )
 def test_wrong_settings_of_atari(keys, told):
@@ -504,8 +509,14 @@ def test_wrong_settings_of_atari(keys, told):
 
 
 def test_names_of_atari():
-    assert Atari().spec.name == "atari-breakout-84x84-grey-L256-random"
-    keys = {"quantization": "palette", "levels": 16, "policy": "sticky", "repeat": 0.5, "seed": 2}
+    assert Atari().spec.name == "atari-breakout-42x32-grey-L16-random"
+    keys = {
+        "quantization": "palette",
+        "size": (84, 84),
+        "policy": "sticky",
+        "repeat": 0.5,
+        "seed": 2,
+    }
     assert Atari("pong", **keys).spec.name == "atari-pong-84x84-palette-L16-sticky-repeat0.5-seed2"
     assert Atari(num_noops=0, num_train=9).spec.name.endswith("random-noops0-train9")
 

@@ -121,7 +121,8 @@ class Atari(Source):
         num_noops: An episode begins with 0 to this many actions without effect.
         frame_skip: Emulated frames (60 a second) that an action lasts; the last is recorded.
         episode_frames: At most so many frames of one episode are recorded.
-        size: (H, W); the console's own is (210, 160). The whole frame is area-resized.
+        size: (H, W); the console's own is (210, 160), a fifth of it the default. The whole frame
+            is area-resized.
         channels: 3 (RGB) or 1 (grey).
         levels: 2 to 256.
         quantization: ``"uniform"``: a value v becomes floor(v L / 256). ``"palette"``: a level is
@@ -152,9 +153,9 @@ class Atari(Source):
         num_noops: int = DEFAULTS["num_noops"],
         frame_skip: int = DEFAULTS["frame_skip"],
         episode_frames: int = DEFAULTS["episode_frames"],
-        size: tuple[int, int] = (84, 84),
+        size: tuple[int, int] = (42, 32),
         channels: int = 1,
-        levels: int = 256,
+        levels: int = 16,
         quantization: str = "uniform",
         num_train: int = DEFAULTS["num_train"],
         num_valid: int = DEFAULTS["num_valid"],
@@ -222,7 +223,7 @@ class Atari(Source):
             f"{loaded.meta['dropped'][part]:,} of {getattr(self, f'num_{part}'):,} {part} frames"
             for part in PARTS[1:]
         )
-        log.info("%s also stand in an earlier split and were dropped", kept)
+        log.info("%s of %s also stand in an earlier split and were dropped", kept, self.game)
         return Splits(spec, *(loaded.arrays[part] for part in PARTS))
 
     def _check_emulator(self) -> str:

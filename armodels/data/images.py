@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -365,6 +365,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _first_line(error: BaseException) -> str:
+    if type(error) is UnidentifiedImageError:  # whose own words name a place in memory
+        return "it is no image of a known kind"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
