@@ -40,7 +40,8 @@ NEAR = 5
 _CACHE_VERSION = 1
 _CHUNK = 256  # pictures in work at once
 _UNDECODABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
-_UNDECODABLE += (zipfile.BadZipFile, Image.DecompressionBombError)  # Pillow raises all of these
+_UNDECODABLE += (zipfile.BadZipFile, RuntimeError, Image.DecompressionBombError)
+# Pillow and zipfile raise all of these, the last but one where a password is wanted.
 
 
 # Values
@@ -303,10 +304,11 @@ class Npz(Collection):
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"{path} holds {len(images)} pictures, but labels {labels.shape}")
         self._images = np.ascontiguousarray(images)
-        digits = len(str(len(images)))
         self.names = [f"[{i}]" for i in range(len(images))]
-        self.classes = [f"{one:0{digits}}" for one in ([] if labels is None else labels.tolist())]
-        self.classes = self.classes or [""] * len(images)
+        self.classes = [""] * len(images)
+        if labels is not None and len(labels):
+            digits = len(str(labels.max()))  # names are sorted as text
+            self.classes = [f"{one:0{digits}}" for one in labels.tolist()]
 
     def contents(self, index):
         return self._images[index].tobytes()
