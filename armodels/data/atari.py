@@ -299,7 +299,7 @@ class Atari(Source):
             if not len(rows):
                 raise ValueError(
                     f"each {name} frame of {self.spec.name} also stands in an earlier split; "
-                    f"raise data.size, data.levels or data.episode_frames"
+                    f"raise data.num_{name}, data.episode_frames, data.size or data.levels"
                 )
             # Shuffled: the first rows, by which models are initialized, are like all others.
             cache.write(name, frames, np.random.RandomState(self.seed).permutation(rows))
