@@ -110,7 +110,13 @@ class Categorical(Head):
 
     def marginal_params(self, values):
         # One example's weight is spread over the levels, so that an unseen level stays possible.
-        counts = F.one_hot(values[..., 0].long(), self.num_params).sum(0).double()  # (S, L)
+        num_levels, num_steps = self.num_params, values.shape[1]
+        first = num_levels * torch.arange(num_steps, device=values.device)
+        counts = torch.zeros(num_steps * num_levels, dtype=torch.double, device=values.device)
+        for part in values[..., 0].split(1000):  # a one-hot of 256 levels would not fit in memory
+            places = (part.long() + first).flatten()
+            counts += torch.bincount(places, minlength=len(counts))
+        counts = counts.view(num_steps, num_levels)
         return torch.log((counts + 1 / self.num_params) / (len(values) + 1))
 
 

@@ -86,6 +86,21 @@ def test_a_gpu_run_continues_bit_for_bit(tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.parametrize("dynamic", ["false", "true"])
+def test_rows_may_stay_off_the_device(tmp_path, monkeypatch, dynamic):
+    """A set that does not fit is brought over batch by batch, to the same weights."""
+    options = [*TINY, "trainer.accelerator=cuda", f"data.dynamic={dynamic}", "model.context=label",
+               "trainer.max_steps=10"]  # fmt: skip
+    done(tmp_path, "train", *options, "out=here")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    done(tmp_path, "train", *options, "out=there")
+    weights = [
+        torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["model"]
+        for name in ("here", "there")
+    ]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_memory_that_runs_out_is_said_in_one_sentence(tmp_path):
     told = armodels(
         tmp_path, "train", *TINY, "trainer.accelerator=cuda", "model.hidden_sizes=[400000,400000]"

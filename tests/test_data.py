@@ -2,23 +2,33 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import math
 import os
+import pickle
 import re
 import socket
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
+from PIL import Image
 
 from armodels import contexts
-from armodels.data import base, mnist, tables
+from armodels.data import base, mnist, natural, omniglot, tables
+from armodels.data.anime import Anime
+from armodels.data.atari import Atari
 from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
 from armodels.data.digits import Digits
-from armodels.data.mnist import MNIST, FashionMNIST
+from armodels.data.folder import Folder
+from armodels.data.mnist import EMNIST, EMNIST_SIZES, KMNIST, MNIST, FashionMNIST
+from armodels.data.natural import CIFAR10, SVHN
+from armodels.data.omniglot import Omniglot
 from armodels.data.tables import UCI_SIZES, BinaryUCI, RedWine
 from armodels.data.toy import CODES, DENSITIES, Toy
 from armodels.spec import DataSpec
@@ -100,7 +110,68 @@ def files(tmp_path, monkeypatch):
     contents = bytes(2144) + rows.tobytes() + bytes(999)  # the array where the real file has it
     path = tmp_path / "tabular/red_wine.hdf5"
     monkeypatch.setattr(tables, "WINE_CHECKSUMS", {path.name: write(path, contents)})
+    _write_images(tmp_path, write, rng, monkeypatch, idx, idx_labels)
     return tmp_path
+
+
+def _write_images(root: Path, write, rng, monkeypatch, idx, idx_labels) -> None:
+    """The files of the other sets of images, 5 of each class in training or so."""
+    sizes = (NUM_TRAIN, NUM_TEST)
+    for cls in (KMNIST, EMNIST):
+        monkeypatch.setattr(cls, "sizes", sizes, raising=False)
+    monkeypatch.setitem(EMNIST_SIZES, "letters", (*sizes, 26))
+    for kind, make in (("images-idx3", idx), ("labels-idx1", idx_labels)):
+        checksums = {}
+        for part, num in zip(("train", "t10k"), sizes, strict=True):
+            name = f"{part}-{kind}-ubyte"
+            packed = gzip.compress(make(num))
+            checksums[name] = write(root / f"KMNIST/raw/{name}.gz", packed)
+        which = "checksums" if kind.startswith("images") else "label_checksums"
+        monkeypatch.setattr(KMNIST, which, checksums)
+    for part, num in zip(("train", "test"), sizes, strict=True):
+        start = root / f"EMNIST/raw/emnist-letters-{part}"
+        write(Path(f"{start}-images-idx3-ubyte"), idx(num))
+        labels = np.arange(num) % 26 + 1
+        header = np.array([0x801, num], ">i4").tobytes()
+        write(Path(f"{start}-labels-idx1-ubyte"), header + labels.astype(np.uint8).tobytes())
+
+    def batch(num: int) -> bytes:
+        data = rng.randint(256, size=(num, 3072), dtype=np.uint8)
+        return pickle.dumps({"data": data, "labels": list(range(num)), "batch_label": "x"}, 2)
+
+    folder = root / "cifar-10-batches-py"
+    checksums = {name: write(folder / name, batch(7)) for name in CIFAR10.checksums}
+    monkeypatch.setattr(CIFAR10, "checksums", checksums)
+    monkeypatch.setattr(natural, "NUM_VALID", 6)
+    checksums = {}
+    for name, num in zip(SVHN.checksums, (40, 12), strict=True):
+        buffer = io.BytesIO()
+        x = rng.randint(256, size=(32, 32, 3, num), dtype=np.uint8)
+        scipy.io.savemat(buffer, {"X": x, "y": (np.arange(num) % 10 + 1)[:, None]})
+        checksums[name] = write(root / "SVHN" / name, buffer.getvalue())
+    monkeypatch.setattr(SVHN, "checksums", checksums)
+
+    def packed(folder: str, num: int, size: int, mode: str, suffix: str) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file:
+            for i in range(num):
+                shape = (size, size, 3) if mode == "RGB" else (size, size)
+                image = Image.fromarray(rng.randint(256, size=shape, dtype=np.uint8))
+                contents = io.BytesIO()
+                image.convert(mode).save(contents, suffix)
+                file.writestr(f"{folder}{i:03}.{suffix}", contents.getvalue())
+        return buffer.getvalue()
+
+    folder = root / omniglot.FOLDER
+    sizes = zip(omniglot.CHECKSUMS, (20, 9), strict=True)
+    checksums = {
+        name: write(folder / name, packed(f"{name[:-4]}/Greek/character01/", num, 105, "1", "png"))
+        for name, num in sizes
+    }
+    monkeypatch.setattr(omniglot, "CHECKSUMS", checksums)
+    monkeypatch.setattr(omniglot, "NUM_VALID", 5)
+    write(root / "anime/anime_faces.zip", packed("", 60, 16, "RGB", "jpeg"))
+    write(root / "pets.zip", packed("a/", 60, 9, "RGB", "png"))
 
 
 SOURCES = {
@@ -119,6 +190,26 @@ SOURCES = {
         f"red_wine-{fold}": lambda root, fold=fold: RedWine(fold, root=str(root))
         for fold in (0, 4, 9)
     },
+    **{f"kmnist-{b}": lambda root, b=b: KMNIST(b, root=str(root)) for b in KMNIST.binarizations},
+    "emnist": lambda root: EMNIST("letters", root=str(root)),
+    "omniglot": lambda root: Omniglot(root=str(root)),
+    "cifar10": lambda root: CIFAR10(root=str(root)),
+    "cifar10-L8": lambda root: CIFAR10(8, root=str(root)),
+    "svhn": lambda root: SVHN(root=str(root)),
+    "anime": lambda root: Anime(size=(16, 16), root=str(root)),
+    "folder": lambda root: Folder(
+        str(root / "pets.zip"), size=(9, 9), channels=1, levels=5, root=str(root)
+    ),
+    "atari": lambda root: Atari(
+        "pong",
+        size=(84, 84),
+        levels=256,
+        num_train=9,
+        num_valid=5,
+        num_test=5,
+        episode_frames=5,
+        root=str(root),
+    ),
     **{
         name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)
         for name in [*DENSITIES, *CODES]
@@ -126,7 +217,13 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+no_ale = pytest.mark.skipif(
+    importlib.util.find_spec("ale_py") is None, reason="needs ale-py: pip install '.[atari]'"
+)
+NAMES = [pytest.param(name, marks=no_ale) if name == "atari" else name for name in SOURCES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_source_keeps_its_word(name, files):
     source = SOURCES[name](files)
     splits, again = source.load(), SOURCES[name](files).load()
@@ -148,8 +245,33 @@ def test_source_keeps_its_word(name, files):
             wanted.check(splits.context(wanted, part, x, slice(None)), len(x))
 
 
+def test_every_data_config_is_tried():
+    configs = Path(base.__file__).parents[2] / "configs/data"
+    targets = {
+        re.search(r"^_target_: .*\.(\w+)$", path.read_text(), re.M).group(1)
+        for path in configs.glob("*.yaml")
+    }
+    assert targets == {type(make(Path("x"))).__name__ for make in SOURCES.values()}
+
+
+@pytest.mark.parametrize("name", ["kmnist-none", "omniglot", "cifar10", "svhn", "anime", "folder"])
+def test_splits_of_images_are_disjoint(name, files):
+    splits = SOURCES[name](files).load()
+    train, valid, test = (
+        {x.numpy().tobytes() for x in splits.split(part)} for part in ("train", "valid", "test")
+    )
+    assert len(train | valid | test) == len(train) + len(valid) + len(test)
+
+
 def test_spec_needs_no_files(tmp_path):
     specs = [
+        *(KMNIST(b, root=str(tmp_path)).spec for b in KMNIST.binarizations),
+        *(EMNIST(split, root=str(tmp_path)).spec for split in EMNIST_SIZES),
+        *(cls(levels, root=str(tmp_path)).spec for cls in (CIFAR10, SVHN) for levels in (8, 256)),
+        *(Omniglot(levels=levels, root=str(tmp_path)).spec for levels in (2, 16)),
+        *(Anime(size=size, root=str(tmp_path)).spec for size in ((8, 8), (8, 9))),
+        Folder("x", root=str(tmp_path)).spec,
+        Atari(root=str(tmp_path)).spec,
         *(MNIST(b, root=str(tmp_path)).spec for b in MNIST.binarizations),
         *(FashionMNIST(b, root=str(tmp_path)).spec for b in FashionMNIST.binarizations),
         *(BinaryUCI(name, root=str(tmp_path)).spec for name in UCI_SIZES),
@@ -162,6 +284,7 @@ def test_spec_needs_no_files(tmp_path):
     ]
     names = [spec.name for spec in specs]
     assert len(set(names)) == len(names)
+    names = names[names.index("mnist-dynamic") :]
     assert names[:4] == ["mnist-dynamic", "mnist-fixed", "mnist-threshold", "mnist"]
     assert {"toy-rings", "toy-copy_chain-8", "toy-parity-3", "digits-binary"} <= set(names)
     assert {"binary_uci-dna", "red_wine-fold0", "red_wine-fold9"} <= set(names)
@@ -245,6 +368,64 @@ def test_mnist_files_are_read_as_they_are(files):
     assert fixed.valid.flatten().tolist() == list(map(int, lines))
 
 
+def test_kin_of_mnist_are_read_as_they_are(files):
+    raw = gzip.decompress((files / "KMNIST/raw/t10k-images-idx3-ubyte.gz").read_bytes())
+    assert KMNIST("none", root=str(files)).load().test.numpy().tobytes() == raw[16:]
+    raw = (files / "EMNIST/raw/emnist-letters-test-images-idx3-ubyte").read_bytes()
+    splits = EMNIST("letters", "none", root=str(files)).load()
+    columns = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
+    assert np.array_equal(splits.test[:, 0].numpy(), columns.transpose(0, 2, 1))
+    (label,) = splits.spec.contexts
+    assert label.levels == 26
+    read = splits.context(label, "test", splits.test, slice(None))
+    assert read.tolist() == list(range(10))  # a is 0
+    path = files / "KMNIST/raw/t10k-images-idx3-ubyte"
+    path.write_bytes(b"unpacked beside it, and never looked at")
+    KMNIST("none", root=str(files)).load()
+
+
+def test_natural_images_are_read_as_they_are(files):
+    cifar = CIFAR10(root=str(files)).load()
+    folder = files / "cifar-10-batches-py"
+    batch = pickle.loads((folder / "test_batch").read_bytes())
+    assert np.array_equal(cifar.test.flatten(1).numpy(), batch["data"])
+    assert cifar.test[0, 1, 0, 2] == batch["data"][0, 1024 + 2]  # green, third of the top row
+    svhn = SVHN(root=str(files)).load()
+    arrays = scipy.io.loadmat(files / "SVHN/test_32x32.mat")
+    assert np.array_equal(svhn.test.numpy()[3, 1], arrays["X"][:, :, 1, 3])
+    (label,) = svhn.spec.contexts
+    read = svhn.context(label, "test", svhn.test, slice(None)).tolist()
+    assert read == [*range(1, 10), 0, 1, 2]
+    assert (len(cifar.train), len(cifar.valid), len(svhn.train)) == (29, 6, 34)
+    # A label stands beside its own image, also in the parts of the training split.
+    known = {}
+    for i in range(1, 6):
+        batch = pickle.loads((folder / f"data_batch_{i}").read_bytes())
+        known |= dict(zip((x.tobytes() for x in batch["data"]), batch["labels"], strict=True))
+    (label,) = cifar.spec.contexts
+    for part in ("train", "valid"):
+        x = cifar.split(part)
+        read = cifar.context(label, part, x, slice(None)).tolist()
+        assert read == [known[one.numpy().tobytes()] for one in x]
+    for path in (files / "SVHN").iterdir():
+        path.rename(files / path.name)  # where torchvision's own examples put them
+    assert torch.equal(SVHN(root=str(files)).load().test, svhn.test)
+
+
+def test_ink_is_bright(files):
+    with zipfile.ZipFile(files / omniglot.FOLDER / "images_evaluation.zip") as file:
+        drawings = [np.asarray(Image.open(io.BytesIO(file.read(n)))) for n in file.namelist()]
+    splits = Omniglot((105, 105), root=str(files)).load()
+    found = sorted(x.numpy().tobytes() for x in splits.test[:, 0])
+    assert found == sorted((~one).astype(np.uint8).tobytes() for one in drawings)
+    assert (len(splits.train), len(splits.valid)) == (15, 5)
+    means = Omniglot((21, 21), 256, root=str(files)).load().test[:, 0]
+    ink = np.stack([~one for one in drawings]).reshape(-1, 21, 5, 21, 5).mean((2, 4)) * 255
+    order = np.argsort(ink[:, 0, 0])
+    found = means[means[:, 0, 0].argsort()].double().numpy()
+    assert np.abs(np.sort(found[:, 3, 4]) - np.sort(ink[order][:, 3, 4])).max() <= 1
+
+
 def test_packed_files(files):
     plain = MNIST("fixed", root=str(files)).load(), MNIST("none", root=str(files)).load()
     for path in [*(files / "binarized_mnist").iterdir(), *(files / "MNIST/raw").iterdir()]:
@@ -282,6 +463,19 @@ def test_missing_files_without_download(files):
     assert "train-images" not in text  # it is there
     assert str(files / "MNIST/raw") in text
     assert "download=false" in text
+
+
+@pytest.mark.parametrize("cls", [KMNIST, EMNIST, Omniglot, CIFAR10, SVHN])
+def test_other_images_that_are_missing(cls, tmp_path):
+    for download, why in ((False, "download=false"), (True, "download failed")):
+        source = cls(root=str(tmp_path), download=download)
+        with pytest.raises(FileNotFoundError) as error:
+            source.load()
+        text = _message(error)
+        assert why in text
+        assert str(tmp_path) in text
+        files = omniglot.CHECKSUMS if cls is Omniglot else source.checksums
+        assert all(name in text and (md5 is None or md5 in text) for name, md5 in files.items())
 
 
 @pytest.mark.parametrize("cls", [MNIST, FashionMNIST])
@@ -373,6 +567,9 @@ def test_the_folds_of_red_wine_cover_every_row_once(files):
         "binarized_mnist/binarized_mnist_valid.amat",
         "binary_uci/mushrooms.npz",
         "tabular/red_wine.hdf5",
+        "SVHN/train_32x32.mat",
+        "cifar-10-batches-py/data_batch_3",
+        "omniglot-py/images_evaluation.zip",
     ],
 )
 def test_damaged_file(files, name, damage, packed):
@@ -393,6 +590,9 @@ def test_damaged_file(files, name, damage, packed):
         "amat": lambda root: MNIST("fixed", root=root),
         "npz": lambda root: BinaryUCI("mushrooms", root=root),
         "hdf5": lambda root: RedWine(root=root),
+        "mat": lambda root: SVHN(root=root),
+        "py/data_batch_3": lambda root: CIFAR10(root=root),
+        "zip": lambda root: Omniglot(root=root),
     }[re.split("[.-]", name)[-1]](str(files))
     with pytest.raises(ValueError, match="truncated or corrupted") as error:
         source.load()
@@ -402,7 +602,45 @@ def test_damaged_file(files, name, damage, packed):
     assert "delete it" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("KMNIST/raw/train-images-idx3-ubyte.gz", lambda root: KMNIST(root=root)),
+        (
+            "EMNIST/raw/emnist-letters-train-images-idx3-ubyte",
+            lambda root: EMNIST("letters", root=root),
+        ),
+    ],
+)
+def test_damaged_kin_of_mnist(files, name, make):
+    path = files / name
+    contents = path.read_bytes()
+    for damaged in (contents[:-100], contents[:5] + b"\x31\x32" + contents[7:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="truncated or corrupted") as error:
+            make(str(files)).load()
+        text = _message(error)
+        assert str(path) in text
+        assert "delete it" in text
+    if path.suffix:  # unpacked, an md5 is not known: header and length must do
+        path.unlink()
+        path.with_suffix("").write_bytes(gzip.decompress(contents)[:-1])
+        with pytest.raises(ValueError, match=r"should hold 50 x 28 x 28 bytes"):
+            make(str(files)).load()
+        path.with_suffix("").write_bytes(gzip.decompress(contents))
+        make(str(files)).load()
+    else:
+        path.unlink()
+        Path(f"{path}.gz").write_bytes(gzip.compress(contents))
+        make(str(files)).load()
+        Path(f"{path}.gz").write_bytes(gzip.compress(contents)[:-100])
+        with pytest.raises(ValueError, match="truncated or corrupted"):
+            make(str(files)).load()
+
+
 def test_unknown_binarization():
+    with pytest.raises(ValueError, match="split 'x' of emnist is unknown; choose from balanced"):
+        EMNIST("x")
     with pytest.raises(ValueError, match="'fixd' of mnist is unknown; choose from dynamic, fixed"):
         MNIST("fixd")
     with pytest.raises(ValueError, match="'fixed' of fashion_mnist is unknown"):

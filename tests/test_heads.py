@@ -256,6 +256,11 @@ def test_marginals_of_levels_are_the_counts():
     probs = heads.Categorical(RGB).marginal_params(values).softmax(1)
     expected = torch.tensor([[1 + 1 / 3, 1 / 3, 3 + 1 / 3]], dtype=torch.double) / 5
     torch.testing.assert_close(probs, expected, rtol=0, atol=1e-12)
+    # More rows than are counted at once, and more steps than one.
+    values = torch.randint(3, (2500, 4, 1), generator=torch.Generator().manual_seed(0))
+    params = heads.Categorical(RGB).marginal_params(values.to(torch.uint8))
+    counts = torch.stack([(values[..., 0] == level).sum(0) for level in range(3)], 1)
+    torch.testing.assert_close(params, ((counts + 1 / 3) / 2501).double().log())
     bits = torch.tensor([0, 1, 1, 1]).view(4, 1, 1)
     probs = heads.Bernoulli(BITS).marginal_params(bits).sigmoid()
     torch.testing.assert_close(probs, torch.full_like(probs, 4 / 6), rtol=0, atol=1e-12)

@@ -129,15 +129,21 @@ def data_root(root: str | None) -> Path:
 
 
 def read_files(
-    folder: Path, checksums: dict[str, str], fetch: Callable[[], object] | None, unfetched: str
+    folder: Path,
+    checksums: Mapping[str, str | None],
+    fetch: Callable[[], object] | None,
+    unfetched: str,
+    *,
+    of_packed: bool = False,
 ) -> list[bytes]:
     """Contents of files, each present as such or packed as ``.gz``, checked by md5.
 
     Args:
         folder: Where the files belong.
-        checksums: File name -> md5 of the unpacked contents.
+        checksums: File name -> md5 of the unpacked contents; None where it is not known.
         fetch: Downloads into ``folder``; called only if a file is missing. None: not allowed.
         unfetched: Why there is no ``fetch``, for the error message.
+        of_packed: The md5 are those of the ``.gz``, which then goes before the unpacked file.
 
     Returns:
         Unpacked contents, in the order of ``checksums``.
@@ -163,27 +169,36 @@ def read_files(
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             unfetched = f"the download failed ({first_line.rstrip(':')})"
     if absent := missing():
-        names = ", ".join(f"{name} (md5 {checksums[name]})" for name in absent)
+        kind = "md5 of the .gz" if of_packed else "md5"
+        names = ", ".join(
+            f"{name} ({kind} {checksums[name]})" if checksums[name] else name for name in absent
+        )
         raise FileNotFoundError(
             f"{names} not found, unpacked or as .gz: {unfetched}; put them into {folder}"
         ) from cause
-    return [_read_file(folder / name, md5) for name, md5 in checksums.items()]
+    return [_read_file(folder / name, md5, of_packed) for name, md5 in checksums.items()]
 
 
-def _read_file(path: Path, md5: str) -> bytes:
-    """The unpacked contents of ``path`` or ``path.gz``, checked by md5."""
-    packed = not path.exists()
-    source = path.with_name(path.name + ".gz") if packed else path
+def _read_file(path: Path, md5: str | None, of_packed: bool) -> bytes:
+    """The unpacked contents of ``path`` or ``path.gz``, checked by md5 where that is known."""
+    gz = path.with_name(path.name + ".gz")
+    packed = gz.exists() if of_packed else not path.exists()
+    source = gz if packed else path
     contents = source.read_bytes()
+    kind = "md5" if of_packed else "unpacked md5"
+    known = md5 is not None and (packed or not of_packed)
     try:
-        contents = gzip.decompress(contents) if packed else contents
         found = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+        contents = gzip.decompress(contents) if packed else contents
+        if packed and not of_packed:
+            found = hashlib.md5(contents, usedforsecurity=False).hexdigest()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        found = f"no readable gzip stream, {error}"
-    if found != md5:
+        found, known = f"no readable gzip stream, {error}", True
+    if known and found != md5:
+        should = f"its {kind} should be {md5}, " if md5 else ""
         raise ValueError(
-            f"{source} is truncated or corrupted (its unpacked md5 should be {md5}, it has "
-            f"{found}); delete it and fetch or copy it again"
+            f"{source} is truncated or corrupted ({should}it has {found}); "
+            f"delete it and fetch or copy it again"
         )
     return contents
 

@@ -1,6 +1,7 @@
-"""MNIST and Fashion-MNIST: 28 x 28 grey images, as such or binarized in a stated way."""
+"""MNIST and its kin: 28 x 28 grey images, as such or binarized in a stated way."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -42,6 +43,18 @@ def _parse_idx_labels(contents: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(contents, np.uint8, offset=8).copy())
 
 
+def _parse_whole_idx(contents: bytes, name: str, num: int, shape: tuple[int, ...]) -> Tensor:
+    """An IDX file whose md5 is not known, so its header and length are checked."""
+    sizes = (num, *shape)
+    header = np.array([0x800 | len(sizes), *sizes], ">i4").tobytes()
+    if contents[: len(header)] != header or len(contents) != len(header) + math.prod(sizes):
+        raise ValueError(
+            f"{name} is truncated or corrupted (it should hold {' x '.join(map(str, sizes))} "
+            f"bytes behind its header); delete it and fetch or copy it again"
+        )
+    return (_parse_idx if shape else _parse_idx_labels)(contents)
+
+
 def _parse_amat(contents: bytes) -> Tensor:
     """Lines of 784 values 0 or 1, each followed by one space or newline: (N, 1, 28, 28)."""
     characters = np.frombuffer(contents, np.uint8)[::2]
@@ -59,6 +72,7 @@ class _GreyImages(Source):
     label_checksums: ClassVar[dict[str, str]]
     """Of the unpacked files of training and test labels; read only where they condition."""
     binarizations: ClassVar[tuple[str, ...]] = ("dynamic", "threshold", "none")
+    num_classes = 10
 
     def __init__(
         self, binarization: str = "dynamic", root: str | None = None, download: bool = True
@@ -74,19 +88,19 @@ class _GreyImages(Source):
 
     @property
     def spec(self):
-        labels = (ContextSpec("label", (), 10),)
+        labels = (ContextSpec("label", (), self.num_classes),)
         if self.binarization == "none":
             return DataSpec(self.name, "image", (1, 28, 28), 256, "probability", contexts=labels)
         name = f"{self.name}-{self.binarization}"
         return DataSpec(name, "image", (1, 28, 28), 2, "probability", contexts=labels)
 
     def load(self):
-        train, test = map(_parse_idx, self._read(self.checksums))
+        train, test = self._read_images()
         rows = split_rows(len(train), (len(train) - NUM_VALID, NUM_VALID), SPLIT_SEED)
         train, valid = (train[r] for r in rows)
 
         def labels() -> list[Tensor]:
-            train, test = map(_parse_idx_labels, self._read(self.label_checksums))
+            train, test = self._read_labels()
             return [*(train[r] for r in rows), test]
 
         transform = None
@@ -98,12 +112,21 @@ class _GreyImages(Source):
             test = binarize_frozen(test, TEST_SEED)
         return Splits(self.spec, train, valid, test, transform, contexts={"label": labels})
 
-    def _read(self, checksums: dict[str, str]) -> list[bytes]:
+    def _read_images(self) -> list[Tensor]:
+        """Of the training and the test split."""
+        return list(map(_parse_idx, self._read(self.checksums)))
+
+    def _read_labels(self) -> list[Tensor]:
+        """Of the training and the test split."""
+        return list(map(_parse_idx_labels, self._read(self.label_checksums)))
+
+    def _read(self, checksums: dict[str, str], **options) -> list[bytes]:
         return read_files(
             self.root / self.dataset / "raw",
             checksums,
             self._fetch if self.download else None,
             "data.download=false forbids fetching",
+            **options,
         )
 
     def _fetch(self) -> None:
@@ -188,3 +211,117 @@ class FashionMNIST(_GreyImages):
         "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     }
+
+
+class _Unverified(_GreyImages):
+    """Files of which the md5 of the ``.gz`` is known, or none; header and length are checked."""
+
+    sizes: ClassVar[tuple[int, int]]
+    """Images of the training and the test split."""
+
+    def _read_images(self):
+        return self._parse(self.checksums, (28, 28))
+
+    def _read_labels(self):
+        return self._parse(self.label_checksums, ())
+
+    def _parse(self, checksums: dict[str, str | None], shape: tuple[int, ...]) -> list[Tensor]:
+        files = self._read(checksums, of_packed=True)
+        folder = self.root / self.dataset / "raw"
+        return [
+            _parse_whole_idx(contents, str(folder / name), size, shape)
+            for contents, name, size in zip(files, checksums, self.sizes, strict=True)
+        ]
+
+
+class KMNIST(_Unverified):
+    """Cursive Japanese characters of ten classes: 60,000 (10,000 of them for valid) and 10,000.
+
+    Args:
+        binarization: ``"dynamic"``, ``"threshold"`` or ``"none"``, as for ``MNIST``.
+        root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
+        download: Fetch missing files through torchvision. Files that are present never are.
+
+    References:
+        Deep learning for classical Japanese literature (Clanuwat et al., 2018)
+        https://arxiv.org/abs/1812.01718
+
+    Differs from the paper: nothing known.
+    """
+
+    name = "kmnist"
+    dataset = "KMNIST"
+    sizes = (60_000, 10_000)
+    checksums = {
+        "train-images-idx3-ubyte": "bdb82020997e1d708af4cf47b453dcf7",
+        "t10k-images-idx3-ubyte": "5c965bf0a639b31b8f53240b1b52f4d7",
+    }
+    label_checksums = {
+        "train-labels-idx1-ubyte": "e144d726b3acfaa3e44228e80efcd344",
+        "t10k-labels-idx1-ubyte": "7320c461ea6c1c855c0b718fb2a4b134",
+    }
+
+
+EMNIST_SIZES = {
+    "balanced": (112_800, 18_800, 47),
+    "byclass": (697_932, 116_323, 62),
+    "bymerge": (697_932, 116_323, 47),
+    "digits": (240_000, 40_000, 10),
+    "letters": (124_800, 20_800, 26),
+    "mnist": (60_000, 10_000, 10),
+}
+"""Training and test images, and classes, of each split of EMNIST."""
+
+
+class EMNIST(_Unverified):
+    """Handwritten letters and digits, upright; 10,000 of the training images are valid.
+
+    Args:
+        split: ``"balanced"`` (112,800 and 18,800 images of 47 classes), ``"byclass"`` (697,932
+            and 116,323 of 62), ``"bymerge"`` (the same of 47), ``"digits"`` (240,000 and 40,000 of
+            10), ``"letters"`` (124,800 and 20,800 of 26) or ``"mnist"`` (60,000 and 10,000 of 10).
+        binarization: ``"dynamic"``, ``"threshold"`` or ``"none"``, as for ``MNIST``.
+        root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
+        download: Fetch missing files (560 MB for all splits) through torchvision. Files that are
+            present never are.
+
+    References:
+        EMNIST: an extension of MNIST to handwritten letters (Cohen et al., 2017)
+        https://arxiv.org/abs/1702.05373
+
+    Differs from the paper: images are turned upright, where the files hold columns for rows.
+    """
+
+    dataset = "EMNIST"
+
+    def __init__(
+        self,
+        split: str = "balanced",
+        binarization: str = "dynamic",
+        root: str | None = None,
+        download: bool = True,
+    ):
+        if split not in EMNIST_SIZES:
+            raise ValueError(
+                f"split {split!r} of emnist is unknown; choose from {', '.join(EMNIST_SIZES)}"
+            )
+        self.split = split
+        self.name = f"emnist-{split}"
+        *sizes, self.num_classes = EMNIST_SIZES[split]
+        self.sizes = tuple(sizes)
+        names = [f"emnist-{split}-{part}" for part in ("train", "test")]
+        self.checksums = {f"{name}-images-idx3-ubyte": None for name in names}
+        self.label_checksums = {f"{name}-labels-idx1-ubyte": None for name in names}
+        super().__init__(binarization, root, download)
+
+    def _read_images(self):
+        return [images.transpose(2, 3).contiguous() for images in super()._read_images()]
+
+    def _read_labels(self):
+        first = 1 if self.split == "letters" else 0  # where a is 1
+        return [labels - first for labels in super()._read_labels()]
+
+    def _fetch(self):
+        import torchvision  # slow to import
+
+        torchvision.datasets.EMNIST(self.root, self.split, download=True)

@@ -47,6 +47,16 @@ def stream(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
+def placed(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on the device if they leave half of its free memory free, else where they are.
+
+    Where they stay (perhaps on a disk, behind a memory map) batches are brought over one by one.
+    """
+    if device.type == "cuda" and 2 * rows.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return rows
+    return rows.to(device)
+
+
 # What a stream is for; the first number of its key.
 _WEIGHTS, _EPOCH, _STEP, _NOISE, _SAMPLES = range(5)
 
@@ -182,7 +192,7 @@ class Trainer:
         self.directory = directory
         self.seed = config["seed"]
         self.state = State()
-        self.train = splits.train.to(fabric.device)
+        self.train = placed(splits.train, fabric.device)
         self.steps_per_epoch = math.ceil(len(self.train) / settings.batch_size)
         self.total = self._total_steps()
         self.schedule: Schedule = build.schedule(config["schedule"])
@@ -266,15 +276,15 @@ class Trainer:
         torch.manual_seed(stream(_STEP, self.seed, step, fabric.global_rank))
         noise = None
         if self.splits.transform is not None:
-            noise = torch.Generator(self.train.device)
+            noise = torch.Generator(fabric.device)
             noise.manual_seed(stream(_NOISE, self.seed, step, fabric.global_rank))
         factor = self.schedule(step, self.total)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        log_prob = torch.zeros((), device=self.train.device)
+        log_prob = torch.zeros((), device=fabric.device)
         parts = mine.tensor_split(self.settings.accumulate)
         for i, part in enumerate(parts):
-            x = self.train[part]
+            x = self.train[part].to(fabric.device)
             if noise is not None:
                 x = self.splits.transform(x, noise)
             context = self.splits.context(self.model.context, "train", x, part)

@@ -1,0 +1,132 @@
+"""Anyone's own images: a folder, a zip or an npz."""
+
+import re
+from functools import cached_property
+from logging import getLogger
+from pathlib import Path
+
+from armodels.data.base import Source, Splits, data_root
+from armodels.data.images import (
+    PARTS,
+    Cache,
+    Collection,
+    Format,
+    Shares,
+    cached,
+    collect,
+    decode,
+    write_splits,
+)
+from armodels.spec import ContextSpec, DataSpec
+
+log = getLogger(__name__)
+
+VALID, TEST = 0.1, 0.1
+MAX_SHOWN = 5
+"""So many corrupt images are named in the log."""
+
+
+class Folder(Source):
+    """Own images, decoded once: the centre cropped, area-resized and quantized.
+
+    Which split an image is in follows from the SHA-256 of its file (of an npz: its values), so
+    images that are added later move no other.
+
+    Args:
+        path: A folder with any sub-folders, a ``.zip``, or an ``.npz`` with an array ``images``.
+        name: Of the data in tables; None: the last part of ``path``. Whoever changes the images
+            should change the name.
+        size: (H, W) that images are brought to.
+        channels: 3 (RGB) or 1 (grey).
+        levels: 2 to 256.
+        labels: Offer the context ``label``: the first folder of an image below ``path`` (of an
+            npz: its array ``labels``), numbered in alphabetical order.
+        valid: Expected share of images to select by.
+        test: Expected share of images to test on.
+        skip_corrupt: Leave out images that cannot be decoded, and report them.
+        root: Folder of the data, where ``cache/`` is; None: $ARMODELS_DATA, else
+            ~/.cache/armodels.
+    """
+
+    near = False
+    """Are near-duplicates kept in one split? That would let an added image move others."""
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        size: tuple[int, int] = (32, 32),
+        channels: int = 3,
+        levels: int = 256,
+        labels: bool = False,
+        valid: float = VALID,
+        test: float = TEST,
+        skip_corrupt: bool = False,
+        root: str | None = None,
+    ):
+        self.path = Path(path).expanduser()
+        self.name = name or f"folder-{_clean(self.path.resolve().stem)}"
+        self.format = Format(size, channels, levels)
+        self.labels = labels
+        self.shares = Shares(valid, test)
+        self.skip_corrupt = skip_corrupt
+        self.root = data_root(root)
+
+    @cached_property
+    def _collection(self) -> Collection:
+        if not self.path.exists():
+            raise FileNotFoundError(self._missing())
+        return collect(self.path)
+
+    def _missing(self) -> str:
+        return f"data.path is {self.path}, which does not exist; name a folder, zip or npz"
+
+    @cached_property
+    def _classes(self) -> list[str]:
+        """Names of the classes, in the order of their labels."""
+        names = sorted(set(self._collection.classes))
+        if "" in names or len(names) < 2:
+            bare = "an image lies in none" if "" in names else f"there is {', '.join(names)} alone"
+            raise ValueError(
+                f"data.labels=true takes the sub-folders of {self.path} for classes, but {bare}; "
+                f"use data.labels=false"
+            )
+        return names
+
+    @property
+    def spec(self):
+        name = f"{self.name}-{self.format.name}"
+        if (self.shares.valid, self.shares.test) != (VALID, TEST):
+            name += f"-split{self.shares.valid:g}-{self.shares.test:g}"
+        contexts = (ContextSpec("label", (), len(self._classes)),) if self.labels else ()
+        form = self.format
+        return DataSpec(name, "image", form.shape, form.levels, "probability", contexts=contexts)
+
+    def load(self):
+        spec, collection = self.spec, self._collection
+        labels = self._classes if self.labels else None
+        settings = [spec.name, *(["labels"] if labels else []), *(["near"] if self.near else [])]
+        settings += ["skip"] if self.skip_corrupt else []
+
+        def make(cache: Cache) -> None:
+            done = decode(
+                cache, collection, self.format, near=self.near, skip_corrupt=self.skip_corrupt
+            )
+            write_splits(cache, collection, done, self.shares, near=self.near, labels=labels)
+
+        loaded = cached(self.root, "-".join([*settings, collection.digest]), make)
+        if skipped := loaded.meta["skipped"]:
+            shown = "; ".join(skipped[:MAX_SHOWN]) + (" ..." if len(skipped) > MAX_SHOWN else "")
+            log.warning("%d corrupt images of %s left out: %s", len(skipped), self.path, shown)
+        if self.near:
+            log.info("%d near-duplicates share a split", loaded.meta["num_near"])
+        if labels:
+            log.info("labels: %s", ", ".join(f"{i} {name}" for i, name in enumerate(labels)))
+        stored = {}
+        if labels:
+            stored["label"] = lambda: [loaded.arrays[f"labels-{part}"] for part in PARTS]
+        return Splits(spec, *(loaded.arrays[part] for part in PARTS), contexts=stored)
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name) or "images"
