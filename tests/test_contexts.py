@@ -7,7 +7,7 @@ from command import QUICK, TINY, armodels, done
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from armodels import contexts, run
+from armodels import build, contexts, run
 from armodels.data.digits import Digits
 from armodels.data.mnist import MNIST
 from armodels.spec import DataSpec
@@ -122,6 +122,21 @@ def test_sample_answers_images_several_times_beside_the_truth(folder):
     tile = (4 * 16 + 2, 3 * 16 + 2)
     with Image.open(folder / "answers/sample-seed0-t1.png") as picture:
         assert picture.size == (6 * tile[0] + 2, 3 * tile[1] + 2)
+
+
+def test_sample_shows_the_nearest_training_examples(folder):
+    done(folder, "sample", "run=untold", "num=5", "num_neighbours=2", "out=near")
+    arrays = np.load(folder / "near/sample-seed0-t1.npz")
+    config = run.restore(folder / "untold").config
+    train = build.source(config["data"]).load().split("train").numpy().astype(float)
+    for x, neighbours, told in zip(
+        *(arrays[k] for k in ("x", "neighbours", "distances")), strict=False
+    ):
+        distances = np.sqrt(((train - x) ** 2).reshape(len(train), -1).sum(1))
+        assert np.allclose(np.sort(distances)[:2], told, atol=1e-3)
+        own = np.sqrt(((neighbours.astype(float) - x) ** 2).reshape(2, -1).sum(1))
+        assert np.allclose(own, told, atol=1e-3)
+    assert (folder / "near/sample-seed0-t1-neighbours.png").is_file()
 
 
 def test_complete_uses_the_context(folder):

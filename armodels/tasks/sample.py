@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from logging import getLogger
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from armodels import pictures, run
 from armodels.spec import ContextSpec, bits_per_dim, nats
-from armodels.tasks.evaluate import draw_examples
+from armodels.tasks.evaluate import draw_examples, load_split
 
 log = getLogger(__name__)
 
@@ -35,12 +36,29 @@ def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | 
     return torch.full((num,), label)
 
 
+def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Training examples nearest to each sample, by Euclidean distance.
+
+    Args:
+        x: (N, *event).
+        train: (M, *event).
+        num: How many of them.
+
+    Returns:
+        Their rows (N, num) and distances (N, num), nearest first.
+    """
+    flat = x.flatten(1).float()
+    parts = [torch.cdist(flat, part.flatten(1).float()) for part in train.split(10_000)]
+    distances, rows = torch.cat(parts, 1).topk(num, largest=False)
+    return rows, distances
+
+
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
     num, inputs = config["num"], config["num_inputs"]
-    for name in ("num", "num_inputs"):
-        if config[name] < 1:
-            raise ValueError(f"{name} is {config[name]}; it must be at least 1")
+    for name, least in (("num", 1), ("num_inputs", 1), ("num_neighbours", 0)):
+        if config[name] < least:
+            raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
     restored = run.from_config(config)
     if config["temperature"] == 0:
         log.warning("temperature 0 follows the mode: expect (nearly) equal samples")
@@ -64,6 +82,10 @@ def main(config: Mapping) -> None:
     if config["label"] is not None:
         name += f"-label{config['label']}"
     arrays = {"x": x, "log_prob": log_prob, "context": context, "truth": truth}
+    if config["num_neighbours"]:
+        _, train, _ = load_split(restored, None, "train")
+        rows, arrays["distances"] = nearest(x, train, config["num_neighbours"])
+        arrays["neighbours"] = train[rows]
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
@@ -74,7 +96,17 @@ def main(config: Mapping) -> None:
     if truth is not None:
         given = context[:: num // len(truth)]
         shown, caption = pictures.beside(truth, given, wanted, spec, x), " (given, samples, truth)"
-    picture = pictures.events(shown, spec, columns=columns)
+    _draw(pictures.events(shown, spec, columns=columns), folder / f"{name}.png", caption)
+    if config["num_neighbours"]:
+        log.info("nearest training examples: mean distance %.3f", arrays["distances"].mean())
+        rows = np.concatenate([arrays["x"][:, None], arrays["neighbours"]], 1)
+        columns = 4 * rows.shape[1] if rows.shape[1] <= 4 else rows.shape[1]
+        picture = pictures.events(torch.from_numpy(rows).flatten(0, 1), spec, columns=columns)
+        _draw(picture, folder / f"{name}-neighbours.png", " (sample, nearest training examples)")
+
+
+def _draw(picture: Tensor | None, path: Path, caption: str) -> None:
+    """Write a picture, where the kind of data has one."""
     if picture is not None:
-        pictures.save(picture, folder / f"{name}.png")
-        log.info("wrote  %s%s", folder / f"{name}.png", caption)
+        pictures.save(picture, path)
+        log.info("wrote  %s%s", path, caption)
