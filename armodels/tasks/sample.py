@@ -63,7 +63,12 @@ def main(config: Mapping) -> None:
     name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
     if config["label"] is not None:
         name += f"-label{config['label']}"
-    arrays = {"x": x, "log_prob": log_prob, "context": context, "truth": truth}
+    arrays = {
+        "x": spec.original(x),
+        "log_prob": log_prob + spec.log_det,
+        "context": context,
+        "truth": None if truth is None else spec.original(truth),
+    }
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
