@@ -66,6 +66,34 @@ class ContextSpec:
 
 
 @dataclass(frozen=True)
+class Standardization:
+    """z = (x - mean) / std for each value of a vector.
+
+    Attributes:
+        columns: Names of the values.
+        mean: In the original units.
+        std: In the original units, above 0.
+    """
+
+    columns: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        for name in ("columns", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not len(self.columns) == len(self.mean) == len(self.std):
+            raise ValueError("a standardization needs a name, a mean and a std for each column")
+        if not all(0 < std < math.inf for std in self.std):
+            raise ValueError(f"a standardization has std {min(self.std)}, which must be above 0")
+
+    @property
+    def log_det(self) -> float:
+        """log|dz/dx|, nats."""
+        return -math.fsum(map(math.log, self.std))
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """Facts about the values of one data set; every model is built from it.
 
@@ -78,6 +106,8 @@ class DataSpec:
             (on a probability: dequantized data, or a model that has no closed form for levels).
         log_det: log|dz/dx| of the preprocessing x -> z, per example, nats; added to log p(z).
         contexts: What is stored beside the values, to condition a model on.
+        standardization: By which the values were made of the user's, ``log_det`` included; None:
+            they are in their original units.
     """
 
     name: str
@@ -87,11 +117,14 @@ class DataSpec:
     measure: str
     log_det: float = 0.0
     contexts: tuple[ContextSpec, ...] = ()
+    standardization: Standardization | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
         contexts = (c if isinstance(c, ContextSpec) else ContextSpec(**c) for c in self.contexts)
         object.__setattr__(self, "contexts", tuple(contexts))
+        if isinstance(self.standardization, dict):
+            object.__setattr__(self, "standardization", Standardization(**self.standardization))
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} of data {self.name!r} is not one of {KINDS}")
         if self.measure not in MEASURES:
@@ -127,6 +160,26 @@ class DataSpec:
                 f"data {self.name!r} has examples of shape {self.shape}, got {tuple(x.shape[1:])}"
             )
         _check_values(f"data {self.name!r}", x, self.levels)
+
+    def standardized(self, x: Tensor) -> Tensor:
+        """Values (B, D) of the original units as a model knows them; ``x`` where they are."""
+        if self.standardization is None:
+            return x
+        mean, std = self._scale(x)
+        return ((x.double() - mean) / std).to(self.dtype)
+
+    def original(self, x: Tensor) -> Tensor:
+        """Values in their original units: float64 where they were standardized, else ``x``."""
+        if self.standardization is None:
+            return x
+        mean, std = self._scale(x)
+        return x.double() * std + mean
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.standardization
+        return tuple(
+            torch.tensor(v, dtype=torch.double, device=x.device) for v in (scale.mean, scale.std)
+        )
 
     def given(self, context: ContextSpec | None) -> str:
         """Name of numbers about p(x | context): never ranked with those about p(x)."""

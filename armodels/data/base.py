@@ -111,7 +111,10 @@ class Source(ABC):
     @property
     @abstractmethod
     def spec(self) -> DataSpec:
-        """Known without touching a file, so a model that cannot take the data fails at once."""
+        """Known before any download, so that a model that cannot take the data fails at once.
+
+        Known without touching a file, save where the file is the user's own (``Table``).
+        """
 
     @abstractmethod
     def load(self) -> Splits:

@@ -1,12 +1,21 @@
-"""Tables of rows without an order in space or time: binary UCI data and red wine."""
+"""Tables of rows without an order in space or time: binary UCI data, red wine, users' own."""
 
+import hashlib
 import io
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from logging import getLogger
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.spec import DataSpec
+from armodels.spec import DataSpec, Standardization
+
+log = getLogger(__name__)
 
 NO_DOWNLOAD = "armodels has no place to download them from"
 
@@ -24,6 +33,9 @@ WINE_CHECKSUMS = {"red_wine.hdf5": "6e557a7621658e24b18b1eee72b52947"}
 WINE_DIMS = 11
 NUM_FOLDS = 10
 SPLIT_SEED = 0
+
+FEW_VALUES = 0.05
+"""Distinct values per row below which a column of a user's own table looks discrete."""
 
 
 class BinaryUCI(Source):
@@ -131,3 +143,144 @@ def _wine_rows(contents: bytes) -> np.ndarray:
     start, num_rows = 2144, 1599
     values = np.frombuffer(contents, "<f4", count=num_rows * WINE_DIMS, offset=start)
     return values.reshape(num_rows, WINE_DIMS)
+
+
+class Table(Source):
+    """A user's own table of real numbers: csv, tsv, npy, npz or parquet.
+
+    Each column has the mean and standard deviation of its training rows taken out. Both travel in
+    the spec, so also in every checkpoint; nats are those of the original units, and samples
+    are written in them.
+
+    Rows are counted from 1, without the header. The data is named by the file and a checksum of
+    names, values and splits, so that no two tables share a ranking.
+
+    Args:
+        path: The file, relative to the shell's directory; its ending says what it is.
+        columns: Names of those to keep, in this order; None: all. Where the file has no names,
+            columns are called 0, 1, ... .
+        drop: Names of those to leave out.
+        array: Which array of a npz file; None: ``train``, ``valid`` and ``test`` where it has
+            all three, which then are the splits, else its only one.
+        header: Whether the first line of a csv or tsv file holds names; None: it does if no cell
+            of it is a number.
+        delimiter: Of a csv file; None: found out among comma, semicolon, tab and bar.
+        valid: Fraction of the rows.
+        test: Fraction of the rows.
+        split_seed: Draws which rows are train, valid and test.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: Sequence[str | int] | None = None,
+        drop: Sequence[str | int] = (),
+        array: str | None = None,
+        header: bool | None = None,
+        delimiter: str | None = None,
+        valid: float = 0.1,
+        test: float = 0.1,
+        split_seed: int = 0,
+    ):
+        if not (valid > 0 and test > 0 and valid + test < 1):
+            raise ValueError(
+                f"data.valid is {valid} and data.test {test}; both must be above 0, and leave "
+                f"rows to train on"
+            )
+        self.path = Path(path).expanduser()
+        self.columns = None if columns is None else _listed(columns)
+        self.drop = _listed(drop)
+        self.array, self.header, self.delimiter = array, header, delimiter
+        self.valid, self.test, self.split_seed = valid, test, split_seed
+
+    # The number of columns and log_det stand in the file alone. Unlike a download it is here, so
+    # it is read, once, as soon as the spec is asked for.
+    @cached_property
+    def _parts(self) -> tuple[list[str], list[np.ndarray]]:
+        """Names of the columns; the raw rows of train, valid and test, (N, D) float64."""
+        tables = files.read_columns(
+            self.path, array=self.array, header=self.header, delimiter=self.delimiter
+        )
+        names, arrays = None, {}
+        for part, table in tables.items():
+            found = self._choose(list(table))
+            if names not in (None, found):
+                raise ValueError(
+                    f"the arrays of table {self.path} have {len(names)} and {len(found)} columns"
+                )
+            names = found
+            inside = f"{part} of " if part else ""
+            arrays[part] = np.stack(
+                [
+                    files.to_numbers(table[name], f"column {name!r} of {inside}{self.path}")
+                    for name in names
+                ],
+                axis=1,
+            )
+        if "" not in arrays:
+            return names, [arrays[part] for part in files.PARTS]
+        rows = arrays[""]
+        num_valid, num_test = (max(1, round(f * len(rows))) for f in (self.valid, self.test))
+        sizes = (len(rows) - num_valid - num_test, num_valid, num_test)
+        if sizes[0] < 1:
+            raise ValueError(f"table {self.path} has {len(rows)} rows, too few for three splits")
+        return names, [rows[chosen] for chosen in split_rows(len(rows), sizes, self.split_seed)]
+
+    def _choose(self, names: list[str]) -> list[str]:
+        for name in [*(self.columns or ()), *self.drop]:
+            if name not in names:
+                raise ValueError(
+                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}"
+                )
+        chosen = [n for n in (self.columns or names) if n not in self.drop]
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(
+                f"data.columns and data.drop keep the columns {chosen} of {self.path}; name at "
+                f"least one, and none twice"
+            )
+        return chosen
+
+    @cached_property
+    def spec(self):
+        names, parts = self._parts
+        train = parts[0]
+        if not len(train):
+            raise ValueError(f"table {self.path} has no rows to train on")
+        for name, same in zip(names, (train == train[0]).all(0), strict=True):
+            if same:
+                raise ValueError(
+                    f"column {name!r} of {self.path} is constant over the training rows, so it "
+                    f"has no density; leave it out with data.drop=[{name}]"
+                )
+        scale = Standardization(names, train.mean(0).tolist(), train.std(0).tolist())
+        checksum = hashlib.md5(repr(names).encode(), usedforsecurity=False)
+        for part in parts:
+            checksum.update(f"{len(part)} rows".encode() + part.tobytes())
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem)
+        return DataSpec(
+            f"table-{stem}-{checksum.hexdigest()[:8]}",
+            "vector",
+            (len(names),),
+            None,
+            "density",
+            log_det=scale.log_det,
+            standardization=scale,
+        )
+
+    def load(self):
+        spec, (names, parts) = self.spec, self._parts
+        counts = [len(np.unique(column)) for column in parts[0].T]
+        limit = FEW_VALUES * len(parts[0])
+        few = [f"{n} ({c})" for n, c in zip(names, counts, strict=True) if c < limit]
+        if few:
+            log.warning(
+                "columns of few distinct values: %s; a density on such a column has no bound, and "
+                "nats then say how narrow the model may get",
+                ", ".join(few),
+            )
+        return Splits(spec, *(spec.standardized(torch.from_numpy(part)) for part in parts))
+
+
+def _listed(names: Sequence[str | int] | str | int) -> list[str]:
+    """Names as the command line gives them: several or one, words or numbers."""
+    return [str(name) for name in ([names] if isinstance(names, str | int) else names)]

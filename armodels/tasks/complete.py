@@ -123,9 +123,9 @@ def main(config: Mapping) -> None:
     name = f"complete-{config['known']}-{config['keep']:g}-seed{seed}"
     np.savez_compressed(
         folder / f"{name}.npz",
-        truth=truth.numpy(),
+        truth=spec.original(truth).numpy(),
         observed=observed.numpy(),
-        completions=values.numpy(),
+        completions=spec.original(values).numpy(),
     )
     log.info("wrote  %s", folder / f"{name}.npz")
     blanked = torch.where(observed, truth, torch.zeros_like(truth))

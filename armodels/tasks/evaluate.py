@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 
@@ -125,6 +125,9 @@ def load_split(
 ) -> tuple[DataSpec, Tensor, Tensor | None]:
     """A split of the run's own data, or of other data of the same shape and levels.
 
+    Values are as the model knows them: a table is standardized by the run's own mean and standard
+    deviation, which are in its checkpoint, whatever those of the table are.
+
     Returns:
         What a datum is, the values, and what the model is conditioned on, if anything.
 
@@ -138,12 +141,27 @@ def load_split(
             f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
             f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
         )
+    if not data and spec.name != own.name:
+        raise ValueError(
+            f"the run was trained on {own.name}, but its data has changed and is now {spec.name}: "
+            f"other rows would be train and {split}; restore it, or name other data as such"
+        )
+    scales = spec.standardization, own.standardization
+    if None not in scales and scales[0].columns != scales[1].columns:
+        raise ValueError(
+            f"the model was trained on the columns {', '.join(scales[1].columns)} and cannot "
+            f"score {', '.join(scales[0].columns)}; choose them with data.columns"
+        )
     wanted = restored.model.context
     if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
         raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
     splits = source.load()
     x = splits.split(split)
-    return spec, x, splits.context(wanted, split, x, slice(None))
+    context = splits.context(wanted, split, x, slice(None))
+    if scales[0] != scales[1]:
+        x = own.standardized(spec.original(x))
+        spec = replace(spec, log_det=own.log_det, standardization=own.standardization)
+    return spec, x, context
 
 
 def draw_examples(restored: run.Restored, num: int, seed: int) -> tuple[Tensor, Tensor | None]:

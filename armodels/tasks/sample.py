@@ -81,11 +81,18 @@ def main(config: Mapping) -> None:
     name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
     if config["label"] is not None:
         name += f"-label{config['label']}"
-    arrays = {"x": x, "log_prob": log_prob, "context": context, "truth": truth}
+    arrays = {
+        "x": spec.original(x),
+        "log_prob": log_prob + spec.log_det,
+        "context": context,
+        "truth": None if truth is None else spec.original(truth),
+    }
+    neighbours = None
     if config["num_neighbours"]:
         _, train, _ = load_split(restored, None, "train")
         rows, arrays["distances"] = nearest(x, train, config["num_neighbours"])
-        arrays["neighbours"] = train[rows]
+        neighbours = train[rows]
+        arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
@@ -97,11 +104,11 @@ def main(config: Mapping) -> None:
         given = context[:: num // len(truth)]
         shown, caption = pictures.beside(truth, given, wanted, spec, x), " (given, samples, truth)"
     _draw(pictures.events(shown, spec, columns=columns), folder / f"{name}.png", caption)
-    if config["num_neighbours"]:
+    if neighbours is not None:
         log.info("nearest training examples: mean distance %.3f", arrays["distances"].mean())
-        rows = np.concatenate([arrays["x"][:, None], arrays["neighbours"]], 1)
+        rows = torch.cat([x[:, None], neighbours.to(x.dtype)], 1)
         columns = 4 * rows.shape[1] if rows.shape[1] <= 4 else rows.shape[1]
-        picture = pictures.events(torch.from_numpy(rows).flatten(0, 1), spec, columns=columns)
+        picture = pictures.events(rows.flatten(0, 1), spec, columns=columns)
         _draw(picture, folder / f"{name}-neighbours.png", " (sample, nearest training examples)")
 
 

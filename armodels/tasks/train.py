@@ -250,6 +250,12 @@ class Trainer:
             log.info("the run was stopped before its first checkpoint: it starts again")
             return
         checkpoint = run.load_checkpoint(path)
+        began, now = checkpoint["spec"]["name"], self.splits.spec.name
+        if began != now:
+            raise ValueError(
+                f"the run was trained on {began}, but its data has changed and is now {now}; "
+                f"restore it, or start a new run"
+            )
         self.model.load_state_dict(checkpoint["model"])
         if self.optimizer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
