@@ -128,13 +128,11 @@ def test_every_experiment_builds(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_does_everything(name, tmp_path):
-    """Train, evaluate, resume, sample, complete and score, with the shipped config."""
+    """Train, evaluate, resume and sample, with the shipped config."""
     done(tmp_path, "train", *QUICK, f"model={name}", "data=tiny", "data.levels=2",
          "data.num_train=200", "trainer.max_steps=2", "samples.num=2", "out=run")  # fmt: skip
     done(tmp_path, "train", "resume=run", "trainer.max_steps=3")
     done(tmp_path, "sample", "run", "num=3", "device=cpu")
-    done(tmp_path, "complete", "run", "num=2", "num_completions=2", "device=cpu")
-    done(tmp_path, "score", "run", "device=cpu")
 
 
 # The wheel

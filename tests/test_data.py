@@ -111,6 +111,7 @@ def files(tmp_path, monkeypatch):
     path = tmp_path / "tabular/red_wine.hdf5"
     monkeypatch.setattr(tables, "WINE_CHECKSUMS", {path.name: write(path, contents)})
     _write_images(tmp_path, write, rng, monkeypatch, idx, idx_labels)
+    np.savetxt(tmp_path / "table.csv", rng.randn(60, 3), delimiter=",")
     return tmp_path
 
 
@@ -196,6 +197,7 @@ SOURCES = {
     "cifar10": lambda root: CIFAR10(root=str(root)),
     "cifar10-L8": lambda root: CIFAR10(8, root=str(root)),
     "svhn": lambda root: SVHN(root=str(root)),
+    "table": lambda root: tables.Table(str(root / "table.csv")),
     "anime": lambda root: Anime(size=(16, 16), root=str(root)),
     "folder": lambda root: Folder(
         str(root / "pets.zip"), size=(9, 9), channels=1, levels=5, root=str(root)
