@@ -69,12 +69,12 @@ class _Conditionals(torch.autograd.Function):
 
         ctx.save_for_backward(weight, hidden_bias, output, order, values)
         ctx.activation = activation
-        arrays = to_numpy(weight, hidden_bias, output, order, values)
+        ctx.arrays = to_numpy(*_aligned(weight, hidden_bias, output), order, values)
         params = values.new_empty(len(values), *output.shape[:2])
         code, out = compiled.ACTIVATIONS.index(activation), params.numpy()
 
         def part(chunk, first, last):
-            compiled.nade_forward(*arrays, code, first, last, out)
+            compiled.nade_forward(*ctx.arrays, code, first, last, out)
 
         compiled.run_chunks(part, len(values), torch.get_num_threads())
         return params
@@ -93,24 +93,33 @@ class _Conditionals(torch.autograd.Function):
                 )
             )
             return *(next(gradients) if t.requires_grad else None for t in inputs), *[None] * 3
-        arrays = to_numpy(*inputs, order, values, gradient)
+        (grads,) = to_numpy(gradient)
         code = compiled.ACTIVATIONS.index(ctx.activation)
         num_threads = torch.get_num_threads()
         num_chunks, _ = compiled.chunks(len(values), num_threads)
         # One buffer for each thread, summed in a fixed order: every run gives the same bits.
-        sums = [np.empty((num_chunks, *t.shape), arrays[0].dtype) for t in inputs]
+        sums = [[np.empty_like(a) for a in ctx.arrays[:3]] for _ in range(num_chunks)]
 
         def part(chunk, first, last):
-            buffers = [s[chunk] for s in sums]
-            for buffer in buffers:
+            for buffer in sums[chunk]:
                 buffer.fill(0)
-            compiled.nade_backward(*arrays[:5], code, arrays[5], first, last, *buffers)
+            compiled.nade_backward(*ctx.arrays, code, grads, first, last, *sums[chunk])
 
         compiled.run_chunks(part, len(values), num_threads)
-        for chunk in range(1, num_chunks):
-            for s in sums:
-                s[0] += s[chunk]
-        return *(torch.from_numpy(s[0]) for s in sums), None, None, None
+        for chunk in sums[1:]:
+            for total, part_sum in zip(sums[0], chunk, strict=True):
+                total += part_sum
+        num_hidden = inputs[0].shape[-1]
+        return *(torch.from_numpy(s)[..., :num_hidden] for s in sums[0]), None, None, None
+
+
+def _aligned(*tensors: Tensor) -> list[Tensor]:
+    """With zeros after the last hidden unit, so that every row begins a cache line.
+
+    Loops over 500 units take a fifth longer than over 512: their loads straddle cache lines, and
+    the last ones are done singly.
+    """
+    return [torch.nn.functional.pad(t.detach(), (0, -t.shape[-1] % 64)) for t in tensors]
 
 
 @torch.compiler.disable
