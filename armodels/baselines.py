@@ -170,6 +170,23 @@ class Baseline(DensityModel):
         return Completion(values, "likelihood weighting", effective, weights.shape[1])
 
 
+class SeparateValues(Baseline):
+    """What baselines share under which every value has a probability of its own."""
+
+    @abstractmethod
+    def _value_log_prob(self, x: Tensor) -> Tensor:
+        """log p of each value, nats: (B, D) -> (B, D)."""
+
+    def _flat_log_prob(self, x):
+        return self._value_log_prob(x).sum(1)
+
+    def log_prob_map(self, x, context=None):
+        """Earlier values say nothing here."""
+        self.check_context(context, len(x))
+        self._require_ready()
+        return self._value_log_prob(x.flatten(1)).view(x.shape)
+
+
 _SWEEPS = 4
 """Of the mean-field bound; on digits the next one gains 0.02 nats."""
 
@@ -192,7 +209,7 @@ def _normal_noise(shape: tuple[int, ...], generator: torch.Generator | None, lik
 
 
 @final
-class Independent(Baseline):
+class Independent(SeparateValues):
     """Every value on its own: p(x) = prod{ p(x[d]) : d = 1..D }, by counting.
 
     Levels: p(x[d] = l) = (count + smoothing) / (N + L smoothing) over N training examples. Real
@@ -237,21 +254,11 @@ class Independent(Baseline):
         total = len(x) + levels * self.smoothing
         self.params.copy_(torch.log((counts.view(-1, levels) + self.smoothing) / total))
 
-    def _value_log_prob(self, x: Tensor) -> Tensor:
-        """log p of each value, nats: (B, D) -> (B, D)."""
+    def _value_log_prob(self, x):
         if self.spec.levels is None:
             mean, std = self.params.unbind(1)
             return _log_normal((x - mean) / std, std)
         return self.params[torch.arange(self.spec.num_dims, device=x.device), x.long()]
-
-    def _flat_log_prob(self, x):
-        return self._value_log_prob(x).sum(1)
-
-    def log_prob_map(self, x, context=None):
-        """Earlier values say nothing here."""
-        self.check_context(context, len(x))
-        self._require_ready()
-        return self._value_log_prob(x.flatten(1)).view(x.shape)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):
         if self.spec.levels is None:
@@ -509,7 +516,7 @@ def _centred(uniform: Tensor, temperature: float) -> Tensor:
 
 
 @final
-class Uniform(Baseline):
+class Uniform(SeparateValues):
     """Every value as likely as any other: what knowing nothing costs.
 
     Levels: log2 L bits per dimension, exactly. Real values: uniform over the box of the training
@@ -548,22 +555,12 @@ class Uniform(Baseline):
             self.width.copy_((high - low) * (1 + 2 * self.margin))
             self.low.copy_(low - (high - low) * self.margin)
 
-    def _value_log_prob(self, x: Tensor) -> Tensor:
-        """log p of each value, nats: (B, D) -> (B, D)."""
+    def _value_log_prob(self, x):
         if self.spec.levels is not None:
             each = -math.log(self.spec.levels)
             return torch.full(x.shape, each, dtype=torch.double, device=x.device)
         inside = (x >= self.low) & (x <= self.low + self.width)
         return torch.where(inside, -self.width.log(), -math.inf)
-
-    def _flat_log_prob(self, x):
-        return self._value_log_prob(x).sum(1)
-
-    def log_prob_map(self, x, context=None):
-        """Earlier values say nothing here."""
-        self.check_context(context, len(x))
-        self._require_ready()
-        return self._value_log_prob(x.flatten(1)).view(x.shape)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):
         place = _centred(draw_noise(x.shape, generator, x.device), temperature)
@@ -577,7 +574,7 @@ MAX_CELLS = 10_000_000
 
 
 @final
-class Histogram(Baseline):
+class Histogram(SeparateValues):
     """Counts in bins: of every value on its own, or jointly for data of few dimensions.
 
     Real values: bins of equal width between the least and the greatest training value, and an
@@ -696,24 +693,19 @@ class Histogram(Baseline):
         mass = (counts + self.smoothing) / (len(x) + per_row * self.smoothing)
         self.log_mass.copy_(mass.log().view_as(self.log_mass))
 
-    def _value_log_prob(self, x: Tensor) -> Tensor:
-        """log p of each value on its own, nats: (B, D) -> (B, D)."""
+    def _value_log_prob(self, x):
         cells = self._cells(x)
         return self.log_mass[self._dims(), cells] + self._within(x, cells)
 
     def _flat_log_prob(self, x):
         if not self.joint:
-            return self._value_log_prob(x).sum(1)
+            return super()._flat_log_prob(x)
         cells = self._cells(x)
         return self.log_mass[self._flat(cells)] + self._within(x, cells).sum(1)
 
     def log_prob_map(self, x, context=None):
         """Of separate bins; a joint cell has no shares."""
-        self.check_context(context, len(x))
-        self._require_ready()
-        if self.joint:
-            return None
-        return self._value_log_prob(x.flatten(1)).view(x.shape)
+        return None if self.joint else super().log_prob_map(x, context)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):
         if self.joint:
