@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from armodels import orders
+from armodels.networks import layers
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -80,9 +82,13 @@ class Network(nn.Module, ABC):
             (B, P) parameters and the cache.
         """
         x, context = cache
+        return self(self._written(values, s, x), context)[:, s], cache
+
+    def _written(self, values: Tensor | None, s: int, x: Tensor) -> Tensor:
+        """Events so far: x (B, D), in which the values of the step before are written."""
         if s > 0:
             x[:, self.order[s - 1]] = values
-        return self(x.view(-1, *self.spec.shape), context)[:, s], cache
+        return x.view(-1, *self.spec.shape)
 
     def fused_walk(
         self, family: str, noise: Tensor, temperature: float, context: Tensor | None = None
@@ -121,35 +127,108 @@ class Network(nn.Module, ABC):
         return
 
 
-class AnyOrderNetwork(Network):
+class RasterNetwork(Network):
+    """An image network that follows the raster order only, pixel after pixel.
+
+    A pixel is written in G steps, its groups (``num_groups``): with C > 1, R, G and B one after
+    another (G = C), or all at once (G = 1) where the head takes whole pixels.
+
+    Subclasses add ``bias``, (S, P) output biases, to their parameters.
+    """
+
+    kinds = frozenset({"image"})
+
+    def __init__(self, spec, num_params, order, context):
+        super().__init__(spec, num_params, order, context)
+        joint = order.shape[1] > 1
+        if not torch.equal(order.cpu(), orders.make("raster", spec.shape, joint=joint)):
+            raise ValueError(
+                f"model {type(self).__name__} follows the raster order only; "
+                f"use model.order=raster"
+            )
+        channels, *size = spec.shape
+        self.size = tuple(size)
+        self.num_groups = channels // order.shape[1]
+        self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
+
+    def set_marginals(self, params):
+        """Output biases at the marginals."""
+        with torch.no_grad():
+            self.bias.copy_(params)
+
+    def _place(self, s: int) -> tuple[int, int, int]:
+        """Row, column and group of a step."""
+        pixel, group = divmod(s, self.num_groups)
+        return *divmod(pixel, self.size[1]), group
+
+
+class FreeOrderNetwork(Network):
+    """A network whose weights serve any order: all are laid out by event, not by step.
+
+    Subclasses set ``bias``, (S, P) output biases, then call ``_set_order``, which they extend by
+    the masks that follow from an order.
+    """
+
+    bias: Tensor
+    rows: Tensor
+    """(S,) where each step's own weights are stored."""
+
+    def _set_order(self, order: Tensor, seed: int | None = None) -> None:
+        """Derive all that follows from an order; none of it is saved.
+
+        Args:
+            order: (S, K).
+            seed: Of random connectivity; None: as it is.
+        """
+        order = order.to(self.bias.device)
+        self.register_buffer("order", order, persistent=False)
+        # With the first value that the step writes; with the pixel, where it writes a whole one.
+        self.register_buffer("rows", order[:, 0] % len(order), persistent=False)
+
+    def with_order(self, order, *, seed=None):
+        """The same weights under another order."""
+        view = copy.copy(self)
+        view._buffers = dict(self._buffers)
+        view._set_order(order, seed)
+        return view
+
+    def set_marginals(self, params):
+        """Output biases at the marginals."""
+        with torch.no_grad():
+            self.bias[self.rows] = params.to(self.bias)
+
+
+class AnyOrderNetwork(FreeOrderNetwork):
     """A network that is told which values are known, and so serves every order.
 
     Training never asks for the conditionals of one order: ``density.AutoregressiveModel`` draws
     the known part and needs one pass of ``params_given``. The exact conditionals of an order take
     one pass for each step; ``forward`` makes them in chunks.
-
-    Subclasses set ``bias``, (S, P) output biases laid out by event, as every weight must be:
-    orders share all of them.
     """
 
     any_order = True
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        num_params: int,
-        order: Tensor,
-        context: ContextSpec | None = None,
-    ):
+    def __init__(self, spec, num_params, order, encoding="auto", context=None):
         super().__init__(spec, num_params, order, context)
+        self.encode = layers.Encoding(spec, encoding)
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
         self._set_order(order)
 
-    def _set_order(self, order: Tensor) -> None:
-        device = self.bias.device
-        self.register_buffer("order", order.to(device), persistent=False)
-        # What belongs to a step is stored with the first value that it writes.
-        self.register_buffer("rows", order[:, 0].to(device), persistent=False)
+    def _read_known(self, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known, by event.
+
+        Args:
+            x: (B, *event).
+            known: (B, S) bool, in generation order.
+
+        Returns:
+            (B, D, E) features of the values, zeros where they are unknown, and (B, S) bool.
+        """
+        by_row = torch.empty_like(known)
+        by_row[:, self.rows] = known
+        by_value = by_row.repeat(1, self.order.shape[1])  # a pixel's channels are known together
+        features = self.encode(x.flatten(1), self.bias.dtype)
+        return features.masked_fill(~by_value[..., None], 0), by_row
 
     @abstractmethod
     def params_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
@@ -182,19 +261,6 @@ class AnyOrderNetwork(Network):
     def step(self, values, s, cache):
         """Write the values; one pass, for this step alone."""
         x, context = cache
-        if s > 0:
-            x[:, self.order[s - 1]] = values
+        x = self._written(values, s, x)
         known = (torch.arange(self.num_steps, device=x.device) < s).expand(len(x), -1)
-        return self.params_given(x.view(-1, *self.spec.shape), known, context)[:, s], cache
-
-    def with_order(self, order, *, seed=None):
-        """The same weights under another order."""
-        view = copy.copy(self)
-        view._buffers = dict(self._buffers)
-        view._set_order(order)
-        return view
-
-    def set_marginals(self, params):
-        """Output biases at the marginals."""
-        with torch.no_grad():
-            self.bias[self.rows] = params.to(self.bias)
+        return self.params_given(x, known, context)[:, s], cache

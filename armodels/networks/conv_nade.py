@@ -55,13 +55,10 @@ class ConvNADE(AnyOrderNetwork):
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, context)
-        for name, value in (("num_channels", num_channels), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        super().__init__(spec, num_params, order, encoding, context)
+        layers.require_positive(num_channels=num_channels, num_layers=num_layers)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; it must be odd")
-        self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
         channels, height, width = spec.shape
         # Planes of values, of their mask, and of parameters: one for each value of a pixel that
@@ -74,10 +71,8 @@ class ConvNADE(AnyOrderNetwork):
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.output = nn.Conv2d(num_channels, self.num_planes * num_params, 1, bias=False)
-        widths = [*sizes[1:], self.num_planes * num_params] if context else []
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, n, (height, width)) for n in widths
-        )
+        widths = [*sizes[1:], self.num_planes * num_params]
+        self.conditioning = layers.conditioning(context, widths, (height, width))
         for layer in self.hidden:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
@@ -86,10 +81,7 @@ class ConvNADE(AnyOrderNetwork):
     def params_given(self, x, known, context=None):
         """One pass: (B, C, H, W), (B, S) -> (B, S, P)."""
         _, height, width = self.spec.shape
-        by_row = torch.empty_like(known)
-        by_row[:, self.rows] = known
-        mask = by_row.repeat(1, self.order.shape[1])[..., None]  # (B, D, 1)
-        inputs = self.encode(x.flatten(1), self.bias.dtype).masked_fill(~mask, 0)  # (B, D, E)
+        inputs, by_row = self._read_known(x, known)
         inputs = inputs.unflatten(1, (-1, height * width)).transpose(2, 3).flatten(1)
         h = torch.cat([inputs, by_row.to(inputs)], 1).unflatten(1, (-1, height, width))
         told = [read(context) for read in self.conditioning]

@@ -80,12 +80,11 @@ class DeepNADE(AnyOrderNetwork):
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, context)
+        super().__init__(spec, num_params, order, encoding, context)
         if not hidden_sizes or min(hidden_sizes) < 1:
             raise ValueError(
                 f"hidden_sizes is {list(hidden_sizes)}; it must hold one layer of 1 unit or more"
             )
-        self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
         first, last = hidden_sizes[0], hidden_sizes[-1]
         # All laid out by event index, not by step: orders share all weights.
@@ -96,8 +95,8 @@ class DeepNADE(AnyOrderNetwork):
             nn.Linear(a, b) for a, b in zip(hidden_sizes, hidden_sizes[1:], strict=False)
         )
         self.output = nn.Parameter(torch.empty(self.num_steps, num_params, last))
-        widths = [*hidden_sizes, self.num_steps * num_params] if context else []
-        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
+        widths = [*hidden_sizes, self.num_steps * num_params]
+        self.conditioning = layers.conditioning(context, widths)
         nn.init.normal_(self.weight, std=spec.num_dims**-0.5)
         nn.init.normal_(self.mask_weight, std=spec.num_dims**-0.5)
         for layer in self.hidden:
@@ -133,11 +132,7 @@ class DeepNADE(AnyOrderNetwork):
     def params_given(self, x, known, context=None):
         """One pass: (B, *event), (B, S) -> (B, S, P)."""
         first, rest, bias = self._biases(context)
-        by_row = torch.empty_like(known)
-        by_row[:, self.rows] = known
-        by_value = by_row.repeat(1, self.order.shape[1])  # a pixel's channels are known together
-        mask = by_value[..., None]
-        inputs = self.encode(x.flatten(1), self.bias.dtype).masked_fill(~mask, 0)  # (B, D, E)
+        inputs, by_row = self._read_known(x, known)
         h = F.linear(inputs.flatten(1), self.weight.flatten(0, 1).T)
         h = h + by_row.to(h) @ self.mask_weight + first
         h = self._upper(h, rest)

@@ -1,5 +1,7 @@
 """Layers that several families share."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,25 @@ def activation(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown; choose from {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
+
+
+def require_positive(**counts: int) -> None:
+    """Raise ValueError unless each is at least 1; their names are what the user wrote."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
+
+
+def require_odd(**sizes: int) -> None:
+    """Raise ValueError unless each is the size of a kernel with a middle and two sides."""
+    for name, size in sizes.items():
+        if size < 3 or size % 2 == 0:
+            raise ValueError(f"{name} is {size}; it must be odd and at least 3")
+
+
+def concat_elu(x: Tensor, dim: int = 1) -> Tensor:
+    """ELU of x and of -x: twice as many features."""
+    return F.elu(torch.cat([x, -x], dim))
 
 
 class Encoding(nn.Module):
@@ -52,6 +73,17 @@ class Encoding(nn.Module):
             x = x * self.scale[0] + self.scale[1]
         return x[..., None]
 
+    def columns(self, order: Tensor) -> Tensor:
+        """Of all D E features by event, which come one after another: (S, K) -> (D E,)."""
+        first = order.flatten()[:, None] * self.num_features
+        return (first + torch.arange(self.num_features, device=order.device)).flatten()
+
+
+def to_unit(values: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
+    """Levels, two of them too, scaled to [-1, 1]; real values as they are."""
+    values = values.to(dtype)
+    return values if levels is None else values * (2 / (levels - 1)) - 1
+
 
 def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> Tensor:
     """How a network reads a context: (B, *shape) -> (B, *shape) floats; a label: (B, L) one-hot.
@@ -60,8 +92,7 @@ def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> 
     """
     if not spec.shape:
         return F.one_hot(context.long(), spec.levels).to(dtype)
-    context = context.to(dtype)
-    return context if spec.levels is None else context * (2 / (spec.levels - 1)) - 1
+    return to_unit(context, spec.levels, dtype)
 
 
 class Conditioning(nn.Module):
@@ -116,3 +147,20 @@ class SpatialConditioning(nn.Module):
         maps = context_features(self.context, context, self.write.weight.dtype)
         maps = F.interpolate(maps, self.size, mode="nearest")
         return self.write(F.elu(self.read(maps)))
+
+
+def conditioning(
+    context: ContextSpec | None, widths: Iterable[int], size: tuple[int, int] | None = None
+) -> nn.ModuleList:
+    """A bias by the context for each layer that hears it; none without a context.
+
+    Args:
+        context: What the model is conditioned on, if anything.
+        widths: Outputs or channels of each of the layers, F.
+        size: (H, W) of feature maps; None: the layers have none.
+    """
+    if context is None:
+        return nn.ModuleList()
+    if size is None:
+        return nn.ModuleList(Conditioning(context, width) for width in widths)
+    return nn.ModuleList(SpatialConditioning(context, width, size) for width in widths)

@@ -1,6 +1,5 @@
 """LMConv: convolutions that are masked place by place, so that they follow any order."""
 
-import copy
 import functools
 from typing import NamedTuple
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from armodels import masks, orders
 from armodels.networks import layers
-from armodels.networks.base import Network
+from armodels.networks.base import FreeOrderNetwork
+from armodels.networks.layers import concat_elu
 from armodels.spec import ContextSpec, DataSpec
 
 MOST_PATTERNS = 4
@@ -44,11 +44,6 @@ def _local_mask(
     none = seen.new_zeros(1, seen.shape[1])
     at_target = torch.cat([seen, none]).flip(1)
     return LocalMask(seen.T, None, at_target.gather(0, neighbours).T)
-
-
-def concat_elu(x: Tensor, dim: int) -> Tensor:
-    """elu of x and of -x, twice as many features."""
-    return F.elu(torch.cat([x, -x], dim))
 
 
 def pono(x: Tensor, dim: int) -> Tensor:
@@ -192,7 +187,7 @@ class LMConvCache(NamedTuple):
     """Place and group of each step."""
 
 
-class LMConv(Network):
+class LMConv(FreeOrderNetwork):
     """LMConv: gated residual convolutions, each place's kernel masked by what precedes it.
 
     A place sees those of its neighbours that are written earlier, whatever the order. One stream
@@ -248,8 +243,7 @@ class LMConv(Network):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; it must be odd and at least 3")
+        layers.require_odd(kernel_size=kernel_size)
         if not dilations or min(dilations) < 1:
             raise ValueError(f"dilations is {dilations}; give at least one, each 1 or more")
         channels, *size = spec.shape
@@ -274,20 +268,17 @@ class LMConv(Network):
         )
         self.output = LocalConv(groups, 2 * num_channels, num_params, bias=False)
         nn.init.normal_(self.output.weight, std=0.01)
-        # Laid out by event, not by step: orders share them.
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
         widths = [num_channels]
         for _ in self.blocks:
             widths += [num_channels, 2 * num_channels]
         widths += [num_params]
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, groups * n, self.size)
-            for n in (widths if context else [])
-        )
+        widths = [groups * width for width in widths]
+        self.conditioning = layers.conditioning(context, widths, self.size)
         self._set_order(order)
 
-    def _set_order(self, order: Tensor) -> None:
-        """Derive masks; none is saved, all follow from the order."""
+    def _set_order(self, order, seed=None):
+        """Derive masks, too."""
         num_places = self.size[0] * self.size[1]
         table = order.view(-1, self.spec.shape[0]).cpu()  # (N, C)
         places, channels = table % num_places, table // num_places
@@ -297,44 +288,26 @@ class LMConv(Network):
                 "always in the same order"
             )
         self._places, self._channels = places[:, 0].tolist(), channels[0].tolist()
-        self._register("order", order)
-        # A step's parameters are stored with the first value that it writes.
-        joint = order.shape[1] > 1
-        self._register("rows", places[:, 0] if joint else order[:, 0])
+        super()._set_order(order)
         turn = orders.ranks(channels[:1].T)[: self.num_groups]
         for strict in (False, True):
             mask = masks.rank_mask(turn, turn, strict=strict)
-            self._register("strict" if strict else "groups", mask.to(self.bias))
+            name = "groups_before" if strict else "groups_seen"
+            self.register_buffer(name, mask.to(self.bias), persistent=False)
         # In the first layer a place sees itself only where its colours take steps.
         self._register_mask("first", 1, centre=self.num_groups > 1)
         for dilation in sorted({block.dilation for block in self.blocks}):
             self._register_mask(f"mask_{dilation}", dilation, centre=True)
 
-    def _register(self, name: str, value: Tensor | None) -> None:
-        value = None if value is None else value.to(self.bias.device)
-        self._buffers.pop(name, None)
-        self.register_buffer(name, value, persistent=False)
-
     def _register_mask(self, name: str, dilation: int, centre: bool) -> None:
         order = tuple(self._places)
         made = _local_mask(order, self.size, self.kernel_size, dilation, centre)
         for part, value in made._asdict().items():
-            self._register(f"{name}_{part}", None if value is None else value.to(self.bias))
+            value = None if value is None else value.to(self.bias)
+            self.register_buffer(f"{name}_{part}", value, persistent=False)
 
     def _mask(self, name: str) -> LocalMask:
         return LocalMask(*(self._buffers[f"{name}_{part}"] for part in LocalMask._fields))
-
-    def with_order(self, order, *, seed=0):
-        """The same weights under masks for another order."""
-        view = copy.copy(self)
-        view._buffers = dict(self._buffers)
-        view._set_order(order)
-        return view
-
-    def set_marginals(self, params):
-        """Output biases at the marginals."""
-        with torch.no_grad():
-            self.bias[self.rows] = params.to(self.bias)
 
     def _norm(self, x: Tensor) -> Tensor:
         """Of maps (B, G F, H, W) or of one group at one place (B, F)."""
@@ -357,7 +330,7 @@ class LMConv(Network):
         given = iter([read(context) for read in self.conditioning])
 
         def conv(layer: LocalConv, h: Tensor, mask: LocalMask, extra: Tensor | int = 0):
-            groups = self.strict if layer is self.first else self.groups
+            groups = self.groups_before if layer is self.first else self.groups_seen
             h = layer(h, groups, mask) + next(given, 0)
             return self._norm(h) + extra
 
@@ -369,12 +342,12 @@ class LMConv(Network):
             inputs.append(wide)
             extra = 0
             if block.shortcut is not None:
-                extra = block.shortcut(inputs[len(self.blocks) - 1 - i], self.groups)
+                extra = block.shortcut(inputs[len(self.blocks) - 1 - i], self.groups_seen)
             y = self.dropout(self._widen(conv(block.first, wide, mask, extra)))
             y = conv(block.second, y, mask).unflatten(1, (self.num_groups, -1))
             value, gate = y.chunk(2, 2)
             h = h + (value * gate.sigmoid()).flatten(1, 2)
-        params = self.output(self._widen(h), self.groups) + next(given, 0)
+        params = self.output(self._widen(h), self.groups_seen) + next(given, 0)
         params = params.unflatten(1, (self.num_groups, -1)).flatten(3)  # (B, G, P, N)
         params = params.transpose(2, 3).flatten(1, 2) + self.bias
         return params.index_select(1, self.rows)  # (B, S, P)
@@ -401,12 +374,13 @@ class LMConv(Network):
             bias = layer.biases(mask).T + extra(len(layer.weight))  # (B or 1, N, G O)
             return Tap(inputs, places, weights, bias.unflatten(2, (g, -1)))
 
-        first = tap(self.first, "first", self.strict)
+        first = tap(self.first, "first", self.groups_before)
         blocks = []
         for block in self.blocks:
             name = f"mask_{block.dilation}"
-            shortcut = None if block.shortcut is None else pack(block.shortcut, self.groups)
-            one, two = tap(block.first, name, self.groups), tap(block.second, name, self.groups)
+            shortcut = None if block.shortcut is None else pack(block.shortcut, self.groups_seen)
+            convs = (block.first, block.second)
+            one, two = (tap(conv, name, self.groups_seen) for conv in convs)
             blocks.append((one, two, shortcut))
         # (B or 1, N or 1, G P) -> by event -> by step
         bias = extra(g * self.num_params).unflatten(2, (g, -1)).transpose(1, 2)
@@ -415,7 +389,7 @@ class LMConv(Network):
         last = self.bias.new_zeros(batch_size, g * self.output.sizes[1])
         channels = [0] if g == 1 else self._channels
         steps = [(n, c) for n in self._places for c in channels]
-        return LMConvCache(first, blocks, last, pack(self.output, self.groups), bias, steps)
+        return LMConvCache(first, blocks, last, pack(self.output, self.groups_seen), bias, steps)
 
     def step(self, values, s, cache):
         """Read what was just written, then every layer at one place."""

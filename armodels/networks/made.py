@@ -1,6 +1,5 @@
 """MADE: masked multi-layer perceptrons; without hidden layers, the FVSBN."""
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from armodels import masks, orders
 from armodels.kernels import made as kernels
 from armodels.networks import layers
-from armodels.networks.base import Network
+from armodels.networks.base import FreeOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -35,7 +34,7 @@ class MADECache(NamedTuple):
     """(B, H) of each hidden layer: activations known so far."""
 
 
-class MADE(Network):
+class MADE(FreeOrderNetwork):
     """MADE: a fully connected network whose masked weights make it autoregressive.
 
     Each hidden unit has a degree m and sees units of degree <= m and the values of steps 0..m;
@@ -97,7 +96,7 @@ class MADE(Network):
         self.connectivity = connectivity
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
-        self._activation = activation
+        self._activation_name = activation
         self.dropout = nn.Dropout(dropout)
         num_inputs = spec.num_dims * self.encode.num_features
         num_outputs = self.num_steps * num_params
@@ -111,22 +110,18 @@ class MADE(Network):
         )
         # Rows of the outputs are laid out by event, not by step: orders share them.
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
-        widths = [*hidden_sizes, num_outputs] if context else []
-        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
+        self.conditioning = layers.conditioning(context, [*hidden_sizes, num_outputs])
         for layer in (self.output, self.direct):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.01)
         self._set_order(order, connectivity_seed)
 
-    def _set_order(self, order: Tensor, seed: int) -> None:
-        """Derive degrees and masks; none is saved, all follow from the config."""
-        device = self.bias.device
-        self._seed = seed
+    def _set_order(self, order, seed=None):
+        """Derive degrees and masks, too."""
+        super()._set_order(order)
+        self._seed = self._seed if seed is None else seed
         # On the device of the weights: a mixture of orders makes its masks anew for every batch.
-        ranks = orders.ranks(order.to(device))  # (D,)
-        self.register_buffer("order", order.to(device), persistent=False)
-        # A step's parameters are stored with the first value that it writes.
-        self.register_buffer("rows", order[:, 0].to(device), persistent=False)
+        ranks = orders.ranks(self.order)  # (D,)
         steps = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         outputs = ranks[: self.num_steps].repeat_interleave(self.num_params)  # (S P,)
         seen, lowest, self._degrees = steps, 0, []
@@ -134,12 +129,12 @@ class MADE(Network):
             if self.connectivity == "even":
                 degrees = masks.even_degrees(layer.out_features, self.num_steps)
             else:
-                layer_seed = seed * len(self.hidden) + i
+                layer_seed = self._seed * len(self.hidden) + i
                 degrees = masks.random_degrees(
                     layer.out_features, self.num_steps, lowest, layer_seed
                 )
             # In the dtype of the weights: a boolean mask would be converted at every step.
-            there = degrees.to(device)
+            there = degrees.to(ranks.device)
             mask = masks.rank_mask(seen, there, strict=False).to(self.bias)
             self.register_buffer(f"mask_{i}", mask, persistent=False)
             self._degrees.append(degrees)
@@ -150,18 +145,6 @@ class MADE(Network):
         if self.direct is not None:
             mask = masks.rank_mask(steps, outputs, strict=True).to(self.bias)
             self.register_buffer("mask_direct", mask, persistent=False)
-
-    def with_order(self, order, *, seed=None):
-        """The same weights under masks for another order."""
-        view = copy.copy(self)
-        view._buffers = dict(self._buffers)
-        view._set_order(order.cpu(), self._seed if seed is None else seed)
-        return view
-
-    def set_marginals(self, params):
-        """Output biases at the marginals."""
-        with torch.no_grad():
-            self.bias[self.rows] = params.to(self.bias)
 
     def forward(self, x, context=None):
         """(B, *event) -> (B, S, P)."""
@@ -186,9 +169,7 @@ class MADE(Network):
     def init_cache(self, batch_size, context=None):
         """Sort every weight by when its input is known."""
         given = [read(context) for read in self.conditioning]
-        num_features = self.encode.num_features
-        columns = self.order.flatten()[:, None] * num_features
-        columns = (columns + torch.arange(num_features, device=columns.device)).flatten()
+        columns = self.encode.columns(self.order)
         inputs = torch.zeros(
             batch_size, len(columns), dtype=self.bias.dtype, device=self.bias.device
         )
@@ -259,7 +240,7 @@ class MADE(Network):
             cache.bias,
             self.encode.num_features,
             self.encode.scale,
-            self._activation,
+            self._activation_name,
             noise,
             temperature,
             self.spec.dtype,

@@ -1,6 +1,5 @@
 """NADE: one hidden layer that reads the values one after another."""
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from armodels.kernels import nade as kernels
 from armodels.networks import layers
-from armodels.networks.base import Network
+from armodels.networks.base import FreeOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -25,7 +24,7 @@ class NADECache(NamedTuple):
     """(B, H) pre-activations."""
 
 
-class NADE(Network):
+class NADE(FreeOrderNetwork):
     """NADE: a hidden layer for every step, each the one before plus what was written there.
 
     h_s = act(c + sum{ W[x_t] : t < s }); params_s = b_s + V_s h_s. W is shared by all steps, so
@@ -73,11 +72,10 @@ class NADE(Network):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        if hidden_size < 1:
-            raise ValueError(f"hidden_size is {hidden_size}; it must be at least 1")
+        layers.require_positive(hidden_size=hidden_size)
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
-        self._activation = activation
+        self._activation_name = activation
         # Laid out by event index, not by step: orders share all weights.
         self.weight = nn.Parameter(
             torch.empty(spec.num_dims, self.encode.num_features, hidden_size)
@@ -85,29 +83,11 @@ class NADE(Network):
         self.hidden_bias = nn.Parameter(torch.zeros(hidden_size))
         self.output = nn.Parameter(torch.empty(self.num_steps, num_params, hidden_size))
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
-        widths = [hidden_size, self.num_steps * num_params] if context else []
-        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
+        widths = [hidden_size, self.num_steps * num_params]
+        self.conditioning = layers.conditioning(context, widths)
         nn.init.normal_(self.weight, std=spec.num_dims**-0.5)
         nn.init.normal_(self.output, std=0.01)
         self._set_order(order)
-
-    def _set_order(self, order: Tensor) -> None:
-        device = self.bias.device
-        self.register_buffer("order", order.to(device), persistent=False)
-        # A step's parameters are stored with the first value that it writes.
-        self.register_buffer("rows", order[:, 0].to(device), persistent=False)
-
-    def with_order(self, order, *, seed=None):
-        """The same weights under another order."""
-        view = copy.copy(self)
-        view._buffers = dict(self._buffers)
-        view._set_order(order)
-        return view
-
-    def set_marginals(self, params):
-        """Output biases at the marginals."""
-        with torch.no_grad():
-            self.bias[self.rows] = params.to(self.bias)
 
     def _biases(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of the hidden units, (H,), and in generation order (S, P); with a context (B, ...)."""
@@ -131,7 +111,7 @@ class NADE(Network):
             self.output,
             self.order,
             values.index_select(1, self.order.flatten()).unflatten(1, self.order.shape),
-            self._activation,
+            self._activation_name,
         )
         return params + bias
 
@@ -164,7 +144,7 @@ class NADE(Network):
             self.bias[self.rows],
             self.order,
             self.encode.scale,
-            self._activation,
+            self._activation_name,
             noise,
             temperature,
             self.spec.dtype,

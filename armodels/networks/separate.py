@@ -1,6 +1,5 @@
 """A network of its own for every conditional: what the textbooks begin with."""
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from armodels import masks, orders
 from armodels.networks import layers
-from armodels.networks.base import Network
+from armodels.networks.base import FreeOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -25,7 +24,7 @@ class SeparateCache(NamedTuple):
     """(B, D E) values read so far, in generation order."""
 
 
-class SeparateMLPs(Network):
+class SeparateMLPs(FreeOrderNetwork):
     """One small multi-layer perceptron for each step; they share nothing.
 
     params_s = MLP_s(values of the steps before s). The S networks run as one product of
@@ -87,8 +86,7 @@ class SeparateMLPs(Network):
             torch.empty(self.num_steps, b, a) for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.biases = nn.ParameterList(torch.zeros(self.num_steps, b) for b in sizes[1:])
-        widths = [self.num_steps * b for b in sizes[1:]] if context else []
-        self.conditioning = nn.ModuleList(layers.Conditioning(context, n) for n in widths)
+        self.conditioning = layers.conditioning(context, [self.num_steps * b for b in sizes[1:]])
         self._set_order(order)
         fan_in = self.mask.sum(-1).clamp_min(1)  # (S, 1): the first networks see few values
         with torch.no_grad():
@@ -100,28 +98,18 @@ class SeparateMLPs(Network):
                 if not last:
                     bias.uniform_(-1, 1)  # or all units of a network would bend at one place
 
-    def _set_order(self, order: Tensor) -> None:
-        """Derive the mask; it is not saved, it follows from the config."""
-        device = self.weights[0].device
-        ranks = orders.ranks(order)  # (D,)
-        self.register_buffer("order", order.to(device), persistent=False)
-        # A step's network is stored with the first value that it writes.
-        self.register_buffer("rows", order[:, 0].to(device), persistent=False)
+    @property
+    def bias(self) -> Tensor:
+        """(S, P)."""
+        return self.biases[-1]
+
+    def _set_order(self, order, seed=None):
+        """Derive the mask, too."""
+        super()._set_order(order)
+        ranks = orders.ranks(self.order)  # (D,)
         seen = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         mask = masks.rank_mask(seen, ranks[: self.num_steps], strict=True)  # (S, D E)
-        self.register_buffer("mask", mask[:, None].to(self.weights[0]), persistent=False)
-
-    def with_order(self, order, *, seed=None):
-        """The same weights under the mask of another order."""
-        view = copy.copy(self)
-        view._buffers = dict(self._buffers)
-        view._set_order(order.cpu())
-        return view
-
-    def set_marginals(self, params):
-        """Output biases at the marginals."""
-        with torch.no_grad():
-            self.biases[-1][self.rows] = params.to(self.biases[-1])
+        self.register_buffer("mask", mask[:, None].to(self.bias), persistent=False)
 
     def _all_biases(self, context: Tensor | None) -> list[Tensor]:
         """Of each layer, by event: (S, O) or, with a context, (B, S, O)."""
@@ -143,10 +131,7 @@ class SeparateMLPs(Network):
 
     def init_cache(self, batch_size, context=None):
         """Sort the networks, and what they read, by step."""
-        columns = self.order.flatten()[:, None] * self.encode.num_features
-        columns = (
-            columns + torch.arange(self.encode.num_features, device=columns.device)
-        ).flatten()
+        columns = self.encode.columns(self.order)
         first, *weights = (weight[self.rows] for weight in self.weights)
         first = first[..., columns]
         biases = [bias[..., self.rows, :] for bias in self._all_biases(context)]
