@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels.networks import layers
-from armodels.networks.pixelcnn import Above, Along, MaskedConvolution, RasterNetwork
+from armodels.networks.pixelcnn import (
+    Above,
+    Along,
+    MaskedConvolution,
+    MaskedNetwork,
+    row_biases,
+)
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -28,19 +34,6 @@ def _keep_at_first(bias: Tensor) -> None:
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
-
-
-def _rows(bias: Tensor, given: Tensor | None, height: int) -> list[Tensor]:
-    """Biases (F,) and what a context adds, (B, F, H or 1, W or 1): of each row, (., ., F)."""
-    if given is None:
-        return [bias.expand(1, 1, -1)] * height
-    rows = given.expand(-1, -1, height, -1).permute(2, 0, 3, 1)
-    return [bias + row for row in rows.unbind(0)]
-
-
-def _along(conv: MaskedConvolution, batch_size: int, num_columns: int) -> Along:
-    """The walk of a convolution along a row."""
-    return Along(conv.weight()[:, :, -1], *conv.groups, conv.strict, batch_size, num_columns)
 
 
 class PixelRNNCache(NamedTuple):
@@ -66,70 +59,37 @@ class LayerWalk(ABC):
         """The layer's output for one group at column j, of its input (B, .)."""
 
 
-class PixelRNN(RasterNetwork):
+class PixelRNN(MaskedNetwork):
     """What both PixelRNNs share: all but the recurrent layers.
 
     A masked convolution, recurrent layers whose results are added to what they read, and two
-    1x1 layers.
-
-    Args:
-        spec: What a datum is.
-        num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
-        num_layers: Recurrent layers.
-        num_channels: Units of each recurrent layer, F; between them 2F features.
-        first_kernel_size: Of the convolution that reads the values, odd.
-        num_output_channels: Of the layer before the last.
-        activation: Of the last two layers: relu, sigmoid, tanh or elu.
-        dropout: Probability of dropping a recurrent unit's result in training.
-        encoding: How values are read, see ``layers.Encoding``.
-        context: What the model is conditioned on, if anything.
+    1x1 layers. Subclasses end their constructor by ``_build``.
     """
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        num_params: int,
-        order: Tensor,
-        *,
-        num_layers: int,
-        num_channels: int,
-        first_kernel_size: int,
-        num_output_channels: int,
-        activation: str,
-        dropout: float,
-        encoding: str,
-        context: ContextSpec | None,
-        **layer_options,
-    ):
-        super().__init__(spec, num_params, order, encoding, context)
-        odd = {"first_kernel_size": first_kernel_size, **layer_options}
-        self._check_sizes(num_layers, num_channels, **odd)
-        if num_output_channels < self.num_groups:
-            raise ValueError(
-                f"num_output_channels is {num_output_channels}, but a pixel has "
-                f"{self.num_groups} values; each needs a channel of its own"
-            )
-        self.activation = layers.activation(activation)
-        self.dropout = nn.Dropout(dropout)
+    def _build(
+        self, num_layers: int, num_channels: int, first_kernel_size: int, num_output_channels: int
+    ) -> None:
+        """All layers."""
+        self._check_sizes(num_layers, num_channels, first_kernel_size=first_kernel_size)
+        self._check_channels(num_output_channels=num_output_channels)
         units, wide = self.groups_of(num_channels), self.groups_of(2 * num_channels)
         out = self.groups_of(num_output_channels)
         rows = first_kernel_size // 2 + 1
         self.first = MaskedConvolution(
             self.input_groups, wide, rows, first_kernel_size, strict=True
         )
-        size = (self.height, self.width)
-        self.layers = nn.ModuleList(
-            self.layer(wide, units, context, **layer_options) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(self.layer(wide, units) for _ in range(num_layers))
         self.last = nn.ModuleList([MaskedConvolution(wide, out), self.output(out)])
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, n, size) for n in ([len(wide)] if context else [])
-        )
+        self.conditioning = layers.conditioning(self.context, [len(wide)], self.size)
 
     @abstractmethod
-    def layer(self, wide, units, context, **options) -> nn.Module:
-        """A recurrent layer: features (B, 2F, H, W), planes, context -> (B, 2F, H, W)."""
+    def layer(self, wide: Tensor, units: Tensor) -> nn.Module:
+        """A recurrent layer: features (B, 2F, H, W), planes, context -> (B, 2F, H, W).
+
+        Args:
+            wide: (2F,) group of each input and output channel.
+            units: (F,) group of each unit.
+        """
 
     def forward(self, x, context=None):
         """(B, C, H, W) -> (B, S, P)."""
@@ -139,20 +99,17 @@ class PixelRNN(RasterNetwork):
             h = h + read(context)
         for layer in self.layers:
             h = h + self.dropout(layer(h, planes, context))
-        for conv in self.last:
-            h = conv(self.activation(h))
         return self.params(h)
 
     def init_cache(self, batch_size, context=None):
         """Nothing read yet."""
-        above = Above(self.first.weight()[:, :, :-1], batch_size, self.width)
-        given = [read(context) for read in self.conditioning]
-        biases = _rows(self.first.conv.bias, given[0] if given else None, self.height)
-        last = [_along(conv, batch_size, self.width) for conv in self.last]
-        last[0].begin(self.last[0].conv.bias.expand(batch_size, self.width, -1))
-        walks = [layer.walk(batch_size, context) for layer in self.layers]
+        given = iter([read(context) for read in self.conditioning])
         return PixelRNNCache(
-            above, biases, _along(self.first, batch_size, self.width), walks, last
+            self.first.above(batch_size, self.width),
+            row_biases(self.first.conv.bias, next(given, None), self.height),
+            self.first.along(batch_size, self.width),
+            [layer.walk(batch_size, context) for layer in self.layers],
+            self._walk_last(batch_size),
         )
 
     def step(self, values, s, cache):
@@ -168,9 +125,7 @@ class PixelRNN(RasterNetwork):
         h = cache.first.read(j, group)
         for layer in cache.layers:
             h = layer.at(j, group, h)
-        first, last = cache.last
-        h = first.pass_on(j, group, self.activation(h))
-        return last.pass_on(j, group, self.activation(h), self.bias[s]), cache
+        return self._step_params(h, s, cache.last), cache
 
 
 class RowLSTMLayer(nn.Module):
@@ -193,9 +148,7 @@ class RowLSTMLayer(nn.Module):
         fan_in = len(units) * kernel_size
         self.state_to_state = _uniform(len(gates), len(units), kernel_size, fan_in=fan_in)
         self.up = MaskedConvolution(units, wide, bias=False)
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, n, size) for n in ([len(gates)] if context else [])
-        )
+        self.conditioning = layers.conditioning(context, [len(gates)], size)
         _keep_at_first(self.input_to_state.conv.bias)
 
     def above(self, state: Tensor) -> Tensor:
@@ -227,11 +180,11 @@ class RowLSTMWalk(LayerWalk):
     def __init__(self, layer: RowLSTMLayer, batch_size: int, context: Tensor | None):
         height, width = layer.size
         self.layer = layer
-        given = [read(context) for read in layer.conditioning]
+        given = iter([read(context) for read in layer.conditioning])
         bias = layer.input_to_state.conv.bias
-        self.biases = _rows(bias, given[0] if given else None, height)
-        self.gates = _along(layer.input_to_state, batch_size, width)
-        self.up = _along(layer.up, batch_size, width)
+        self.biases = row_biases(bias, next(given, None), height)
+        self.gates = layer.input_to_state.along(batch_size, width)
+        self.up = layer.up.along(batch_size, width)
         num_units = layer.state_to_state.shape[1]
         self.state, self.cell = bias.new_zeros(2, batch_size, width, num_units)
 
@@ -304,24 +257,14 @@ class RowLSTM(PixelRNN):
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
-        super().__init__(
-            spec,
-            num_params,
-            order,
-            num_layers=num_layers,
-            num_channels=num_channels,
-            kernel_size=kernel_size,
-            first_kernel_size=first_kernel_size,
-            num_output_channels=num_output_channels,
-            activation=activation,
-            dropout=dropout,
-            encoding=encoding,
-            context=context,
-        )
+        super().__init__(spec, num_params, order, activation, dropout, encoding, context)
+        layers.require_odd(kernel_size=kernel_size)
+        self.kernel_size = kernel_size
+        self._build(num_layers, num_channels, first_kernel_size, num_output_channels)
 
-    def layer(self, wide, units, context, **options):
+    def layer(self, wide, units):
         """A Row LSTM."""
-        return RowLSTMLayer(wide, units, context, (self.height, self.width), **options)
+        return RowLSTMLayer(wide, units, self.context, self.size, self.kernel_size)
 
 
 def skew(x: Tensor) -> Tensor:
@@ -369,10 +312,7 @@ class DiagonalBiLSTMLayer(nn.Module):
         self.right_up = nn.Conv2d(num_units, len(wide), 1, bias=False)
         # For each direction, from the neighbour in the row and from the one above.
         self.state_to_state = _uniform(2, 2, num_units, len(gates), fan_in=2 * num_units)
-        widths = [len(gates), len(gates)] if context else []
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, n, size) for n in widths
-        )
+        self.conditioning = layers.conditioning(context, [len(gates), len(gates)], size)
         for conv in (self.input_to_state.conv, self.right_input):
             _keep_at_first(conv.bias)
 
@@ -415,16 +355,12 @@ class DiagonalBiLSTMWalk(LayerWalk):
 
     def __init__(self, layer: DiagonalBiLSTMLayer, batch_size: int, context: Tensor | None):
         height, width = layer.size
-        given = [read(context) for read in layer.conditioning] or [None, None]
+        given = iter([read(context) for read in layer.conditioning])
         bias = layer.input_to_state.conv.bias
-        self.biases = [
-            _rows(conv.bias, extra, height)
-            for conv, extra in zip(
-                (layer.input_to_state.conv, layer.right_input), given, strict=True
-            )
-        ]
-        self.gates = _along(layer.input_to_state, batch_size, width)
-        self.up = _along(layer.up, batch_size, width)
+        self.biases = row_biases(bias, next(given, None), height)
+        self.right_biases = row_biases(layer.right_input.bias, next(given, None), height)
+        self.gates = layer.input_to_state.along(batch_size, width)
+        self.up = layer.up.along(batch_size, width)
         self.weights = layer.state_to_state
         left = layer.state_to_state[0, 0]
         self.from_left = [left[:, own].contiguous() for own in self.gates.outputs]
@@ -441,7 +377,7 @@ class DiagonalBiLSTMWalk(LayerWalk):
     def _read_right(self, i: int, row: Tensor) -> None:
         """The LSTM from the right, along row i, which has just been written."""
         gates = F.linear(self.inputs, self.right_input) + F.linear(row, self.right_values)
-        gates = gates + self.right @ self.weights[1, 1] + self.biases[1][i]
+        gates = gates + self.right @ self.weights[1, 1] + self.right_biases[i]
         state = cell = self.right.new_zeros(len(self.right), self.right.shape[2])
         for j in reversed(range(self.right.shape[1])):
             state, cell = _cell(torch.addmm(gates[:, j], state, self.weights[1, 0]), cell)
@@ -453,7 +389,7 @@ class DiagonalBiLSTMWalk(LayerWalk):
             self._read_right(i - 1, row)
             said = F.linear(self.right, self.right_up)
             self.said = [said[:, :, own].unbind(1) for own in self.up.outputs]
-        self.gates.begin(self.left[:, 1:] @ self.weights[0, 1] + self.biases[0][i])
+        self.gates.begin(self.left[:, 1:] @ self.weights[0, 1] + self.biases[i])
 
     def at(self, j, group, u):
         """One pixel's step of the LSTM from the left."""
@@ -520,21 +456,10 @@ class DiagonalBiLSTM(PixelRNN):
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
-        super().__init__(
-            spec,
-            num_params,
-            order,
-            num_layers=num_layers,
-            num_channels=num_channels,
-            first_kernel_size=first_kernel_size,
-            num_output_channels=num_output_channels,
-            activation=activation,
-            dropout=dropout,
-            encoding=encoding,
-            context=context,
-        )
+        super().__init__(spec, num_params, order, activation, dropout, encoding, context)
+        self._build(num_layers, num_channels, first_kernel_size, num_output_channels)
 
-    def layer(self, wide, units, context, **options):
+    def layer(self, wide, units):
         """A Diagonal BiLSTM."""
-        size, num_planes = (self.height, self.width), len(self.input_groups)
-        return DiagonalBiLSTMLayer(wide, units, context, size, num_planes, **options)
+        num_planes = len(self.input_groups)
+        return DiagonalBiLSTMLayer(wide, units, self.context, self.size, num_planes)

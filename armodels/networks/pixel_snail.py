@@ -4,14 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.networks.shifted import (
-    Convolution,
-    GatedBlock,
-    Pixel,
-    ShiftedNetwork,
-    Whole,
-    concat_elu,
-)
+from armodels.networks import layers
+from armodels.networks.layers import concat_elu
+from armodels.networks.shifted import Convolution, GatedBlock, Pixel, ShiftedNetwork, Whole
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -174,20 +169,13 @@ class PixelSNAIL(ShiftedNetwork):
         dropout: float = 0.0,
         context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, num_channels=num_channels, context=context)
-        counts = {
-            "num_blocks": num_blocks,
-            "num_key_channels": num_key_channels,
-            "num_value_channels": num_value_channels,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
-
-        def enter(kind: str) -> Convolution:
-            return Convolution(kind, self.size, self.num_inputs, num_channels)
-
-        self.row_above, self.left = map(enter, ("row above", "left"))
+        super().__init__(spec, num_params, order, num_channels, context)
+        layers.require_positive(
+            num_blocks=num_blocks,
+            num_key_channels=num_key_channels,
+            num_value_channels=num_value_channels,
+        )
+        self.row_above, self.left = map(self.entrance, ("row above", "left"))
         self.blocks = nn.ModuleList(
             SNAILBlock(
                 self.size,

@@ -1,14 +1,15 @@
 """PixelCNN, plain and gated: masked convolutions over images in raster order."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels import masks, orders
+from armodels import masks
 from armodels.networks import layers
-from armodels.networks.base import Network
+from armodels.networks.base import RasterNetwork
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -55,6 +56,15 @@ class MaskedConvolution(nn.Module):
         """(B, I, H, W) -> (B, O, H, W)."""
         y = F.conv2d(x, self.weight(), self.conv.bias, padding=self.conv.padding)
         return y[:, :, : x.shape[2]]
+
+    def above(self, batch_size: int, num_columns: int) -> "Above":
+        """In a walk, what it reads of the rows above the pixel's own."""
+        return Above(self.weight()[:, :, :-1], batch_size, num_columns)
+
+    def along(self, batch_size: int, num_columns: int) -> "Along":
+        """In a walk, what it reads of the pixel's own row."""
+        weight = self.weight()[:, :, -1]
+        return Along(weight, *self.groups, self.strict, batch_size, num_columns)
 
 
 class Above:
@@ -152,57 +162,49 @@ def _span(groups: Tensor, group: int) -> tuple[int, int]:
     return int((groups < group).sum()), int((groups <= group).sum())
 
 
-def _along(conv: MaskedConvolution, weight: Tensor, batch_size: int, num_columns: int) -> Along:
-    """The walk of a convolution along a row."""
-    return Along(weight[:, :, -1], *conv.groups, conv.strict, batch_size, num_columns)
+def row_biases(bias: Tensor, given: Tensor | None, height: int) -> list[Tensor]:
+    """Of each row, (F,) or (B, 1 or W, F): biases, and what a context adds to feature maps."""
+    if given is None:
+        return [bias] * height
+    rows = given.expand(-1, -1, height, -1).permute(2, 0, 3, 1)
+    return [bias + row for row in rows.unbind(0)]
 
 
-def _rows(context: Tensor, height: int) -> list[Tensor]:
-    """What a context says of each row: (B, F, 1 or H, 1 or W) -> H of (B, 1 or W, F)."""
-    return list(context.expand(-1, -1, height, -1).permute(2, 0, 3, 1).unbind(0))
+class MaskedNetwork(RasterNetwork):
+    """What PixelCNNs and PixelRNNs share: how they read an image, and their last two layers.
 
-
-class RasterNetwork(Network):
-    """What both PixelCNNs share: how they read an image, and the table of output biases.
-
-    A pixel is written in G steps, its groups: with C > 1, R, G and B one after another (G = C),
-    or all at once (G = 1) where the head takes whole pixels. Hidden channels are shared out among
-    the groups, and those of group g see, of the pixel itself, the values of groups < g.
+    Hidden channels are shared out among the groups, and those of group g see, of the pixel
+    itself, the values of groups < g.
     """
 
-    kinds = frozenset({"image"})
+    last: nn.ModuleList
+    """Two 1x1 layers that lead to the parameters; subclasses set them."""
 
-    def __init__(self, spec, num_params, order, encoding, context):
+    def __init__(self, spec, num_params, order, activation, dropout, encoding, context):
         super().__init__(spec, num_params, order, context)
-        channels, self.height, self.width = spec.shape
-        if not torch.equal(
-            order.cpu(), orders.make("raster", spec.shape, joint=order.shape[1] > 1)
-        ):
-            raise ValueError(
-                f"model {type(self).__name__} follows the raster order only; "
-                f"use model.order=raster"
-            )
-        self.num_groups = channels // order.shape[1]
+        self.height, self.width = self.size
+        self.activation = layers.activation(activation)
+        self.dropout = nn.Dropout(dropout)
         self.encode = layers.Encoding(spec, encoding)
         # A plane of ones (group -1: seen by all) tells the image from the zeros around it.
-        values = torch.arange(channels) % self.num_groups
+        values = torch.arange(spec.shape[0]) % self.num_groups
         values = values.repeat_interleave(self.encode.num_features)
         self.input_groups = torch.cat([torch.tensor([-1]), values])
-        self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
 
     def _check_sizes(self, num_layers: int, num_channels: int, **sizes: int) -> None:
-        """Refuse what makes no network."""
-        for name, number in (("num_layers", num_layers), ("num_channels", num_channels)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
-        for name, size in sizes.items():
-            if size < 3 or size % 2 == 0:
-                raise ValueError(f"{name} is {size}; it must be odd and at least 3")
-        if num_channels < self.num_groups:
-            raise ValueError(
-                f"num_channels is {num_channels}, but a pixel has {self.num_groups} values; "
-                f"each needs a channel of its own"
-            )
+        """Refuse what makes no network; ``sizes`` are those of kernels."""
+        layers.require_positive(num_layers=num_layers, num_channels=num_channels)
+        layers.require_odd(**sizes)
+        self._check_channels(num_channels=num_channels)
+
+    def _check_channels(self, **counts: int) -> None:
+        """Refuse fewer channels than groups."""
+        for name, count in counts.items():
+            if count < self.num_groups:
+                raise ValueError(
+                    f"{name} is {count}, but a pixel has {self.num_groups} values; "
+                    f"each needs a channel of its own"
+                )
 
     def groups_of(self, num_channels: int) -> Tensor:
         """Group of each of F hidden channels, as even as can be: (F,)."""
@@ -215,25 +217,30 @@ class RasterNetwork(Network):
         nn.init.normal_(layer.conv.weight, std=0.01)
         return layer
 
-    def set_marginals(self, params):
-        """Output biases at the marginals."""
-        with torch.no_grad():
-            self.bias.copy_(params)
-
     def planes(self, x: Tensor) -> Tensor:
         """What the first layer reads: (B, C, H, W) -> (B, 1 + C E, H, W), channels last."""
         values = self.encode(x.flatten(1), self.bias.dtype).view(*x.shape, -1)
         values = values.permute(0, 2, 3, 1, 4).flatten(3)  # (B, H, W, C E)
         return F.pad(values, (1, 0), value=1.0).permute(0, 3, 1, 2)
 
-    def params(self, maps: Tensor) -> Tensor:
-        """(B, G P, H, W) of the last layer -> (B, S, P)."""
-        return maps.permute(0, 2, 3, 1).reshape(-1, *self.bias.shape) + self.bias
+    def params(self, h: Tensor) -> Tensor:
+        """From the features of the last two layers: (B, F, H, W) -> (B, S, P)."""
+        for conv in self.last:
+            h = conv(self.activation(h))
+        return h.permute(0, 2, 3, 1).reshape(-1, *self.bias.shape) + self.bias
 
-    def _place(self, s: int) -> tuple[int, int, int]:
-        """Row, column and group of a step."""
-        pixel, group = divmod(s, self.num_groups)
-        return *divmod(pixel, self.width), group
+    def _walk_last(self, batch_size: int) -> list[Along]:
+        """In a walk, the last two layers."""
+        first, last = (conv.along(batch_size, self.width) for conv in self.last)
+        first.begin(self.last[0].conv.bias.expand(batch_size, self.width, -1))
+        return [first, last]
+
+    def _step_params(self, h: Tensor, s: int, walk: list[Along]) -> Tensor:
+        """In a walk, what ``params`` says of step s, from its group's features: (B, P)."""
+        _, j, group = self._place(s)
+        first, last = walk
+        h = first.pass_on(j, group, self.activation(h))
+        return last.pass_on(j, group, self.activation(h), self.bias[s])
 
     def _read_values(self, values: Tensor | None, s: int, along: Along) -> None:
         """In a walk, hand the first convolution the values (B, K) of the step before."""
@@ -249,11 +256,13 @@ class PixelCNNCache(NamedTuple):
 
     along: list[Along]
     """The current row of every convolution."""
-    above: list[tuple[int, Above, list[Tensor]]]
-    """Of those of several rows: which, the rows above, and the biases of each row (., ., O)."""
+    above: list[tuple[Along, Above, list[Tensor]]]
+    """Of those of several rows: the current row, the rows above, and the biases of each row."""
+    last: list[Along]
+    """The last two layers."""
 
 
-class PixelCNN(RasterNetwork):
+class PixelCNN(MaskedNetwork):
     """PixelCNN: masked convolutions; every pixel's parameters in one pass.
 
     The first convolution does not see the pixel itself (mask A), later ones do (mask B). With
@@ -312,15 +321,13 @@ class PixelCNN(RasterNetwork):
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, encoding, context)
+        super().__init__(spec, num_params, order, activation, dropout, encoding, context)
         self._check_sizes(
             num_layers, num_channels, kernel_size=kernel_size, first_kernel_size=first_kernel_size
         )
         self.residual = residual
-        self.activation = layers.activation(activation)
-        self.dropout = nn.Dropout(dropout)
-        h = self.groups_of(num_channels)
-        wide = self.groups_of(2 * num_channels) if residual else h
+        narrow = self.groups_of(num_channels)
+        wide = self.groups_of(2 * num_channels) if residual else narrow
 
         def spatial(*groups: Tensor, size: int, strict: bool = False) -> MaskedConvolution:
             return MaskedConvolution(*groups, size // 2 + 1, size, strict=strict)
@@ -328,17 +335,14 @@ class PixelCNN(RasterNetwork):
         self.first = spatial(self.input_groups, wide, size=first_kernel_size, strict=True)
         self.layers = nn.ModuleList()
         for _ in range(num_layers - 1):
-            layer = [spatial(h, h, size=kernel_size)]
+            layer = [spatial(narrow, narrow, size=kernel_size)]
             if residual:
-                out = MaskedConvolution(h, wide, bias=False)
-                layer = [MaskedConvolution(wide, h), *layer, out]
+                out = MaskedConvolution(narrow, wide, bias=False)
+                layer = [MaskedConvolution(wide, narrow), *layer, out]
             self.layers.append(nn.ModuleList(layer))
         self.last = nn.ModuleList([MaskedConvolution(wide, wide), self.output(wide)])
-        widths = [len(wide), *[num_channels] * (num_layers - 1)] if context else []
-        size = (self.height, self.width)
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, n, size) for n in widths
-        )
+        widths = [len(wide), *[num_channels] * (num_layers - 1)]
+        self.conditioning = layers.conditioning(context, widths, self.size)
 
     def forward(self, x, context=None):
         """(B, C, H, W) -> (B, S, P)."""
@@ -354,35 +358,24 @@ class PixelCNN(RasterNetwork):
                     u = u + given[i]
             u = self.dropout(u)
             h = h + u if self.residual else u
-        for conv in self.last:
-            h = conv(self.activation(h))
         return self.params(h)
-
-    def _convolutions(self) -> list[MaskedConvolution]:
-        """In the order of the forward pass."""
-        return [self.first, *(conv for layer in self.layers for conv in layer), *self.last]
 
     def init_cache(self, batch_size, context=None):
         """Nothing read yet; the bias of every convolution, for each row."""
         given = iter([read(context) for read in self.conditioning])
         along, above = [], []
-        for i, conv in enumerate(self._convolutions()):
-            weight = conv.weight()
-            along.append(_along(conv, weight, batch_size, self.width))
+        for conv in (self.first, *itertools.chain(*self.layers)):
+            along.append(conv.along(batch_size, self.width))
             if conv.is_spatial:
-                rows = Above(weight[:, :, :-1], batch_size, self.width)
-                biases = [conv.conv.bias] * self.height
-                if context is not None:
-                    biases = [conv.conv.bias + row for row in _rows(next(given), self.height)]
-                above.append((i, rows, biases))
+                biases = row_biases(conv.conv.bias, next(given, None), self.height)
+                above.append((along[-1], conv.above(batch_size, self.width), biases))
             elif conv.conv.bias is not None:
-                along[i].begin(conv.conv.bias.expand(batch_size, self.width, -1))
-        return PixelCNNCache(along, above)
+                along[-1].begin(conv.conv.bias.expand(batch_size, self.width, -1))
+        return PixelCNNCache(along, above, self._walk_last(batch_size))
 
     def _begin_row(self, i: int, cache: PixelCNNCache) -> None:
         """What the rows above say about a row."""
-        for which, above, biases in cache.above:
-            along = cache.along[which]
+        for along, above, biases in cache.above:
             if i > 0:
                 above.push(along.row)
             along.begin(above.read() + biases[i])
@@ -403,8 +396,7 @@ class PixelCNN(RasterNetwork):
                 h = next(convs).pass_on(j, group, self.activation(u), h)
             else:
                 h = next(convs).pass_on(j, group, self.activation(h))
-        h = next(convs).pass_on(j, group, self.activation(h))
-        return next(convs).pass_on(j, group, self.activation(h), self.bias[s]), cache
+        return self._step_params(h, s, cache.last), cache
 
 
 class GateCache(NamedTuple):
@@ -440,10 +432,10 @@ class GatedPixelCNNCache(NamedTuple):
     groups: list[GateCache]
     """Views of the gates, and what reads them, by group."""
     last: list[Along]
-    """The layers of the output."""
+    """The last two layers."""
 
 
-class GatedPixelCNN(RasterNetwork):
+class GatedPixelCNN(MaskedNetwork):
     """Gated PixelCNN: a vertical stack sees all rows above, a horizontal one the pixel's own row.
 
     Each layer of both is a convolution and a gate, tanh(a) sigmoid(b). The vertical stack needs
@@ -497,12 +489,10 @@ class GatedPixelCNN(RasterNetwork):
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, encoding, context)
+        super().__init__(spec, num_params, order, activation, dropout, encoding, context)
         self._check_sizes(
             num_layers, num_channels, kernel_size=kernel_size, first_kernel_size=first_kernel_size
         )
-        self.activation = layers.activation(activation)
-        self.dropout = nn.Dropout(dropout)
         groups = self.groups_of(num_channels)
         pair = groups.repeat(2)
         self.vertical, self.feed, self.horizontal, self.out = (nn.ModuleList() for _ in range(4))
@@ -521,11 +511,8 @@ class GatedPixelCNN(RasterNetwork):
             ends = i == num_layers - 1  # nothing but the skip, with the bias of all skips
             self.out.append(MaskedConvolution(groups, groups if ends else pair, bias=ends))
         self.last = nn.ModuleList([MaskedConvolution(groups, groups), self.output(groups)])
-        shape = len(pair), (self.height, self.width)
-        self.conditioning = nn.ModuleList(
-            layers.SpatialConditioning(context, *shape)
-            for _ in range(2 * num_layers if context else 0)
-        )
+        widths = [len(pair)] * 2 * num_layers
+        self.conditioning = layers.conditioning(context, widths, self.size)
 
     def forward(self, x, context=None):
         """(B, C, H, W) -> (B, S, P)."""
@@ -545,14 +532,12 @@ class GatedPixelCNN(RasterNetwork):
                 more, out = out.chunk(2, 1)
                 h = h + more if i else more
             skip = skip + out
-        for conv in self.last:
-            skip = conv(self.activation(skip))
         return self.params(skip)
 
     def init_cache(self, batch_size, context=None):
         """Nothing read yet; weights by group."""
         num_layers, groups = len(self.vertical), self.last[0].groups[0]
-        given = [_rows(read(context), self.height) for read in self.conditioning]
+        given = iter([read(context) for read in self.conditioning])
         # Of each group its a, then its b; sigmoid(b) = (1 + tanh(b / 2)) / 2, so that one tanh
         # serves both. The half outside stands in the weights that read the gates.
         pair = groups.repeat(2)
@@ -564,12 +549,8 @@ class GatedPixelCNN(RasterNetwork):
         for i, conv in enumerate(self.vertical):
             above.append(Above(conv.weight, batch_size, self.width))
             matrix = self.feed[i].weight[by_group, :, 0, 0] * scale
-            biases = [conv.bias] * self.height
-            fed = [self.feed[i].bias] * self.height
-            if given:
-                biases = [conv.bias + row for row in given[2 * i]]
-                fed = [self.feed[i].bias + row for row in given[2 * i + 1]]
-            vertical.append(biases)
+            vertical.append(row_biases(conv.bias, next(given, None), self.height))
+            fed = row_biases(self.feed[i].bias, next(given, None), self.height)
             feed.append((matrix, [bias[..., by_group] * scale[:, 0] for bias in fed]))
             weight = self.horizontal[i].weight()[by_group, :, 0] * scale[:, None]
             inputs, strict = self.horizontal[i].groups[0], i == 0
@@ -591,8 +572,7 @@ class GatedPixelCNN(RasterNetwork):
                     self.out[-1].conv.bias[begin:end],
                 )
             )
-        last = [_along(conv, conv.weight(), batch_size, self.width) for conv in self.last]
-        last[0].begin(self.last[0].conv.bias.expand(batch_size, self.width, -1))
+        last = self._walk_last(batch_size)
         return GatedPixelCNNCache(above, vertical, feed, along, gates.flatten(1), per_group, last)
 
     def _begin_row(self, i: int, cache: GatedPixelCNNCache) -> None:
@@ -625,9 +605,7 @@ class GatedPixelCNN(RasterNetwork):
                 else:
                     torch.addmm(along.slots[group][j], gates, matrix, out=after)
         h = torch.addmm(own.bias, cache.gates, own.skip)
-        first, last = cache.last
-        h = first.pass_on(j, group, self.activation(h))
-        return last.pass_on(j, group, self.activation(h), self.bias[s]), cache
+        return self._step_params(h, s, cache.last), cache
 
 
 def _gate(x: Tensor, dim: int = 1) -> Tensor:

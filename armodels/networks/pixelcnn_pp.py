@@ -4,6 +4,7 @@ import itertools
 
 from torch import Tensor, nn
 
+from armodels.networks import layers
 from armodels.networks.shifted import (
     Convolution,
     GatedBlock,
@@ -132,18 +133,12 @@ class PixelCNNPP(ShiftedNetwork):
         dropout: float = 0.0,
         context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, num_channels=num_channels, context=context)
-        for name, count in (("num_resnets", num_resnets), ("num_stages", num_stages)):
-            if count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
+        super().__init__(spec, num_params, order, num_channels, context)
+        layers.require_positive(num_resnets=num_resnets, num_stages=num_stages)
         sizes = [self.size]
         while len(sizes) < num_stages:
             sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
-
-        def enter(kind: str) -> Convolution:
-            return Convolution(kind, self.size, self.num_inputs, num_channels)
-
-        self.above, self.row_above, self.left = map(enter, ("above", "row above", "left"))
+        self.above, self.row_above, self.left = map(self.entrance, ("above", "row above", "left"))
         keys = (sizes, num_channels, num_resnets, dropout, context)
         self.down = Stream("down", *keys)
         self.down_right = Stream("down-right", *keys)

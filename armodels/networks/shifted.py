@@ -10,6 +10,7 @@ step, P parameters per step.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels import orders
 from armodels.networks import layers
-from armodels.networks.base import Network
-from armodels.spec import ContextSpec, DataSpec
+from armodels.networks.base import RasterNetwork
+from armodels.networks.layers import concat_elu
+from armodels.spec import ContextSpec
 
 KINDS = {
     "point": ((1, 1), (0, 0, 0, 0)),
@@ -34,11 +35,6 @@ KINDS = {
 """Kernel (height, width) and padding (left, right, top, bottom) of each kind of convolution."""
 
 TINY = 1e-12
-
-
-def concat_elu(x: Tensor) -> Tensor:
-    """ELU of x and of -x: (B, F, ...) -> (B, 2 F, ...)."""
-    return F.elu(torch.cat([x, -x], 1))
 
 
 @dataclass
@@ -59,6 +55,12 @@ class ShiftedCache:
     states: dict[nn.Module, Any] = field(default_factory=dict)
     given: dict[int, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
+
+    def state(self, layer: nn.Module, make: Callable[[], Any]) -> Any:
+        """What a layer keeps, made when it is first asked for."""
+        if layer not in self.states:
+            self.states[layer] = make()
+        return self.states[layer]
 
 
 class NormedWeight(nn.Module):
@@ -309,10 +311,7 @@ class Row:
         self.i = i
 
     def _state(self, layer):
-        states = self.cache.states
-        if layer not in states:
-            states[layer] = layer.row_state(len(self.cache.x))
-        return states[layer]
+        return self.cache.state(layer, lambda: layer.row_state(len(self.cache.x)))
 
     def apply(self, layer, x):
         """The layer's row."""
@@ -328,8 +327,12 @@ class Row:
 
     def told(self, layer):
         """What the context says of this row."""
-        maps = _context_maps(self.cache, layer)
-        return maps[:, :, self.i, None]
+        return self._context_maps(layer)[:, :, self.i, None]
+
+    def _context_maps(self, layer):
+        """(B, F, H, W), computed once a walk."""
+        context = self.cache.context
+        return self.cache.state(layer, lambda: layer(context).expand(-1, -1, *layer.size))
 
     def give(self, index, x):
         """Leave a row for the pixels of this row."""
@@ -344,10 +347,7 @@ class Pixel(Row):
         self.j = j
 
     def _state(self, layer):
-        states = self.cache.states
-        if layer not in states:
-            states[layer] = layer.pixel_state(len(self.cache.x))
-        return states[layer]
+        return self.cache.state(layer, lambda: layer.pixel_state(len(self.cache.x)))
 
     def apply(self, layer, x):
         """The layer at this pixel."""
@@ -355,10 +355,8 @@ class Pixel(Row):
 
     def read(self, layer):
         """Outputs here of a layer whose inputs are the values."""
-        states = self.cache.states
-        if layer not in states:
-            states[layer] = layer.read_state()
-        return layer.read_pixel(self.cache.x, self.i, self.j, states[layer])
+        state = self.cache.state(layer, layer.read_state)
+        return layer.read_pixel(self.cache.x, self.i, self.j, state)
 
     def coarser(self):
         """The coarser pixel that this one begins."""
@@ -366,7 +364,7 @@ class Pixel(Row):
 
     def told(self, layer):
         """What the context says of this pixel."""
-        return _context_maps(self.cache, layer)[:, :, self.i, self.j]
+        return self._context_maps(layer)[:, :, self.i, self.j]
 
     def take(self, index):
         """What the down block left of this row, here."""
@@ -388,13 +386,6 @@ class Pixel(Row):
             before = Pixel(self.cache, *divmod(n - 1, layer.size[1]))
             written = before.read(layer.written)
         return layer.pixel(query, memory, written, n, self._state(layer))
-
-
-def _context_maps(cache: ShiftedCache, layer: layers.SpatialConditioning) -> Tensor:
-    """(B, F, H, W), computed once a walk."""
-    if layer not in cache.states:
-        cache.states[layer] = layer(cache.context).expand(-1, -1, *layer.size)
-    return cache.states[layer]
 
 
 class GatedBlock(nn.Module):
@@ -452,7 +443,7 @@ class GatedBlock(nn.Module):
         return x
 
 
-class ShiftedNetwork(Network):
+class ShiftedNetwork(RasterNetwork):
     """A causal image network whose layers are called on a run.
 
     A subclass says in ``rows`` what is computed when a row begins and in ``pixels`` what leads
@@ -468,40 +459,25 @@ class ShiftedNetwork(Network):
         context: What the model is conditioned on, if anything.
     """
 
-    kinds = frozenset({"image"})
-
-    def __init__(
-        self,
-        spec: DataSpec,
-        num_params: int,
-        order: Tensor,
-        *,
-        num_channels: int,
-        context: ContextSpec | None,
-    ):
+    def __init__(self, spec, num_params, order, num_channels, context):
         super().__init__(spec, num_params, order, context)
-        name = type(self).__name__
-        joint = order.shape[1] > 1
-        if not torch.equal(order, orders.make("raster", spec.shape, joint=joint)):
-            raise ValueError(f"model {name} follows the raster order only; use model.order=raster")
-        if num_channels < 1:
-            raise ValueError(f"num_channels is {num_channels}; it must be at least 1")
-        channels, *size = spec.shape
-        self.size = tuple(size)
-        self.num_inputs = channels + 1
-        self.steps_per_pixel = channels // order.shape[1]
-        self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
+        layers.require_positive(num_channels=num_channels)
+        self.num_channels = num_channels
+        self.num_inputs = spec.shape[0] + 1
         self.outputs = nn.ModuleList(
             Convolution("point", self.size, 2 * num_channels, num_params, scale=0.1)
-            for _ in range(self.steps_per_pixel)
+            for _ in range(self.num_groups)
         )
         self.earlier = nn.ModuleList(
-            Convolution("point", self.size, c, num_channels)
-            for c in range(1, self.steps_per_pixel)
+            Convolution("point", self.size, c, num_channels) for c in range(1, self.num_groups)
         )
         self.told = (
             layers.SpatialConditioning(context, num_channels, self.size) if context else None
         )
+
+    def entrance(self, kind: str) -> Convolution:
+        """A layer that reads the values."""
+        return Convolution(kind, self.size, self.num_inputs, self.num_channels)
 
     def rows(self, run: Whole | Row) -> None:
         """Compute what depends on the rows above alone."""
@@ -522,16 +498,13 @@ class ShiftedNetwork(Network):
         return run.apply(self.outputs[c], concat_elu(h))
 
     def _scaled(self, values: Tensor) -> Tensor:
-        """Levels to [-1, 1]; real values as they are."""
-        values = values.to(self.bias.dtype)
-        levels = self.spec.levels
-        return values if levels is None else values * (2 / (levels - 1)) - 1
+        return layers.to_unit(values, self.spec.levels, self.bias.dtype)
 
     def _whole_outputs(self, run: Whole) -> Tensor:
-        """(B, H W, steps per pixel, P)."""
+        """(B, H W, G, P)."""
         self.rows(run)
         h = self._features(run)
-        each = [self._outputs(h, c, run).flatten(2) for c in range(self.steps_per_pixel)]
+        each = [self._outputs(h, c, run).flatten(2) for c in range(self.num_groups)]
         return torch.stack(each, 1).permute(0, 3, 1, 2)
 
     def _planes(self, x: Tensor) -> Tensor:
@@ -542,11 +515,6 @@ class ShiftedNetwork(Network):
         """(B, *event) -> (B, S, P)."""
         params = self._whole_outputs(Whole(self._planes(x), context))
         return params.reshape(len(x), self.num_steps, self.num_params) + self.bias
-
-    def set_marginals(self, params):
-        """A bias for every step at the marginals."""
-        with torch.no_grad():
-            self.bias.copy_(params)
 
     def initialize(self, x):
         """Set every layer's gains and biases by what it makes of the first events."""
@@ -565,11 +533,9 @@ class ShiftedNetwork(Network):
 
     def step(self, values, s, cache):
         """What has become computable: at a row's start its down layers, then one pixel."""
-        pixel, c = divmod(s, self.steps_per_pixel)
-        i, j = divmod(pixel, self.size[1])
+        i, j, c = self._place(s)
         if s > 0:
-            last, channel = divmod(s - 1, self.steps_per_pixel)
-            row, column = divmod(last, self.size[1])
+            row, column, channel = self._place(s - 1)
             channels = slice(channel, channel + values.shape[1])
             cache.x[:, channels, 2 + row, 1 + column] = self._scaled(values)
         run = Pixel(cache, i, j)
