@@ -118,6 +118,25 @@ def test_the_cached_step_hears_what_a_picture_says_of_each_place(joint):
             values = x.flatten(1)[:, order[s]]
 
 
+def test_a_head_may_take_the_channels_of_a_pixel_in_any_order():
+    torch.manual_seed(0)
+    spec = DataSpec("tiny", "image", (3, 2, 3), 4, "probability")
+    order = orders.make("s_curve", spec.shape, joint=True)
+    net = LMConv(spec, 2, order, num_channels=3, dilations=[1]).double()
+    x = torch.randint(4, (5, *spec.shape))
+    with torch.no_grad():
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+        expected = net(x)
+        turned = net.with_order(order[:, [2, 0, 1]])
+        torch.testing.assert_close(turned(x), expected, rtol=0, atol=0)
+        cache, values = turned.init_cache(5), None
+        for s in range(net.num_steps):
+            params, cache = turned.step(values, s, cache)
+            torch.testing.assert_close(params, expected[:, s], rtol=0, atol=1e-11)
+            values = x.flatten(1)[:, turned.order[s]]
+
+
 def test_refusals():
     spec = DataSpec("tiny", "image", (3, 1, 2), 2, "probability")
     planes = torch.arange(6)[:, None]  # all reds first
