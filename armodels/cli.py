@@ -1,6 +1,7 @@
 """The command line: a verb, then Hydra overrides. Nothing here imports torch until a task runs."""
 
 import difflib
+import functools
 import importlib
 import json
 import os
@@ -248,7 +249,9 @@ def _run_name() -> str:
     return "/".join([*parts, f"{stamp}-{os.urandom(3).hex()}"])
 
 
+@functools.cache
 def _search_path_plugin() -> type:
+    """One class a process: Hydra keeps every plugin, and each lengthens its search path."""
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
