@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from hydra._internal.hydra import Hydra
+
 from armodels import cli
 
 HERE = Path(__file__).parent
@@ -50,8 +52,11 @@ def armodels(folder: Path, *args: str, **env: str) -> Result:
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["armodels", *args]),
         mock.patch.dict(os.environ, env),
+        # Hydra composes every config twice, the first time for hydra.mode alone, which is null.
+        mock.patch.object(Hydra, "get_mode", lambda *args, **keys: None, create=True),
     ):
-        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if "HYDRA_FULL_ERROR" not in env:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
         try:
             cli.main()
         except SystemExit as stop:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from command import QUICK, TINY, armodels, done, process, snapshot, start
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from armodels import __version__, cli
 from armodels.data.mnist import MNIST
@@ -157,7 +159,8 @@ BAD = {
     ),
     "model-for-kind": (
         ("train", *TINY, "data.kind=vector", "data.shape=[3]", "model._target_=tiny.OnlyImages"),
-        "model OnlyImages takes image data, but tiny-vector is vector data",
+        "model OnlyImages takes image data, but tiny-vector is vector data; "
+        "use a model that takes it, such as model=made",
     ),
     "model-for-levels": (
         ("train", "model=mixture_of_bernoullis", "data=digits"),
@@ -320,8 +323,7 @@ def test_resume_refuses_whole_groups(change, folder):
 
 
 def test_full_error_shows_where(folder):
-    program = "import armodels.cli; armodels.cli.main()"
-    result = process(folder, "eval", "run=nothing", launcher=("-c", program), HYDRA_FULL_ERROR="1")
+    result = armodels(folder, "eval", "run=nothing", HYDRA_FULL_ERROR="1")
     assert result.code == 1
     assert "Traceback" in result.err
     assert "find_checkpoint" in result.err
@@ -415,6 +417,14 @@ def test_a_refused_run_does_not_take_the_directory(tmp_path):
         assert armodels(tmp_path, "train", *TINY, "data.num_train=1100", "out=run", bad).code == 1
         assert not (tmp_path / "run").exists()
     done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run")
+
+
+def test_commands_of_one_process_share_one_plugin(folder):
+    """Each that Hydra knows of lengthens the search path of all commands after it."""
+    for _ in range(2):
+        done(folder, "list", "group=head")
+        known = [kind.__name__ for kind in Plugins.instance().discover(SearchPathPlugin)]
+        assert known.count("UserConfigs") == 1
 
 
 # Bare paths and flags

@@ -874,7 +874,8 @@ REFUSALS = {
     "num_layers is 0; it must be at least 1": lambda: ConvNADE(
         GREY, 1, orders.make("raster", GREY.shape), num_layers=0
     ),
-    "model OnlyImages takes image data, but tiny-vector is vector data": lambda: OnlyImages(
+    "model OnlyImages takes image data, but tiny-vector is vector data; "
+    "use a model that takes it, such as model=made": lambda: OnlyImages(
         BITS, 1, orders.make("raster", (6,)), hidden_sizes=[4]
     ),
     "model OneOrder follows one order only; use num_orders=1": lambda: OneOrder(

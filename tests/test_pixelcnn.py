@@ -309,7 +309,8 @@ REFUSALS = {
         "raster",
         {"num_channels": 2},
     ),
-    "model {} takes image data, but tiny-vector is vector data": (
+    "model {} takes image data, but tiny-vector is vector data; "
+    "use a model that takes it, such as model=made": (
         data("vector", 6, levels=2),
         "raster",
         {},

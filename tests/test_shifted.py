@@ -348,7 +348,10 @@ def test_refusals(kind):
             build(order=order)
     with refuses(f"model {kind.__name__} follows one order only; use num_orders=1"):
         build().with_order(orders.make("reverse", grey.shape))
-    with refuses(f"model {kind.__name__} takes image data, but tiny-vector is vector data"):
+    with refuses(
+        f"model {kind.__name__} takes image data, but tiny-vector is vector data; "
+        f"use a model that takes it, such as model=made"
+    ):
         build(data("vector", 4, levels=2))
     names = {
         PixelCNNPP: ("num_channels", "num_resnets", "num_stages"),

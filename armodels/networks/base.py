@@ -42,7 +42,8 @@ class Network(nn.Module, ABC):
         if spec.kind not in self.kinds:
             raise ValueError(
                 f"model {type(self).__name__} takes {' or '.join(sorted(self.kinds))} data, "
-                f"but {spec.name} is {spec.kind} data"
+                f"but {spec.name} is {spec.kind} data; "
+                f"use a model that takes it, such as model=made"
             )
         self.spec = spec
         self.num_params = num_params

@@ -394,9 +394,15 @@ class Trainer:
         with self._chosen_weights():
             state.valid, state.valid_step = self._evaluate("valid"), state.step
             if not math.isfinite(state.valid["nats"]):
+                last = self.directory.checkpoint("last")
                 raise FloatingPointError(
-                    f"valid has {state.valid['nats']} nats at step {state.step}; the last good "
-                    f"checkpoint is {self.directory.checkpoint('last')}"
+                    f"valid has {state.valid['nats']} nats at step {state.step}; "
+                    + (
+                        f"the last good checkpoint is {last}"
+                        if self.optimizer
+                        else "the model as fitted holds some of it for impossible: "
+                        "raise its margin or smoothing, or choose another"
+                    )
                 )
             if self.tracker:
                 self.tracker.row(
