@@ -53,7 +53,7 @@ def armodels(folder: Path, *args: str, **env: str) -> Result:
         mock.patch.object(sys, "argv", ["armodels", *args]),
         mock.patch.dict(os.environ, env),
         # Hydra composes every config twice, the first time for hydra.mode alone, which is null.
-        mock.patch.object(Hydra, "get_mode", lambda *args, **keys: None, create=True),
+        mock.patch.object(Hydra, "get_mode", return_value=None, create=True),
     ):
         if "HYDRA_FULL_ERROR" not in env:
             os.environ.pop("HYDRA_FULL_ERROR", None)
