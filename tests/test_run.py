@@ -3,11 +3,13 @@
 import pickle
 import resource
 import shutil
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from command import TINY, armodels, done, fork, process, snapshot
+from command import TINY, armodels, done, fork, snapshot
 
 from armodels import run
 from armodels.run import RunDirectory, load_checkpoint, load_model, restore
@@ -28,15 +30,14 @@ def copied(folder, tmp_path):
     return Path(shutil.copytree(folder / "run", tmp_path / "run"))
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, verbs: tuple[str, ...] = ("eval",)) -> str:
     """What both Python and the command line say of a checkpoint."""
     with pytest.raises(ValueError, match="checkpoint") as error:
         load_model(path)
     text = str(error.value)
     assert "\n" not in text
-    for args in (("eval", str(path)), ("sample", str(path)), ("score", str(path))):
-        told = armodels(path.parent, *args, "device=cpu").error
-        assert told == text
+    for verb in verbs:
+        assert armodels(path.parent, verb, str(path), "device=cpu").error == text
     return text
 
 
@@ -107,7 +108,10 @@ def test_not_a_checkpoint(tmp_path):
         assert refusal(path) == f"checkpoint {path} is not a checkpoint of armodels"
     path = tmp_path / "words.pt"
     path.write_text("some words\n")
-    assert refusal(path) == f"checkpoint {path} is not a checkpoint of armodels"
+    assert (
+        refusal(path, ("eval", "sample", "score", "complete"))
+        == f"checkpoint {path} is not a checkpoint of armodels"
+    )
 
 
 def test_resume_of_a_broken_checkpoint_touches_nothing(copied):
@@ -131,23 +135,16 @@ def test_checkpoints_are_plain(folder):
 
 def test_a_copied_file_is_enough(folder, tmp_path):
     """Another process, another folder: the same distribution."""
-    path = shutil.copy(folder / "run/checkpoints/last.pt", tmp_path / "mine.pt")
-    program = (
-        "import sys, torch; from armodels.run import load_model\n"
-        "m = load_model(sys.argv[1])\n"
-        "x = m.sample(5, generator=torch.Generator().manual_seed(3))\n"
-        "torch.save({'x': x, 'log_prob': m.log_prob(x)}, 'out.pt')\n"
-    )
-    result = process(tmp_path, str(path), launcher=("-c", program))
-    assert result.code == 0, result.err
-    other = torch.load(tmp_path / "out.pt", weights_only=True)
+    shutil.copy(folder / "run/checkpoints/last.pt", tmp_path / "mine.pt")
+    child = fork(tmp_path, "sample", "mine.pt", "num=5", "seed=3", "device=cpu")
+    child.join(60)
+    assert child.exitcode == 0, (tmp_path / "told").read_text()
     model = load_model(folder / "run", checkpoint="last")
-    x = model.sample(5, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(other["x"], x)
-    assert torch.equal(other["log_prob"], model.log_prob(x))
+    expected = model.sample_with_log_prob(5, generator=torch.Generator().manual_seed(3))
     # Files about a lone checkpoint go where the shell is.
-    done(tmp_path, "sample", "mine.pt", "num=2", "device=cpu")
-    assert (tmp_path / "sample-seed0-t1.npz").is_file()
+    with np.load(tmp_path / "sample-seed3-t1.npz") as file:
+        for name, value in zip(("x", "log_prob"), expected, strict=True):
+            assert np.array_equal(file[name], value.numpy()), name
 
 
 def test_which_weights(folder):
@@ -176,14 +173,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     done(tmp_path, *args, "trainer.max_steps=2")
     path = tmp_path / "run/checkpoints/last.pt"
     before = path.read_bytes()
-    program = (
-        "import resource, signal, sys; import armodels.cli\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)\n"
-        "armodels.cli.main()\n"
-    )
     more = ("train", "resume=run", "trainer.max_steps=4")
-    result = process(tmp_path, *more, launcher=("-c", program))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert signal.getsignal(signal.SIGXFSZ) is signal.SIG_IGN  # as Python leaves it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        result = armodels(tmp_path, *more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert result.code == 1
     told = result.error
     assert told.startswith(f"checkpoint {Path('run/checkpoints')}/")
@@ -196,7 +193,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     assert load_checkpoint(path)["step"] == 2
     done(tmp_path, *more)
     assert load_checkpoint(path)["step"] == 4
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) // 2
 
 
 def test_status(folder, tmp_path):
