@@ -2,16 +2,20 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from command import QUICK, armodels, done
-from test_config import CONFIGS, MODELS
 
+import armodels as package
 from armodels.run import RunDirectory, load_model
 from armodels.tasks import sample, train
+
+CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 
 KINDS = {
     "bits": ("vector", [3], 2),
