@@ -293,7 +293,7 @@ def test_completion_follows_the_conditional(case):
     model, x = case.build(0), case.events(1, seed=5)
     for observed in list(pixel_masks(case))[:2]:
         done = model.complete(
-            x.expand(500, *case.spec.shape), observed, num_particles=100, generator=generator(2)
+            x.expand(300, *case.spec.shape), observed, num_particles=60, generator=generator(2)
         )
         assert done.method in (["exact"] if case.any_order else ["exact", "likelihood weighting"])
         index = event_index(done.values, case.spec)
