@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from armodels.spec import DataSpec
 
 ORDER_KEYS = ("order", "order_seed", "num_orders", "resample_orders")
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
+
+PATH_KEYS = ("path", "root")
+"""Keys of a data YAML that name a file or folder."""
 
 
 def instantiate(node: Mapping, *args, **objects) -> Any:
@@ -93,6 +97,18 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
         return one
     seeds = range(order_seed, order_seed + num_orders)
     return OrderMixture(one, [(make(seed=seed), seed) for seed in seeds])
+
+
+def located(config: Mapping) -> dict:
+    """The config of a run with the files of its data named absolutely, where they are here.
+
+    What is saved with a run is so found again from any other directory.
+    """
+    data = dict(config["data"])
+    for key in PATH_KEYS:
+        if isinstance(path := data.get(key), str) and os.path.exists(os.path.expanduser(path)):
+            data[key] = os.path.abspath(os.path.expanduser(path))
+    return {**config, "data": data}
 
 
 def optimizer(config: Mapping, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

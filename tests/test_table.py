@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command import QUICK, armodels, done
+from omegaconf import OmegaConf
 
 from armodels.data.files import PARTS
 from armodels.data.tables import Table
@@ -77,8 +78,9 @@ def test_every_format_says_the_same(name, tmp_path):
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "t.parquet").touch()
-    with pytest.raises(ValueError, match="t.parquet is read by pyarrow, .* pip install pyarrow$"):
+    with pytest.raises(ValueError, match="t.parquet is read by pyarrow, which is not") as error:
         Table(tmp_path / "t.parquet").load()
+    assert str(error.value).endswith(" is not installed: pip install 'armodels[parquet]'")
 
 
 def test_a_file_may_bring_its_splits(tmp_path):
@@ -302,6 +304,64 @@ def test_a_run_knows_its_scale(folder):
         "the model was trained on the columns height, mass, x y and cannot score 0, 1, 2; "
         "choose them with data.columns"
     )
+
+
+def scored(folder, *args):
+    """Nats of every row."""
+    done(folder, "score", "run", "device=cpu", "split=all", "out=scores.csv", *args)
+    return np.loadtxt(folder / "scores.csv", delimiter=",", skiprows=1, ndmin=2)[:, 1]
+
+
+def test_every_row_is_scored_in_the_order_of_the_file(folder):
+    """By the run's own scale; new rows may be few, a column of them constant."""
+    scale = Table(folder / "t.csv").spec.standardization
+    normal = torch.distributions.Normal(*torch.tensor([scale.mean, scale.std], dtype=torch.double))
+
+    def expected(rows):
+        return -normal.log_prob(torch.tensor(rows)).sum(1)
+
+    np.testing.assert_allclose(scored(folder), expected(ROWS), rtol=1e-4)
+    rows = ROWS[:2] * [2, 0, 1]
+    named = [[i, z, x, y, "red"] for i, (x, y, z) in enumerate(rows)]
+    write_text(
+        folder / "new.csv",
+        np.array(named, dtype=object),
+        ["id", "x y", "height", "mass", "hue"],
+    )
+    new = ("data=table", "data.path=new.csv", "data.columns=[height,mass,x y]")
+    np.testing.assert_allclose(scored(folder, *new), expected(rows), rtol=1e-4)
+    total = evaluated(folder, *new, "split=all")
+    assert total["nats"] == pytest.approx(float(expected(rows).mean()), rel=1e-4)
+    assert total["num_examples"] == 2
+    told = armodels(folder, "score", "run", "device=cpu", *new[:2], "split=all", "data.drop=[hue]")
+    assert told.error == (
+        "the model was trained on the columns height, mass, x y and cannot score id, x y, height, "
+        "mass; choose them with data.columns"
+    )
+    told = armodels(folder, "score", "run", "device=cpu", "data=toy", "split=all").error
+    assert told.startswith("split all is every row of a table, but the data is toy-")
+    assert told.endswith("; choose from train, valid, test")
+    write_text(folder / "none.csv", ROWS[:0])
+    told = armodels(folder, "score", "run", "data=table", "data.path=none.csv", "split=all").error
+    assert told == "table none.csv has no rows"
+
+
+def test_all_of_a_file_with_splits(tmp_path):
+    parts = {"test": ROWS[40:], "train": ROWS[:30], "valid": ROWS[30:40]}
+    np.savez(tmp_path / "t.npz", **parts)
+    spec, rows = Table(tmp_path / "t.npz").whole()
+    np.testing.assert_array_equal(rows, ROWS)  # train, valid, test
+    assert spec.log_det == 0
+
+
+def test_a_run_finds_its_table_from_other_directories(folder, tmp_path):
+    path = OmegaConf.load(folder / "run/config.yaml").data.path
+    assert path == load_checkpoint(folder / "run/checkpoints/best.pt")["config"]["data"]["path"]
+    assert path == str(folder / "t.csv")
+    done(tmp_path, "eval", str(folder / "run"), "device=cpu")
+    done(tmp_path, "train", f"resume={folder}/run")
+    done(folder, *TABLE, "data.path='~/t.csv'", "out=home", HOME=str(folder))
+    assert OmegaConf.load(folder / "home/config.yaml").data.path == path
 
 
 def test_samples_are_in_the_original_units(folder):

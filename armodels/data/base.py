@@ -125,6 +125,19 @@ class Source(ABC):
             ValueError: A file is corrupted.
         """
 
+    def whole(self) -> tuple[DataSpec, Tensor]:
+        """Every row in the order of the user's own file, without splits: what ``all`` names.
+
+        The rows need not be fit to train on: one is enough.
+
+        Raises:
+            ValueError: The data is no such file.
+        """
+        raise ValueError(
+            f"split all is every row of a table, but the data is {self.spec.name}; "
+            f"choose from train, valid, test"
+        )
+
 
 def data_root(root: str | None) -> Path:
     """``root``, else $ARMODELS_DATA, else ~/.cache/armodels."""

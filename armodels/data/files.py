@@ -141,7 +141,8 @@ def _read_parquet(path: Path) -> Columns:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError(
-            f"table {path} is read by pyarrow, which is not installed: pip install pyarrow"
+            f"table {path} is read by pyarrow, which is not installed: "
+            f"pip install 'armodels[parquet]'"
         ) from error
     try:
         table = pyarrow.parquet.ParquetFile(path).read()

@@ -196,8 +196,8 @@ class Table(Source):
     # The number of columns and log_det stand in the file alone. Unlike a download it is here, so
     # it is read, once, as soon as the spec is asked for.
     @cached_property
-    def _parts(self) -> tuple[list[str], list[np.ndarray]]:
-        """Names of the columns; the raw rows of train, valid and test, (N, D) float64."""
+    def _arrays(self) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Names of the columns; the raw rows, (N, D) float64, by split where the file has them."""
         tables = files.read_columns(
             self.path, array=self.array, header=self.header, delimiter=self.delimiter
         )
@@ -217,6 +217,12 @@ class Table(Source):
                 ],
                 axis=1,
             )
+        return names, arrays
+
+    @cached_property
+    def _parts(self) -> tuple[list[str], list[np.ndarray]]:
+        """Names of the columns; the raw rows of train, valid and test, (N, D) float64."""
+        names, arrays = self._arrays
         if "" not in arrays:
             return names, [arrays[part] for part in files.PARTS]
         rows = arrays[""]
@@ -253,14 +259,17 @@ class Table(Source):
                     f"has no density; leave it out with data.drop=[{name}]"
                 )
         scale = Standardization(names, train.mean(0).tolist(), train.std(0).tolist())
-        checksum = hashlib.md5(repr(names).encode(), usedforsecurity=False)
+        return self._named(parts, scale)
+
+    def _named(self, parts: Sequence[np.ndarray], scale: Standardization) -> DataSpec:
+        checksum = hashlib.md5(repr(list(scale.columns)).encode(), usedforsecurity=False)
         for part in parts:
             checksum.update(f"{len(part)} rows".encode() + part.tobytes())
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem)
         return DataSpec(
             f"table-{stem}-{checksum.hexdigest()[:8]}",
             "vector",
-            (len(names),),
+            (len(scale.columns),),
             None,
             "density",
             log_det=scale.log_det,
@@ -279,6 +288,14 @@ class Table(Source):
                 ", ".join(few),
             )
         return Splits(spec, *(spec.standardized(torch.from_numpy(part)) for part in parts))
+
+    def whole(self):
+        names, arrays = self._arrays
+        rows = np.concatenate(list(arrays.values()))
+        if not len(rows):
+            raise ValueError(f"table {self.path} has no rows")
+        raw = Standardization(names, [0.0] * len(names), [1.0] * len(names))
+        return self._named([rows], raw), torch.from_numpy(rows)
 
 
 def _listed(names: Sequence[str | int] | str | int) -> list[str]:

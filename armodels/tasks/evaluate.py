@@ -128,6 +128,12 @@ def load_split(
     Values are as the model knows them: a table is standardized by the run's own mean and standard
     deviation, which are in its checkpoint, whatever those of the table are.
 
+    Args:
+        restored: The model.
+        data: The config of other data; None: the run's own.
+        split: ``"train"``, ``"valid"`` or ``"test"``; of a table also ``"all"``: every row, in
+            the order of the file.
+
     Returns:
         What a datum is, the values, and what the model is conditioned on, if anything.
 
@@ -135,31 +141,35 @@ def load_split(
         ValueError: The model cannot score such data.
     """
     source = build.source(data or restored.config["data"])
-    own, spec = restored.spec, source.spec
-    if (spec.kind, spec.shape, spec.levels) != (own.kind, own.shape, own.levels):
+    own = restored.spec
+    if not data and source.spec.name != own.name:
         raise ValueError(
-            f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
-            f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
+            f"the run was trained on {own.name}, but its data has changed and is now "
+            f"{source.spec.name}: other rows would be train and {split}; restore it, or name "
+            f"other data as such"
         )
-    if not data and spec.name != own.name:
-        raise ValueError(
-            f"the run was trained on {own.name}, but its data has changed and is now {spec.name}: "
-            f"other rows would be train and {split}; restore it, or name other data as such"
-        )
+    spec, rows = source.whole() if split == "all" else (source.spec, None)
     scales = spec.standardization, own.standardization
     if None not in scales and scales[0].columns != scales[1].columns:
         raise ValueError(
             f"the model was trained on the columns {', '.join(scales[1].columns)} and cannot "
             f"score {', '.join(scales[0].columns)}; choose them with data.columns"
         )
+    if (spec.kind, spec.shape, spec.levels) != (own.kind, own.shape, own.levels):
+        raise ValueError(
+            f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
+            f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
+        )
     wanted = restored.model.context
     if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
         raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
-    splits = source.load()
-    x = splits.split(split)
-    context = splits.context(wanted, split, x, slice(None))
+    x, context = rows, None
+    if rows is None:
+        splits = source.load()
+        x = splits.split(split)
+        context = splits.context(wanted, split, x, slice(None))
     if scales[0] != scales[1]:
-        x = own.standardized(spec.original(x))
+        x = own.standardized(spec.original(x)).to(own.dtype)
         spec = replace(spec, log_det=own.log_det, standardization=own.standardization)
     return spec, x, context
 

@@ -685,7 +685,9 @@ def main(config: Mapping[str, Any]) -> float:
     source = build.source(config["data"])
     torch.manual_seed(stream(_WEIGHTS, config["seed"]))
     model = build.model(config["model"], config["head"], source.spec)  # refused before any load
-    trainer = Trainer(config, settings, fabric, model, source.load(), directory)
+    splits = source.load()  # which may make the folder of the data
+    config = build.located(config)
+    trainer = Trainer(config, settings, fabric, model, splits, directory)
     if resuming:
         trainer.load_last()
         if changed:
