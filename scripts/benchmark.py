@@ -6,16 +6,21 @@ most of them the PixelCNNs' naive steps.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
 import armodels  # noqa: F401  (first: it sets how long OpenMP's threads spin)
 
 # isort: split
+import hydra
 import torch
+from lightning_fabric import Fabric
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from armodels import heads, orders
+from armodels.data.base import Splits, binarize
 from armodels.density import AutoregressiveModel, draw_noise
 from armodels.kernels import nade as kernels
 from armodels.networks.base import Network
@@ -26,8 +31,9 @@ from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
-from armodels.run import processor
+from armodels.run import RunDirectory, processor
 from armodels.spec import DataSpec
+from armodels.tasks.train import Settings, Trainer
 
 SPEC = DataSpec("random binary images", "image", (1, 28, 28), 2, "probability")
 ONES = 0.13
@@ -209,6 +215,53 @@ def made_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
     table(f"Training MADE ([500]), whole step, batch {batch_size}", seconds, batch_size)
 
 
+def batches(batch_size: int, repeats: int = 320) -> None:
+    """What a batch from memory costs beside a whole training step of MADE, by the trainer.
+
+    Each batch is made after a step, as in training, which leaves nothing of it in the caches;
+    and means are taken, for some batches pay for those that follow.
+    """
+    grey = torch.randint(256, (50_000, *SPEC.shape), dtype=torch.uint8)
+    grey *= torch.rand(grey.shape) < 0.2  # of MNIST's pixels, a fifth are not black
+    bits = (grey > 127).to(torch.uint8)
+    print(f"\nTraining batches of {batch_size} from memory beside a step of MADE ([500])")
+    for name, rows, transform in (
+        ("binarized on the fly", grey, binarize),
+        ("as they are", bits, None),
+    ):
+        splits = Splits(SPEC, rows, bits[:1], bits[:1], transform=transform)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer, net = new_trainer(build(MADE, hidden_sizes=[500]), splits, batch_size, folder)
+            other, _ = new_trainer(build(MADE, hidden_sizes=[500]), splits, batch_size, folder)
+        trainer._step(net)
+        seconds = [0.0, 0.0]
+        for step in range(repeats):
+            start = time.perf_counter()
+            trainer._step(net)
+            middle = time.perf_counter()
+            other._values(step, other._rows(step))
+            end = time.perf_counter()
+            seconds = [seconds[0] + middle - start, seconds[1] + end - middle]
+        whole, batch = (s / repeats for s in seconds)
+        share = f"{1e3 * whole:.2f} ms{batch / whole:>8.1%}"
+        print(f"  rows {name:<39}{1e3 * batch:>10.3f} ms of {share}")
+
+
+def new_trainer(
+    model: AutoregressiveModel, splits: Splits, batch_size: int, folder: str
+) -> tuple[Trainer, nn.Module]:
+    """A trainer with the shipped settings, as ``armodels train`` makes it, and what it trains."""
+    with hydra.initialize_config_module("armodels.configs", version_base="1.3"):
+        composed = hydra.compose("train", [f"trainer.batch_size={batch_size}"])
+    keys = ("seed", "schedule", "optimizer", "eval", "trainer")
+    config = {key: OmegaConf.to_container(composed[key]) if key != "seed" else 0 for key in keys}
+    fabric = Fabric(accelerator="cpu", devices=1)
+    settings = Settings(**config["trainer"])
+    trainer = Trainer(config, settings, fabric, model, splits, RunDirectory(folder))
+    net, trainer.optimizer = fabric.setup(model.train(), trainer.optimizer)
+    return trainer, net
+
+
 def main() -> None:
     """Run every comparison."""
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
@@ -226,6 +279,8 @@ def main() -> None:
     cached_sampling("LMConv (4 x 32)", build(LMConv, num_blocks=4, num_channels=32, dilations=[1]))
     nade_training(build(NADE, hidden_size=500))
     made_training(build(MADE, hidden_sizes=[500]))
+    for batch_size in (100, 256):
+        batches(batch_size)
 
 
 if __name__ == "__main__":

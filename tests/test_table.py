@@ -32,7 +32,7 @@ def write_text(path, rows=ROWS, names=NAMES, delimiter=",", **options):
 
 
 def write_parquet(path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra 'parquet'")
     table = pytest.importorskip("pyarrow").table(dict(zip(NAMES, ROWS.T, strict=True)))
     parquet.write_table(table, path)
 

@@ -1,6 +1,7 @@
 """The trainer: what a run computes does not depend on how it was stopped, split or watched."""
 
 import csv
+import dataclasses
 import json
 import math
 import random
@@ -12,11 +13,13 @@ import pytest
 import torch
 from cases import CASES
 from command import QUICK, TINY, armodels, done, fork, process, snapshot
+from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from armodels import baselines
+from armodels import baselines, build
 from armodels.run import RunDirectory, load_checkpoint, load_model
 from armodels.schedules import Constant, Cosine, Exponential
+from armodels.tasks.train import Settings, Trainer
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
 
@@ -121,7 +124,7 @@ def test_ten_and_ten_steps_are_twenty(name, tmp_path):
 def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     args = ("train", *TINY, *EVERYTHING, "trainer.max_steps=20")
     done(tmp_path, *args, "out=whole")
-    child = fork(tmp_path, *args, "out=run", TINY_SIGNAL=f"{number} 11")  # in the second epoch
+    child = fork(tmp_path, *args, "out=run", TINY_SIGNAL=f"{number} 3")  # in the second epoch
     child.join(60)
     assert child.exitcode == {"SIGTERM": 143, "SIGINT": 130}[number]
     told = (tmp_path / "told").read_text()
@@ -262,6 +265,41 @@ def test_one_step_is_the_gradient_of_the_mean(tmp_path):
         for name, p in model.named_parameters():
             expected = p.detach() - 0.01 * factor * p.grad
             torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-9)
+
+
+def test_fresh_values_are_those_of_their_rows(tmp_path):
+    """They are drawn for blocks of steps, which start anew with each epoch and fit into memory."""
+    done(tmp_path, "train", *TINY, "trainer.max_steps=0", "out=run")
+    config = RunDirectory(tmp_path / "run").read_config()
+    settings = Settings(**config["trainer"])
+    source = build.source(config["data"] | {"dynamic": True})
+    plain, drawn = source.load(), []
+
+    def draw(rows, generator):
+        drawn.append(len(rows))
+        return rows + torch.randint(2, (len(rows), 1, 1, 1), generator=generator)
+
+    spec = dataclasses.replace(plain.spec, levels=4)
+    splits = dataclasses.replace(plain, spec=spec, transform=draw)
+    model = build.model(config["model"], config["head"], source.spec)
+    arguments = (config, settings, Fabric(accelerator="cpu"), model, splits)
+    trainer = Trainer(*arguments, RunDirectory(tmp_path))
+    drawn.clear()
+    seen, noise = [], []
+    for step in range(2 * STEPS_PER_EPOCH):
+        rows = trainer._rows(step)
+        seen.append(trainer._values(step, rows))
+        fresh = seen[-1] - plain.train[rows]
+        assert torch.equal(fresh, fresh[:, :1, :1, :1].expand_as(fresh))
+        assert set(fresh.unique().tolist()) <= {0, 1}
+        noise += fresh[:, 0, 0, 0].tolist()
+    assert drawn == 2 * [40, 10]
+    assert noise[:50] != noise[50:]  # of the other epoch
+    assert noise[:10] != noise[40:50]  # of the other block
+    # From any step, as a run that is continued.
+    for step in (4, 6, 9):
+        other = Trainer(*arguments, RunDirectory(tmp_path))
+        assert torch.equal(other._values(step, other._rows(step)), seen[step])
 
 
 def test_every_epoch_sees_every_example_once(tmp_path):

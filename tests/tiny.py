@@ -21,7 +21,7 @@ class Tiny(Source):
     def __init__(self, kind, shape, levels, dynamic, num_train, damage, seed):
         self.kind, self.shape, self.levels = kind, shape, levels
         self.dynamic, self.num_train, self.damage, self.seed = dynamic, num_train, damage, seed
-        self.batches = 0
+        self.blocks = 0
         if damage == "noise":
             logging.getLogger("elsewhere").warning("a package has something to say")
 
@@ -52,13 +52,13 @@ class Tiny(Source):
     def _draw(self, rows, generator):
         """Move each row by one level or none, at random.
 
-        TINY_SIGNAL="SIGTERM 5" in the environment sends that signal to this very process while
-        it draws its fifth batch of training.
+        TINY_SIGNAL="SIGTERM 3" in the environment sends that signal to this very process while
+        it draws for the third block of training steps.
         """
         name, _, at = os.environ.get("TINY_SIGNAL", "").partition(" ")
-        if name and len(rows) <= 8:
-            self.batches += 1
-            if self.batches == int(at):
+        if name and len(rows) < self.num_train:
+            self.blocks += 1
+            if self.blocks == int(at):
                 os.kill(os.getpid(), signal.Signals[name])
         noise = torch.randint(2, (len(rows), 1), generator=generator).view(-1, 1, 1, 1)
         return ((rows + noise) % self.levels).to(self.spec.dtype)
