@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are what the records of runs give."""
+"""The tables of docs/results.md are what the records of runs give; pictures of several runs."""
 
 import importlib.util
 import json
@@ -6,19 +6,25 @@ import math
 from pathlib import Path
 
 import pytest
+from command import QUICK, TINY, done
+from PIL import Image
 
 import armodels
 
 ROOT = Path(armodels.__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "reproduce.py"
+
+
+def load(name: str):
+    """A script, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("reproduce")
 
 
 @pytest.fixture
@@ -150,3 +156,31 @@ def test_a_section_without_markers_is_refused(reproduce, page):
     page.write_text("nothing")
     with pytest.raises(ValueError, match="no place for a: write <!-- begin a --> and <!-- end a"):
         reproduce.main(["tables"])
+
+
+def test_samples_side_by_side(tmp_path):
+    script = load("side_by_side")
+    done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=made")
+    baseline = ("data=tiny", "model=independent", *QUICK)
+    done(tmp_path, "train", *baseline, "out=independent")
+    done(tmp_path, "train", *baseline, "data.kind=vector", "data.shape=[4]", "out=vector")
+    made, independent, vector = (
+        str(tmp_path / name) for name in ("made", "independent", "vector")
+    )
+    out = tmp_path / "a.png"
+    titles, grids = script.panels([independent, made], 4, 0)
+    assert [title.split(",")[0] for title in titles] == ["test images", "independent", "made"]
+    test = json.loads((tmp_path / "made/metrics.json").read_text())["test"]["nats"]
+    assert titles[2] == f"made, {test:.1f} nats"
+    script.main([independent, made, "--num", "4", "--out", str(out)])
+    with Image.open(out) as picture:
+        assert picture.width >= sum(grid.shape[-1] for grid in grids)
+    script.main([made, "--titles", "a name", "--out", str(out)])
+    for argv, sentence in (
+        ([made, vector], "was trained on tiny-image, but .* on tiny-vector; choose runs of the s"),
+        ([vector], "tiny-vector holds no images but a vector each"),
+        ([made, "--titles", "a", "b"], "2 titles name 1 runs"),
+        ([str(tmp_path / "none")], "run .*none does not exist"),
+    ):
+        with pytest.raises(SystemExit, match=f"^side_by_side: error: .*{sentence}"):
+            script.main([*argv, "--out", str(out)])
