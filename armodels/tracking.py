@@ -62,6 +62,24 @@ def _session(tag: str, **info) -> Summary:
     return Summary(value=[value])
 
 
+def _open_writer(directory: Path, **options) -> SummaryWriter:
+    """A writer whose file comes after all others in the directory.
+
+    Files are read in the order of their names, which hold the second and then the process: a run
+    that was resumed within the second of its end might otherwise be read backwards.
+    """
+    while True:
+        before = {path.name for path in directory.glob("events.out.tfevents.*")}
+        writer = SummaryWriter(str(directory), **options)
+        (own,) = {path.name for path in directory.glob("events.out.tfevents.*")} - before
+        second = own.split(".")[3]
+        if not any(name > own and name.split(".")[3] == second for name in before):
+            return writer
+        writer.close()
+        (directory / own).unlink()
+        time.sleep(1 - time.time() % 1)
+
+
 class Tracker:
     """Writes one run's events and metrics.csv.
 
@@ -71,7 +89,7 @@ class Tracker:
     """
 
     def __init__(self, directory: Path, step: int = 0):
-        self.writer = SummaryWriter(str(directory), purge_step=step + 1 if step else None)
+        self.writer = _open_writer(directory, purge_step=step + 1 if step else None)
         self._csv = directory / "metrics.csv"
         rows = []
         if step and self._csv.is_file():

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import time
 
 import pytest
 from command import TINY, done, fork
@@ -14,7 +15,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from armodels.run import RunDirectory
-from armodels.tracking import HPARAMS, flatten
+from armodels.tracking import HPARAMS, Tracker, flatten
 
 SWEEP = {
     "made": ("model.hidden_sizes=[6]", "trainer.ema=0.5"),
@@ -155,6 +156,16 @@ def test_a_resumed_run_has_no_zigzag(number, tmp_path):
     numbers = json.loads((tmp_path / "run/metrics.json").read_text())
     assert last.step == 18
     assert last.value == pytest.approx(numbers["test"]["nats"], rel=1e-6)
+
+
+def test_a_run_resumed_within_a_second_is_read_in_order(tmp_path):
+    now = int(time.time())
+    for second in (now, now + 1):  # one of which it is still when the run goes on
+        (tmp_path / f"events.out.tfevents.{second}.~.9.0").touch()
+    Tracker(tmp_path, 1).close(success=True)
+    names = sorted(path.name for path in tmp_path.glob("events*"))
+    assert len(names) == 3
+    assert "~" not in names[-1]
 
 
 def test_flatten():
