@@ -33,7 +33,16 @@ ROWS = ROOT / "scripts" / "results.yaml"
 RECORDS = ROOT / "docs" / "results.json"
 PAGE = ROOT / "docs" / "results.md"
 
-HEADER = ("model", "test nats", "published", "difference", "seconds", "hardware", "command")
+HEADER = (
+    "model",
+    "test nats",
+    "bits/dim",
+    "published",
+    "difference",
+    "seconds",
+    "hardware",
+    "command",
+)
 
 
 def lookup(config: Mapping, key: str) -> object:
@@ -76,6 +85,7 @@ def record(run: RunDirectory) -> dict | None:
         "measure": metrics["measure"],
         "nats": metrics["test"]["nats"],
         "nats_ci95": metrics["test"]["nats_ci95"],
+        "bits_per_dim": metrics["test"]["bits_per_dim"],
         "valid_nats": metrics["valid"]["nats"],
         "parameters": metrics["parameters"],
         "seconds": round(metrics["seconds"], 1),
@@ -141,6 +151,7 @@ def result(row: Mapping, records: Sequence[Mapping]) -> dict | None:
     every = [item for one in runs for item in one]
     return {
         "nats": nats,
+        "bits_per_dim": statistics.fmean(item["bits_per_dim"] for item in every),
         "spread": spread,
         "seeds": seeds,
         "seconds": statistics.fmean(sum(item["seconds"] for item in one) for one in runs),
@@ -158,7 +169,7 @@ def cells(row: Mapping, records: Sequence[Mapping]) -> list[str]:
         published = f"{row['published']:.2f}{half} ({row['source']})"
     typed = f"`{command(row)}`"
     if found is None:
-        return [row["model"], "not run", published, "", "", "", typed]
+        return [row["model"], "not run", "", published, "", "", "", typed]
     several = len(found["seeds"]) > 1
     nats = f"{found['nats']:.2f} ± {found['spread']:.2f}"
     if several:
@@ -167,7 +178,8 @@ def cells(row: Mapping, records: Sequence[Mapping]) -> list[str]:
         nats = f"≤ {nats}"
     difference = f"{found['nats'] - row['published']:+.2f}" if "published" in row else ""
     seconds = f"{found['seconds']:,.0f}"
-    return [row["model"], nats, published, difference, seconds, found["hardware"], typed]
+    bits = f"{found['bits_per_dim']:.4f}"
+    return [row["model"], nats, bits, published, difference, seconds, found["hardware"], typed]
 
 
 def table(rows: Sequence[Mapping], records: Sequence[Mapping]) -> str:

@@ -51,7 +51,7 @@ def finished(folder: Path, *overrides: str, seed: int = 0, nats: float = 10.0, *
     """What a run leaves behind."""
     folder.mkdir(parents=True)
     environment = {"processor": "a CPU", "threads": 1, "torch": "2.15", "git_commit": "abc"}
-    half = {"nats": nats, "nats_ci95": 0.3}
+    half = {"nats": nats, "nats_ci95": 0.3, "bits_per_dim": nats / 8}
     metrics = {
         "overrides": [*overrides, "trainer.progress=false", f"out={folder}", f"seed={seed}"],
         "seed": seed, "data": "some-data", "measure": "probability", "test": half, "valid": half,
@@ -87,7 +87,7 @@ def test_every_row_is_a_row_of_an_experiment_that_exists(reproduce):
 def test_rows_without_runs_say_so(reproduce, page):
     reproduce.main(["tables"])
     assert [row[1] for row in lines(page)] == ["not run", "not run"]
-    assert lines(page)[0][2] == "10.50 (a paper)"
+    assert lines(page)[0][2:4] == ["", "10.50 (a paper)"]
     assert lines(page)[1][-1] == "`armodels train -m model=made data.fold=0,1`"
     assert "- folds: two folds" in page.read_text()
     assert page.read_text().startswith("# Results\n")
@@ -99,12 +99,13 @@ def test_one_seed_and_several(reproduce, page, tmp_path):
     finished(tmp_path / "runs/other", "experiment=nade_x", "optimizer.lr=1", nats=1.0)
     finished(tmp_path / "runs/failed", "experiment=nade_x", seed=5, nats=1.0, status="failed")
     reproduce.main(["collect", str(tmp_path / "runs")])
-    assert lines(page)[0][1:6] == [
-        "10.00 ± 0.30", "10.50 (a paper)", "-0.50", "12", "a CPU, 1 thread"
+    assert lines(page)[0][1:7] == [
+        "10.00 ± 0.30", "1.2500", "10.50 (a paper)", "-0.50", "12", "a CPU, 1 thread"
     ]  # fmt: skip
     finished(tmp_path / "runs/b", "experiment=nade_x", seed=1, nats=11.0)
     reproduce.main(["collect", str(tmp_path / "runs")])
     assert lines(page)[0][1] == f"10.50 ± {math.sqrt(0.5):.2f} (std of 2 seeds)"
+    assert lines(page)[0][2] == "1.3125"
     # The same seed again takes the place of the run before.
     finished(tmp_path / "again", "experiment=nade_x", nats=12.0)
     reproduce.main(["collect", str(tmp_path / "again")])
@@ -129,7 +130,7 @@ def test_a_mean_over_folds_needs_all_of_them(reproduce, page, tmp_path):
     reproduce.main(["collect", str(tmp_path / "runs")])
     # The half-width of the mean of two independent test sets; seconds are those of both.
     assert lines(page)[1][1] == f"8.50 ± {0.3 / math.sqrt(2):.2f}"
-    assert lines(page)[1][4] == "25"
+    assert lines(page)[1][5] == "25"
     assert reproduce.missing(()) == [["experiment=nade_x"]]
     assert reproduce.missing(("made",)) == []
 
