@@ -151,16 +151,22 @@ KILLED = ("train", *TINY, *EVERYTHING, "trainer.max_steps=120", "trainer.checkpo
           "samples.num=4")  # fmt: skip
 
 
+def begun(folder: Path, name: str, *args: str):
+    """A process that trains, from the moment that its run can be resumed."""
+    child = fork(folder, *args)
+    deadline = time.monotonic() + 60
+    while not (folder / name / "config.yaml").is_file():
+        assert time.monotonic() < deadline, (folder / "told").read_text()
+        time.sleep(0.001)
+    return child
+
+
 def kill_and_resume(folder: Path, name: str, delay: float, times: int = 1) -> int:
     """Kill at a moment, resume; how many of the processes were killed at work."""
     killed = 0
     args = (*KILLED, f"out={name}")
     for _ in range(times):
-        child = fork(folder, *args)
-        deadline = time.monotonic() + 60
-        while not (folder / name / "config.yaml").is_file():
-            assert time.monotonic() < deadline, (folder / "told").read_text()
-            time.sleep(0.001)
+        child = begun(folder, name, *args)
         time.sleep(delay)
         child.kill()
         child.join(60)
@@ -185,8 +191,10 @@ def test_kill_at_a_random_moment(tmp_path):
 
 @pytest.mark.slow
 def test_kill_at_twenty_moments(tmp_path):
+    child = begun(tmp_path, "whole", *KILLED, "out=whole")
     start = time.monotonic()
-    done(tmp_path, *KILLED, "out=whole")
+    child.join(60)
+    assert child.exitcode == 0
     span = time.monotonic() - start
     killed = 0
     for i in range(20):
