@@ -7,6 +7,7 @@ exact test nats (or a bound on them); ``--titles`` names them otherwise.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,10 +93,11 @@ def main(argv: Sequence[str]) -> None:
         if options.titles and len(options.titles) != len(options.runs):
             raise ValueError(f"{len(options.titles)} titles name {len(options.runs)} runs")
         picture = compose(titles[:1] + options.titles if options.titles else titles, grids)
-        picture.save(options.out, optimize=True)
-        if (size := options.out.stat().st_size) > LARGEST:
-            options.out.unlink()
+        file = io.BytesIO()
+        picture.save(file, "png", optimize=True)
+        if (size := len(file.getvalue())) > LARGEST:  # known before an older picture is replaced
             raise ValueError(f"{options.out} would take {size:,} bytes; draw fewer with --num")
+        options.out.write_bytes(file.getvalue())
     except (OSError, ValueError) as error:
         sys.exit(f"side_by_side: error: {error}")
     print(f"wrote {options.out} ({size:,} bytes)")

@@ -159,7 +159,7 @@ def test_a_section_without_markers_is_refused(reproduce, page):
         reproduce.main(["tables"])
 
 
-def test_samples_side_by_side(tmp_path):
+def test_samples_side_by_side(tmp_path, monkeypatch):
     script = load("side_by_side")
     done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=made")
     baseline = ("data=tiny", "model=independent", *QUICK)
@@ -185,3 +185,8 @@ def test_samples_side_by_side(tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"^side_by_side: error: .*{sentence}"):
             script.main([*argv, "--out", str(out)])
+    before = out.read_bytes()
+    monkeypatch.setattr(script, "LARGEST", 10)
+    with pytest.raises(SystemExit, match="a.png would take .* bytes; draw fewer with --num"):
+        script.main([made, "--out", str(out)])
+    assert out.read_bytes() == before
