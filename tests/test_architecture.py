@@ -31,7 +31,7 @@ ONLY = {
     "kernels": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"contexts", "spec"},
+    "data": {"contexts", "kernels", "spec"},
     "pictures": {"spec"},
     "density": {"networks.base", "heads", "orders", "spec"},
     "baselines": {"density", "networks.base", "heads", "orders", "spec"},

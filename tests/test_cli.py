@@ -123,6 +123,10 @@ BAD = {
         ("train", "trainer.batch_size=0"),
         "trainer.batch_size is 0; it must be at least 1",
     ),
+    "graphs of what is not compiled": (
+        ("train", *TINY, "trainer.cuda_graphs=true"),
+        "trainer.cuda_graphs=true replays compiled code: set trainer.compile=true",
+    ),
     "no-limit": (
         ("train", "trainer.max_epochs=null", "trainer.max_steps=null"),
         "set trainer.max_epochs, trainer.max_steps or trainer.max_minutes",

@@ -105,3 +105,17 @@ def test_memory_that_runs_out_is_said_in_one_sentence(tmp_path):
         tmp_path, "train", *TINY, "trainer.accelerator=cuda", "model.hidden_sizes=[400000,400000]"
     ).error
     assert told.startswith("out of memory; lower trainer.batch_size or raise trainer.accumulate")
+
+
+def test_cuda_graphs_change_nothing_but_speed(tmp_path):
+    """Also where an epoch ends in a smaller batch."""
+    options = [*TINY, "trainer.accelerator=cuda", "trainer.compile=true", "model.dropout=0.0"]
+    options += ["trainer.batch_size=7", "trainer.max_epochs=3", "trainer.ema=0.9"]
+    done(tmp_path, "train", *options, "out=compiled")
+    done(tmp_path, "train", *options, "trainer.cuda_graphs=true", "out=graphs")
+    weights = [
+        torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["model"]
+        for name in ("compiled", "graphs")
+    ]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-5)

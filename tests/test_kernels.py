@@ -10,7 +10,7 @@ from frequencies import p_value
 
 from armodels import heads, orders
 from armodels.density import AutoregressiveModel, draw_noise
-from armodels.kernels import compiled
+from armodels.kernels import binarize, compiled
 from armodels.kernels import nade as kernels
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
@@ -317,6 +317,18 @@ def test_nade_shares_its_weights_among_orders():
         total = m.log_prob(every).exp().sum()
         torch.testing.assert_close(total, torch.tensor(1.0), rtol=1e-12, atol=0)
     assert not torch.allclose(tiny.log_prob(every), other.log_prob(every))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (7, 1), (8,), (1023,), (1024,), (3, 1, 28, 28)])
+def test_fresh_bits_are_those_of_the_reference(shape):
+    g = torch.Generator().manual_seed(0)
+    grey = torch.randint(256, shape, dtype=torch.uint8, generator=g)
+    for seed in (0, 1, 2**63 - 2, 2**64 - 1):
+        bits = binarize.draw(grey, seed)
+        assert bits.dtype == torch.bool
+        assert torch.equal(bits, binarize.reference(grey, seed))
+    wide = torch.stack([grey, grey], -1)
+    assert torch.equal(binarize.draw(wide[..., 0], 3), binarize.draw(grey, 3))
 
 
 def test_chunks_cover_the_batch():

@@ -147,3 +147,16 @@ def test_refusals():
         LMConv(spec, 1, raster, kernel_size=2, dilations=[1])
     with pytest.raises(ValueError, match="dilations is .0.; give at least one, each 1 or more"):
         LMConv(spec, 1, raster, dilations=[0])
+
+
+@pytest.mark.parametrize("num_blocks", [4, 16])
+def test_gradients_of_deep_networks_start_moderate(num_blocks):
+    """Also at the place written first, which reads nothing but biases."""
+    spec = DataSpec("bits", "image", (1, 6, 6), 2, "probability")
+    torch.manual_seed(0)
+    order = orders.make("s_curve", spec.shape)
+    net = LMConv(spec, 1, order, num_blocks=num_blocks, num_channels=32, dilations=[1, 2])
+    x = torch.zeros(4, 1, 6, 6, dtype=torch.uint8)
+    net(x).sum(1).mean().backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])
+    assert norm < 1000

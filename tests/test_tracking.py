@@ -135,7 +135,7 @@ def test_a_resumed_run_has_no_zigzag(number, tmp_path):
     args = ("train", *TINY, "data.dynamic=true", "trainer.max_steps=16", "trainer.log_every=1",
             "trainer.eval_every=0.5", "samples.num=2")  # fmt: skip
     # The checkpoint of the last evaluation is older than the last points of the curve.
-    name = f"{number.name} 5"  # while it draws for step 15
+    name = f"{number.name} 3"  # while it draws for step 15
     child = fork(tmp_path, *args, "out=run", TINY_SIGNAL=name)
     child.join(60)
     assert child.exitcode != 0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from armodels import contexts as derived
+from armodels.kernels import binarize as kernels
 from armodels.spec import ContextSpec, DataSpec
 
 TRAIN_SEED = 0
@@ -229,29 +230,13 @@ def split_rows(num_rows: int, sizes: Sequence[int], seed: int) -> list[np.ndarra
 def binarize(grey: Tensor, generator: torch.Generator) -> Tensor:
     """Draw each pixel from Bernoulli(grey / 255), on its device: uint8 -> uint8 of 0 and 1."""
     if grey.device.type == "cpu":
-        noise = _below_255(grey.numel(), generator).view(grey.shape)
-    else:
-        noise = torch.randint(
-            255, grey.shape, dtype=torch.uint8, generator=generator, device=grey.device
-        )
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))
+        return kernels.draw(grey, seed).view(torch.uint8)
+    noise = torch.randint(
+        255, grey.shape, dtype=torch.uint8, generator=generator, device=grey.device
+    )
     # Of the 255 equally likely integers, exactly `grey` lie below it: no rounding at all.
     return (noise < grey).view(torch.uint8)
-
-
-def _below_255(num: int, generator: torch.Generator) -> Tensor:
-    """Equally likely integers from 0 to 254, (num,) uint8, on the CPU.
-
-    Eight come from one draw of 64 bits: ``randint`` draws once for each. A draw that holds a 255
-    is thrown away, which leaves the other values equally likely.
-    """
-    num_draws = -(-num // 8)
-    draws = torch.empty(num_draws + num_draws // 20 + 64, dtype=torch.int64)
-    draws = draws.random_(-(2**63), None, generator=generator).numpy()
-    holds_255 = (draws.view(np.uint8) == 255).view(np.int64)  # eight at a time
-    kept = torch.from_numpy(draws[holds_255 == 0].view(np.uint8)[:num])
-    if len(kept) == num:  # as good as always: of the draws, 3 % hold a 255
-        return kept
-    return torch.cat([kept, _below_255(num - len(kept), generator)])
 
 
 def binarize_frozen(grey: Tensor, seed: int) -> Tensor:

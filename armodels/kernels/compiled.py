@@ -511,3 +511,50 @@ def made_walk(
                     units[t, s * num_features + value] = 1
                 else:
                     units[t, s] = value * scale + shift
+
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_AGAIN = np.uint64(0xD1342543DE82EF95)
+_WORDS = 128  # of random bits drawn at a time: they stay in the cache
+
+
+@_compile
+def _mix(state):
+    """SplitMix64's output function (Steele, Lea & Flood, 2014): uint64 -> uint64."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+@_compile
+def _holds_255(word):
+    """Not 0 where one of a word's eight bytes is 255: a zero of its complement."""
+    return (~word - np.uint64(0x0101010101010101)) & word & np.uint64(0x8080808080808080)
+
+
+@_compile
+def binarize(grey, seed, out):
+    """See ``kernels.binarize.reference``.
+
+    Args:
+        grey: (N,) uint8.
+        seed: uint64.
+        out: (N,) bool, written here.
+    """
+    words = np.empty(_WORDS, np.uint64)
+    noise = words.view(np.uint8)
+    for start in range(0, len(grey), len(noise)):
+        n = min(len(noise), len(grey) - start)
+        # Each word follows from its place alone, so that several are made at once.
+        first = seed + np.uint64(start // 8) * _GAMMA
+        found = np.uint64(0)
+        for i in range(_WORDS):
+            words[i] = _mix(first + np.uint64(i) * _GAMMA)
+            found |= _holds_255(words[i])
+        if found:
+            for i in range(_WORDS):
+                while _holds_255(words[i]):
+                    words[i] = _mix(words[i] + _AGAIN)
+        part, bits = grey[start : start + n], out[start : start + n]
+        for i in range(n):
+            bits[i] = noise[i] < part[i]

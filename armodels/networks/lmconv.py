@@ -86,7 +86,9 @@ class LocalConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         self.bias = self.tap_bias = None
         if bias:
-            self.bias = nn.Parameter(torch.zeros(len(self.weight)))
+            # Not zeros: the place written first sees nothing else; normalizing zeros multiplies
+            # its gradient by hundreds at every layer.
+            self.bias = nn.Parameter(torch.empty(len(self.weight)).uniform_(-bound, bound))
             self.tap_bias = nn.Parameter(torch.zeros(len(self.weight), taps))
 
     def masked_weight(self, groups: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def placed(rows: Tensor, device: torch.device) -> Tensor:
     return rows.to(device)
 
 
-BLOCK_VALUES, BLOCK_STEPS = 2**20, 5
+BLOCK_VALUES, BLOCK_STEPS = 2**22, 20
 """Fresh values are drawn for so many steps at once, as far as they are no more than so many."""
 
 # What a stream is for; the first number of its key.
@@ -92,6 +92,7 @@ class Settings:
     devices: int
     precision: str
     compile: bool
+    cuda_graphs: bool
     threads: int | None
     progress: bool
 
@@ -114,6 +115,10 @@ class Settings:
         for name in ("eval_every", "max_grad_norm"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"trainer.{name} is {value}; it must be positive")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError(
+                "trainer.cuda_graphs=true replays compiled code: set trainer.compile=true"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"trainer.ema is {self.ema}; it must lie between 0 and 1")
 
@@ -527,7 +532,11 @@ class Trainer:
             self._finish_clock()
             self.save_last()
             return
-        net = torch.compile(self.model) if settings.compile else self.model
+        net = self.model
+        if settings.compile:
+            # A graph is of one shape: the smaller batch that ends an epoch gets its own.
+            graphs = {"mode": "reduce-overhead", "dynamic": False} if settings.cuda_graphs else {}
+            net = torch.compile(net, **graphs)
         net, self.optimizer = fabric.setup(net, self.optimizer)
         if not self.directory.checkpoint("last").is_file():
             self.save_last()
