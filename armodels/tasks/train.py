@@ -66,7 +66,7 @@ def placed(rows: Tensor, device: torch.device) -> Tensor:
     return rows.to(device)
 
 
-BLOCK_VALUES, BLOCK_STEPS = 2**22, 20
+BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
 """Fresh values are drawn for so many steps at once, as far as they are no more than so many."""
 
 # What a stream is for; the first number of its key.
