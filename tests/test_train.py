@@ -498,11 +498,12 @@ def test_two_processes_are_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_compile_changes_nothing_but_speed(tmp_path):
+@pytest.mark.parametrize("graphs", ["false", "true"])  # of CUDA: here they change nothing
+def test_compile_changes_nothing_but_speed(tmp_path, graphs):
     args = ("train", *TINY, "trainer.max_steps=4", "trainer.ema=0.9")
     done(tmp_path, *args, "out=plain")
-    graphs = "trainer.cuda_graphs=true"  # on a GPU; here they change nothing
-    done(tmp_path, *args, "trainer.compile=true", graphs, "out=compiled")
+    options = ("trainer.compile=true", f"trainer.cuda_graphs={graphs}")
+    done(tmp_path, *args, *options, "out=compiled")
     a, b = checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "compiled")
     assert a["model"].keys() == b["model"].keys()
     assert a["ema"].keys() == b["ema"].keys()
