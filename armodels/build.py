@@ -1,7 +1,6 @@
 """From configs to objects: no config passes beyond this file and the tasks."""
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 
 from armodels import contexts, orders
 from armodels.data.base import Source
-from armodels.density import AutoregressiveModel, DensityModel, OrderMixture
+from armodels.density import AutoregressiveModel, DensityModel
 from armodels.heads import Head
 from armodels.networks.base import Network
 from armodels.schedules import Schedule
@@ -78,8 +77,7 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     if num_orders < 1:
         raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
     made_head = head(head_config, spec)
-    make = functools.partial(orders.make, name, spec.shape, joint=made_head.joint)
-    order = make(seed=order_seed)
+    order = orders.make(name, spec.shape, joint=made_head.joint, seed=order_seed)
     net = instantiate(config, spec, made_head.num_params, order, context=context)
     if resample_orders and net.any_order:
         raise ValueError(
@@ -95,8 +93,36 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
         one.with_order(order)  # refuses at once a network that follows one order only
     if num_orders == 1:
         return one
-    seeds = range(order_seed, order_seed + num_orders)
-    return OrderMixture(one, [(make(seed=seed), seed) for seed in seeds])
+    return one.mixture(name, range(order_seed, order_seed + num_orders))
+
+
+def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> DensityModel:
+    """A trained model as a mixture over more or fewer orders than it was built with.
+
+    Args:
+        model: Built from ``config``, with its weights.
+        config: A ``model`` config.
+        num_orders: Orders of the mixture; the first of them are those of the config.
+
+    Raises:
+        ValueError: It follows no order, or it was not trained for so many.
+    """
+    if num_orders < 1:
+        raise ValueError(f"eval.num_orders is {num_orders}; it must be at least 1")
+    if "order" not in config:
+        name = type(model).__name__
+        raise ValueError(f"model {name} follows no order; leave eval.num_orders at null")
+    trained = config["num_orders"]
+    if num_orders == trained:
+        return model
+    if num_orders > trained and not model.any_order:
+        raise ValueError(
+            f"eval.num_orders is {num_orders}, but the model was trained on {trained} "
+            f"{'order' if trained == 1 else 'orders'} alone; ask for no more, or train it for all "
+            f"orders (model=deep_nade, or model.resample_orders=true)"
+        )
+    first = config["order_seed"]
+    return model.mixture(config["order"], range(first, first + num_orders))
 
 
 def located(config: Mapping) -> dict:

@@ -242,7 +242,12 @@ def check_weights(name: str) -> None:
 
 
 def restore(
-    path: str | Path, *, checkpoint: str = "best", weights: str = "ema", device: str = "cpu"
+    path: str | Path,
+    *,
+    checkpoint: str = "best",
+    weights: str = "ema",
+    device: str = "cpu",
+    num_orders: int | None = None,
 ) -> Restored:
     """Rebuild the model of a run from its checkpoint alone.
 
@@ -251,6 +256,7 @@ def restore(
         checkpoint: ``best`` or ``last``, where ``path`` is a directory.
         weights: ``ema`` (raw where the run kept no average) or ``raw``.
         device: Where the model goes.
+        num_orders: Orders of the mixture that it becomes; None: as it was trained.
     """
     check_weights(weights)
     file = find_checkpoint(path, checkpoint)
@@ -264,17 +270,20 @@ def restore(
     average = state["ema"] if weights == "ema" else None
     if average:
         model.load_state_dict(average, strict=False)
+    if num_orders is not None:
+        model = build.over_orders(model, state["config"]["model"], num_orders)
     model.eval().requires_grad_(False).to(device)
     used = "ema" if average else "raw"
     return Restored(model, state["config"], spec, used, state["step"], file)
 
 
 def from_config(config: Mapping) -> Restored:
-    """The model that a verb's config asks for, by run, checkpoint, eval.weights and device."""
+    """The model that a verb's config asks for, by run, checkpoint, eval and device."""
     return restore(
         config["run"],
         checkpoint=config["checkpoint"],
         weights=config["eval"]["weights"],
+        num_orders=config["eval"].get("num_orders"),  # of verbs that report a likelihood
         device=pick_device(config["device"]),
     )
 

@@ -1,5 +1,9 @@
 """DeepNADE and ConvNADE against loops written by hand, and what build.py makes of orders."""
 
+import csv
+import json
+import statistics
+
 import pytest
 import torch
 from cases import BITS, CASES, CATEGORICAL, LABEL, RGB, RGB_BITS, Case, conv_nade, logistics
@@ -127,6 +131,47 @@ def test_the_chosen_order_keeps_the_connectivity():
     assert not torch.equal(net.with_order(net.order, seed=4).mask_0, net.mask_0)
 
 
+DEEP = made(_target_="armodels.networks.deep_nade.DeepNADE")
+
+
+@pytest.mark.parametrize("built", [1, 2])
+@pytest.mark.parametrize("config", [DEEP, made(resample_orders=True, connectivity="random")])
+@pytest.mark.usefixtures("_no_grad")
+def test_a_model_for_all_orders_is_a_mixture_of_as_many_as_asked_for(config, built):
+    config = config | {"num_orders": built, "order_seed": 3}
+    model = build.model(config, NO_HEAD, BITS).double()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)
+    x = CASES["made"].events(4)
+    whole = build.model(config | {"num_orders": 5}, NO_HEAD, BITS).double()
+    for weight, value in zip(whole.parameters(), model.parameters(), strict=True):
+        weight.copy_(value)
+    joint = torch.stack([whole.component(i).log_prob(x) for i in range(5)])
+    assert joint.std(0).min() > 0
+    assert build.over_orders(model, config, built) is model
+    for n in {1, 2, 5} - {built}:
+        found = build.over_orders(model, config, n).log_prob(x)
+        expected = joint[:n].exp().mean(0).log()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_model_of_some_orders_is_no_mixture_of_others():
+    config = made(num_orders=2)
+    model = build.model(config, NO_HEAD, BITS)
+    assert len(build.over_orders(model, config, 1).orders) == 1
+    assert build.over_orders(model, config, 2) is model
+    with refuses(
+        "eval.num_orders is 3, but the model was trained on 2 orders alone; ask for no more, or "
+        "train it for all orders (model=deep_nade, or model.resample_orders=true)"
+    ):
+        build.over_orders(model, config, 3)
+    with refuses("eval.num_orders is 0; it must be at least 1"):
+        build.over_orders(model, config, 0)
+    uniform = {"_target_": "armodels.baselines.Uniform"}
+    with refuses("model Uniform follows no order; leave eval.num_orders at null"):
+        build.over_orders(build.model(uniform, NO_HEAD, BITS), uniform, 2)
+
+
 def test_runs_saved_before_the_key_was_there_still_load():
     config = made()
     del config["resample_orders"]
@@ -177,3 +222,19 @@ def test_complete_says_that_the_order_was_chosen(tmp_path):
     told = done(tmp_path, "complete", "run", "known=bottom", "num=2", "device=cpu")
     assert "method exact: every answer is a draw from p(unknown | known), under the order" in told
     assert "(the known part first)" in told
+
+
+def test_eval_over_more_orders_than_were_trained(tmp_path):
+    done(tmp_path, "train", *QUICK, "model=deep_nade", "data=tiny", "data.num_train=100",
+         "out=run", "model.num_orders=2", "trainer.max_steps=2", "samples.num=0")  # fmt: skip
+    trained = json.loads((tmp_path / "run/metrics.json").read_text())["test"]["nats"]
+    found = {}
+    for n in ("null", 2, 9):
+        done(tmp_path, "eval", "run", f"eval.num_orders={n}", "device=cpu", f"out={n}.json")
+        found[n] = json.loads((tmp_path / f"{n}.json").read_text())["nats"]
+    assert found["null"] == found[2] == pytest.approx(trained, rel=1e-6)
+    assert abs(found[9] - trained) > 1e-4
+    done(tmp_path, "score", "run", "eval.num_orders=9", "device=cpu", "out=scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        scores = [float(row["nats"]) for row in csv.DictReader(file)]
+    assert statistics.fmean(scores) == pytest.approx(found[9], rel=1e-6)

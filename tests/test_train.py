@@ -560,3 +560,24 @@ def test_em_shows_its_bar_as_training_does(progress, tmp_path, monkeypatch):
     args = ("data=tiny", "data.levels=2", *QUICK[1:], f"trainer.progress={progress}")
     done(tmp_path, "train", *model, *args, "out=run")
     assert shown == [progress]
+
+
+# Speed
+
+
+def test_denormals_are_zero_while_weights_move_and_at_no_other_time(tmp_path, monkeypatch):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot flush denormals")
+    seen, step = [], Trainer._step
+
+    def tiny() -> float:
+        return (torch.tensor([1e-40]) * 0.9).view(torch.int32).item()
+
+    def watched(trainer, net):
+        seen.append(tiny())
+        step(trainer, net)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    done(tmp_path, "train", *TINY, "trainer.max_steps=3", "out=run")
+    assert seen == [0, 0, 0]
+    assert tiny() != 0

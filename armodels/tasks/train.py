@@ -56,6 +56,20 @@ def seed_draws(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 count as zero inside the block.
+
+    Adam's averages fade by a tenth a step, so those of a pixel that is seldom on soon hold
+    nothing but such numbers, with which a CPU is thirty times slower.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def placed(rows: Tensor, device: torch.device) -> Tensor:
     """Rows on the device if they leave half of its free memory free, else where they are.
 
@@ -550,7 +564,7 @@ class Trainer:
             unit="step",
             disable=not (settings.progress and fabric.is_global_zero),
         )
-        with bar, self._signals():
+        with bar, self._signals(), flushed_denormals():
             while not self._over():
                 self.model.train()
                 self._step(net)
