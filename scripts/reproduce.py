@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 
 from armodels.run import RunDirectory
-from armodels.tasks.compare import find_runs, summarize, what_was_trained
+from armodels.tasks.compare import find_runs, what_was_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "scripts" / "results.yaml"
@@ -146,13 +146,13 @@ def result(row: Mapping, records: Sequence[Mapping]) -> dict | None:
     runs = [[found[seed] for found in by_part] for seed in seeds]
     values = [statistics.fmean(item["nats"] for item in one) for one in runs]
     # Parts have test sets of their own: variances of the means add up.
-    half = math.sqrt(sum(item["nats_ci95"] ** 2 for item in runs[0])) / len(parts)
-    nats, spread = summarize(values, half)
+    halves = [math.sqrt(sum(item["nats_ci95"] ** 2 for item in one)) / len(parts) for one in runs]
     every = [item for one in runs for item in one]
     return {
-        "nats": nats,
+        "nats": statistics.fmean(values),
+        "nats_ci95": statistics.fmean(halves),
+        "std": statistics.stdev(values) if len(seeds) > 1 else None,
         "bits_per_dim": statistics.fmean(item["bits_per_dim"] for item in every),
-        "spread": spread,
         "seeds": seeds,
         "seconds": statistics.fmean(sum(item["seconds"] for item in one) for one in runs),
         "hardware": " / ".join(sorted({item["hardware"] for item in every})),
@@ -170,10 +170,9 @@ def cells(row: Mapping, records: Sequence[Mapping]) -> list[str]:
     typed = f"`{command(row)}`"
     if found is None:
         return [row["model"], "not run", "", published, "", "", "", typed]
-    several = len(found["seeds"]) > 1
-    nats = f"{found['nats']:.2f} ± {found['spread']:.2f}"
-    if several:
-        nats += f" (std of {len(found['seeds'])} seeds)"
+    nats = f"{found['nats']:.2f} ± {found['nats_ci95']:.2f}"
+    if found["std"] is not None:
+        nats += f" ({len(found['seeds'])} seeds, std {found['std']:.2f})"
     if found["measures"] == {"bound"}:
         nats = f"≤ {nats}"
     difference = f"{found['nats'] - row['published']:+.2f}" if "published" in row else ""

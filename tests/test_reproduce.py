@@ -47,14 +47,14 @@ def page(reproduce, tmp_path, monkeypatch):
     return tmp_path / "results.md"
 
 
-def finished(folder: Path, *overrides: str, seed: int = 0, nats: float = 10.0, **status):
+def finished(folder: Path, *overrides, seed=0, nats=10.0, half=0.3, **status):
     """What a run leaves behind."""
     folder.mkdir(parents=True)
     environment = {"processor": "a CPU", "threads": 1, "torch": "2.15", "git_commit": "abc"}
-    half = {"nats": nats, "nats_ci95": 0.3, "bits_per_dim": nats / 8}
+    split = {"nats": nats, "nats_ci95": half, "bits_per_dim": nats / 8}
     metrics = {
         "overrides": [*overrides, "trainer.progress=false", f"out={folder}", f"seed={seed}"],
-        "seed": seed, "data": "some-data", "measure": "probability", "test": half, "valid": half,
+        "seed": seed, "data": "some-data", "measure": "probability", "test": split, "valid": split,
         "parameters": 7, "seconds": 12.3, "environment": environment,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -102,9 +102,9 @@ def test_one_seed_and_several(reproduce, page, tmp_path):
     assert lines(page)[0][1:7] == [
         "10.00 ± 0.30", "1.2500", "10.50 (a paper)", "-0.50", "12", "a CPU, 1 thread"
     ]  # fmt: skip
-    finished(tmp_path / "runs/b", "experiment=nade_x", seed=1, nats=11.0)
+    finished(tmp_path / "runs/b", "experiment=nade_x", seed=1, nats=11.0, half=0.5)
     reproduce.main(["collect", str(tmp_path / "runs")])
-    assert lines(page)[0][1] == f"10.50 ± {math.sqrt(0.5):.2f} (std of 2 seeds)"
+    assert lines(page)[0][1] == f"10.50 ± 0.40 (2 seeds, std {math.sqrt(0.5):.2f})"
     assert lines(page)[0][2] == "1.3125"
     # The same seed again takes the place of the run before.
     finished(tmp_path / "again", "experiment=nade_x", nats=12.0)
