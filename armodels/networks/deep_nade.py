@@ -161,7 +161,9 @@ class DeepNADE(AnyOrderNetwork):
         num_steps = inputs.shape[1]
         earlier = inputs.new_ones(num_steps, num_steps).tril(-1)  # (c, c): [j, i] where i < j
         seen = (inputs[:, None] * earlier[..., None]).flatten(2)  # (B, c, c K E)
-        h = F.linear(seen, weight.flatten(0, 1).T) + earlier @ mask_weight + total[:, None]
+        h = F.linear(seen, weight.flatten(0, 1).T)
+        h += earlier @ mask_weight  # in place: fresh memory for each sum costs as much as a layer
+        h += total[:, None]
         h = self._upper(h, biases)  # (B, c, H')
         params = torch.einsum("bch,cph->bcp", h, output)
         total = total + F.linear(inputs.flatten(1), weight.flatten(0, 1).T) + mask_weight.sum(0)
