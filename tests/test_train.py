@@ -20,6 +20,7 @@ from armodels import baselines, build
 from armodels.run import RunDirectory, load_checkpoint, load_model
 from armodels.schedules import Constant, Cosine, Exponential
 from armodels.tasks import train
+from armodels.tasks.evaluate import evaluate
 from armodels.tasks.train import Settings, Trainer
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
@@ -368,6 +369,30 @@ def test_average_of_the_weights(tmp_path):
         assert f"({name} weights, step 3)" in told
         report = json.loads((tmp_path / "r.json").read_text())
         assert report["nats"] == pytest.approx(numbers["test"]["nats"], rel=1e-12)
+
+
+def test_valid_is_evaluated_once_for_each_checkpoint(tmp_path, monkeypatch):
+    evaluated = []
+
+    def watched(*args, name, **options):
+        evaluated.append(name)
+        return evaluate(*args, name=name, **options)
+
+    monkeypatch.setattr(train, "evaluate", watched)
+    args = ("trainer.ema=0.7", "trainer.max_epochs=2")
+    done(tmp_path, "train", *TINY, *args, "out=run")
+    assert evaluated == ["valid", "valid", "test"]
+    found = metrics(tmp_path / "run")
+    assert found["valid"] == checkpoint(tmp_path / "run", "best")["state"]["valid"]
+    # Other weights than those that were evaluated then: anew.
+    evaluated.clear()
+    done(tmp_path, "train", "resume=run", "eval.weights=raw")
+    assert evaluated == ["valid", "test"]
+    raw = metrics(tmp_path / "run")
+    assert raw["valid"]["nats"] != found["valid"]["nats"]
+    done(tmp_path, "eval", "run", "split=valid", "eval.weights=raw", "device=cpu", "out=r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["nats"] == pytest.approx(raw["valid"]["nats"], rel=1e-6)
 
 
 def test_early_stopping(tmp_path):
