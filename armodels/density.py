@@ -251,7 +251,7 @@ def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]
     num_known = torch.randint(num_steps, (batch_size, 1), device=device)
     order = torch.rand(batch_size, num_steps, device=device).argsort(1)
     first = torch.arange(num_steps, device=device) < num_known
-    # Sorting takes a third of a small network's step: once, not once more for the ranks.
+    # Sorting is a good part of a small network's step: once, not once more for the ranks.
     known = torch.empty_like(first).scatter_(1, order, first)
     return known, known.logical_not() * (num_steps / (num_steps - num_known))
 

@@ -231,7 +231,10 @@ def test_eval_over_more_orders_than_were_trained(tmp_path):
     found = {}
     for n in ("null", 2, 9):
         done(tmp_path, "eval", "run", f"eval.num_orders={n}", "device=cpu", f"out={n}.json")
-        found[n] = json.loads((tmp_path / f"{n}.json").read_text())["nats"]
+        report = json.loads((tmp_path / f"{n}.json").read_text())
+        orders = 2 if n == "null" else n
+        assert report["model"].startswith(f"mixture of {orders} orders of DeepNADE")
+        found[n] = report["nats"]
     assert found["null"] == found[2] == pytest.approx(trained, rel=1e-6)
     assert abs(found[9] - trained) > 1e-4
     done(tmp_path, "score", "run", "eval.num_orders=9", "device=cpu", "out=scores.csv")

@@ -162,7 +162,7 @@ class DeepNADE(AnyOrderNetwork):
         earlier = inputs.new_ones(num_steps, num_steps).tril(-1)  # (c, c): [j, i] where i < j
         seen = (inputs[:, None] * earlier[..., None]).flatten(2)  # (B, c, c K E)
         h = F.linear(seen, weight.flatten(0, 1).T)
-        h += earlier @ mask_weight  # in place: fresh memory for each sum costs as much as a layer
+        h += earlier @ mask_weight  # in place: no fresh memory for each sum
         h += total[:, None]
         h = self._upper(h, biases)  # (B, c, H')
         params = torch.einsum("bch,cph->bcp", h, output)

@@ -197,6 +197,7 @@ def main(config: Mapping) -> None:
     report = {
         "data": spec.given(restored.model.context),
         "trained_on": restored.spec.name,
+        "model": restored.model.description,
         "split": config["split"],
         "measure": measure,
         "num_dims": spec.num_dims,
@@ -208,6 +209,7 @@ def main(config: Mapping) -> None:
     log.info(
         "data   %s (D = %d, levels %s, %s)", report["data"], spec.num_dims, spec.levels, measure
     )
+    log.info("model  %s", report["model"])
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
     log.info(describe(config["split"], report))
     if config["out"]:

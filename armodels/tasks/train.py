@@ -61,7 +61,7 @@ def flushed_denormals() -> Iterator[None]:
     """Numbers below 1e-38 count as zero inside the block.
 
     Adam's averages fade by a tenth a step, so those of a pixel that is seldom on soon hold
-    nothing but such numbers, with which a CPU is thirty times slower.
+    nothing but such numbers, with which a CPU is far slower.
     """
     torch.set_flush_denormal(True)
     try:
