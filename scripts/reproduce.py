@@ -8,7 +8,8 @@
 scripts/results.yaml says which rows there are and what was published; docs/results.json holds the
 records. A row is one command; several values (``data.fold=0,1,2``) make its number the mean over
 them. A run belongs to a row when it was given the same overrides; of two runs with the same seed
-the later collected counts.
+the later collected counts. A row with ``eval`` is what `armodels eval` says of the test split with
+these overrides, of a run whose directory keeps its report as eval*.json.
 """
 
 import argparse
@@ -89,12 +90,43 @@ def record(run: RunDirectory) -> dict | None:
         "valid_nats": metrics["valid"]["nats"],
         "parameters": metrics["parameters"],
         "seconds": round(metrics["seconds"], 1),
-        "hardware": f"{environment['processor']}, {environment['threads']} threads".replace(
-            ", 1 threads", ", 1 thread"
-        ),
+        "hardware": hardware(environment),
         "torch": environment["torch"],
         "commit": environment["git_commit"],
     }
+
+
+def evaluations(run: RunDirectory, trained: Mapping) -> list[dict]:
+    """What is kept of the reports of `armodels eval` on test in the directory of a run.
+
+    Args:
+        run: Where eval*.json lie.
+        trained: The record of the run itself.
+    """
+    found = []
+    for path in sorted(run.path.glob("eval*.json")):
+        report = json.loads(path.read_text())
+        given = [item for item in arguments(report["overrides"]) if item.startswith("eval.")]
+        if (report["split"], report["data"]) == ("test", trained["data"]):
+            found.append(
+                trained
+                | {
+                    "arguments": sorted([*trained["arguments"], *given]),
+                    "nats": report["nats"],
+                    "nats_ci95": report["nats_ci95"],
+                    "bits_per_dim": report["bits_per_dim"],
+                    "seconds": round(trained["seconds"] + report["seconds"], 1),
+                    "hardware": hardware(report["environment"]),
+                    "commit": report["environment"]["git_commit"],
+                }
+            )
+    return found
+
+
+def hardware(environment: Mapping) -> str:
+    """What a run or an evaluation ran on."""
+    threads = environment["threads"]
+    return f"{environment['processor']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def identity(item: Mapping) -> tuple:
@@ -110,7 +142,10 @@ def read_records() -> list[dict]:
 def collect(folders: Sequence[str]) -> int:
     """Add the finished runs below the folders to the records; how many there were."""
     kept = {identity(item): item for item in read_records()}
-    found = [item for run in find_runs(folders) if (item := record(run)) is not None]
+    found = []
+    for run in find_runs(folders):
+        own = record(run)
+        found += [own, *evaluations(run, own)] if own is not None else []
     kept |= {identity(item): item for item in found}
     ordered = sorted(
         kept.values(), key=lambda item: (item["data"], identity(item)[:-1], item["seed"])
@@ -129,14 +164,20 @@ def wanted(row: Mapping) -> list[list[str]]:
     return [sorted(part) for part in itertools.product(*split)]
 
 
+def evaluated(row: Mapping) -> list[str]:
+    """Arguments of `armodels eval`, of a row that is not what the run itself reported."""
+    return shlex.split(row.get("eval", ""))
+
+
 def command(row: Mapping) -> str:
     """What to type for the row."""
-    return f"armodels train {'-m ' if len(wanted(row)) > 1 else ''}{row['run']}"
+    typed = f"armodels train {'-m ' if len(wanted(row)) > 1 else ''}{row['run']}"
+    return typed + (f" && armodels eval run=... {row['eval']}" if "eval" in row else "")
 
 
 def result(row: Mapping, records: Sequence[Mapping]) -> dict | None:
     """The number of a row, or None unless some seed has all of its runs."""
-    parts = wanted(row)
+    parts = [sorted([*part, *evaluated(row)]) for part in wanted(row)]
     by_part = [
         {item["seed"]: item for item in records if item["arguments"] == part} for part in parts
     ]
@@ -215,28 +256,43 @@ def tables() -> None:
     PAGE.write_text(fill(PAGE.read_text(), read_sections(), read_records()))
 
 
-def missing(words: Sequence[str]) -> list[list[str]]:
-    """Arguments of the runs without a record, of rows that hold one of the words."""
+def missing(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """Arguments of train and of eval that have no record, of rows that hold one of the words."""
     done = [item["arguments"] for item in read_records()]
     found = []
     for section, rows in read_sections().items():
         for row in rows:
-            if not words or any(word in f"{section} {row['run']}" for word in words):
-                found += [part for part in wanted(row) if part not in done and part not in found]
+            if words and not any(word in f"{section} {row['run']}" for word in words):
+                continue
+            for part in wanted(row):
+                pair = part, evaluated(row)
+                if sorted([*part, *evaluated(row)]) not in done and pair not in found:
+                    found.append(pair)
     return found
 
 
 def train(words: Sequence[str]) -> None:
-    """Train what is missing, one run after the other; each is recorded when it ends."""
-    for part in missing(words):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part))
-        folder = ROOT / "outputs" / "reproduce" / name
-        print("armodels train", *part, flush=True)
-        subprocess.run(
-            [sys.executable, "-m", "armodels", "train", *part, f"out={folder}"], check=True
-        )
+    """Train and evaluate what is missing, one after the other; each is recorded when it ends."""
+    for part, evaluation in missing(words):
+        folder = ROOT / "outputs" / "reproduce" / file_name(part)
+        if not (folder / "metrics.json").is_file():
+            armodels("train", *part, f"out={folder}")
+        if evaluation:
+            report = folder / f"eval-{file_name(evaluation)}.json"
+            armodels("eval", f"run={folder}", *evaluation, f"out={report}")
         collect([str(folder)])
         tables()
+
+
+def file_name(arguments: Sequence[str]) -> str:
+    """Arguments in letters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(arguments))
+
+
+def armodels(*arguments: str) -> None:
+    """Run a verb and show which."""
+    print("armodels", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", "armodels", *arguments], check=True)
 
 
 def main(argv: Sequence[str]) -> None:

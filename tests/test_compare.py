@@ -135,6 +135,10 @@ def test_eval_and_score_agree_with_the_report(folder):
     for key, value in number(run, "test").items():
         assert report[key] == pytest.approx(value, rel=1e-6)
     assert f"{report['nats']:.4f}" in told
+    assert report["overrides"][1:] == ["device=cpu", "out=eval.json"]
+    assert report["seconds"] > 0
+    trained = json.loads((folder / run / "metrics.json").read_text())["environment"]
+    assert report["environment"]["processor"] == trained["processor"]
     done(folder, "score", "all/made-1", "device=cpu", "out=scores.csv")
     with open(folder / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))

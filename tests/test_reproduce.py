@@ -76,7 +76,8 @@ def test_the_published_tables_are_what_the_records_give(reproduce):
 def test_every_row_is_a_row_of_an_experiment_that_exists(reproduce):
     for rows in reproduce.read_sections().values():
         for row in rows:
-            assert set(row) <= {"model", "run", "published", "published_ci95", "source", "note"}
+            known = {"model", "run", "eval", "published", "published_ci95", "source", "note"}
+            assert set(row) <= known
             assert ("published" in row) == ("source" in row)
             chosen = dict(item.split("=", 1) for item in row["run"].split())
             group = "experiment" if "experiment" in chosen else "model"
@@ -131,7 +132,7 @@ def test_a_mean_over_folds_needs_all_of_them(reproduce, page, tmp_path):
     # The half-width of the mean of two independent test sets; seconds are those of both.
     assert lines(page)[1][1] == f"8.50 ± {0.3 / math.sqrt(2):.2f}"
     assert lines(page)[1][5] == "25"
-    assert reproduce.missing(()) == [["experiment=nade_x"]]
+    assert reproduce.missing(()) == [(["experiment=nade_x"], [])]
     assert reproduce.missing(("made",)) == []
 
 
@@ -151,6 +152,51 @@ def test_run_trains_what_is_missing(reproduce, page, tmp_path, monkeypatch):
     assert [row[1] for row in lines(page)] == ["not run", f"8.50 ± {0.3 / math.sqrt(2):.2f}"]
     reproduce.main(["run"])
     assert asked[1:] == [["experiment=nade_x"]]
+
+
+def evaluated(folder: Path, *overrides, split="test", data="some-data", nats=8.0):
+    """What armodels eval leaves in the directory of a run."""
+    report = {
+        "split": split, "data": data, "nats": nats, "nats_ci95": 0.2, "bits_per_dim": nats / 8,
+        "seconds": 5.0, "overrides": [f"run={folder}", *overrides, "eval.batch_size=7"],
+        "environment": {"processor": "a CPU", "threads": 2, "git_commit": "def"},
+    }  # fmt: skip
+    (folder / f"eval-{split}-{data}.json").write_text(json.dumps(report))
+
+
+def test_a_row_of_eval_reads_its_report_and_leaves_the_run_alone(
+    reproduce, page, tmp_path, monkeypatch
+):
+    with open(tmp_path / "results.yaml", "a") as file:
+        file.write("  - {model: many, run: experiment=nade_x, eval: eval.num_orders=128}\n")
+    finished(tmp_path / "runs/a", "experiment=nade_x")
+    evaluated(tmp_path / "runs/a", "eval.num_orders=128", split="valid", nats=1.0)
+    evaluated(tmp_path / "runs/a", "eval.num_orders=128", data="other", nats=1.0)
+    reproduce.main(["collect", str(tmp_path / "runs")])
+    assert [row[1] for row in lines(page)] == ["10.00 ± 0.30", "not run", "not run"]
+    pair = (["experiment=nade_x"], ["eval.num_orders=128"])
+    assert reproduce.missing(("nade",)) == [pair]
+    asked = []
+
+    def run(command, check):
+        verb, *given, out = command[3:]
+        asked.append((verb, given[-1]))
+        out = Path(out.removeprefix("out="))
+        if verb == "train":
+            finished(out, *given, nats=9.0)
+        else:
+            evaluated(out.parent, *given[1:])
+
+    monkeypatch.setattr(reproduce.subprocess, "run", run)
+    reproduce.main(["run", "nade"])
+    assert asked == [("train", "experiment=nade_x"), ("eval", "eval.num_orders=128")]
+    assert [row[1] for row in lines(page)] == ["9.00 ± 0.30", "not run", "8.00 ± 0.20"]
+    # Training and evaluation together, on what the evaluation ran.
+    assert lines(page)[2][4:] == [
+        "", "17", "a CPU, 2 threads",
+        "`armodels train experiment=nade_x && armodels eval run=... eval.num_orders=128`",
+    ]  # fmt: skip
+    assert reproduce.missing(("nade",)) == []
 
 
 def test_a_section_without_markers_is_refused(reproduce, page):

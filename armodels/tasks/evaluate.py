@@ -1,6 +1,7 @@
 """armodels eval: the exact likelihood of a split, and the sums that every number comes from."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from logging import getLogger
@@ -185,6 +186,7 @@ def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
     restored = run.from_config(config)
     spec, x, context = load_split(restored, config.get("data"), config["split"])
+    started = time.monotonic()
     result = evaluate(
         restored.model,
         x,
@@ -205,6 +207,9 @@ def main(config: Mapping) -> None:
         "weights": restored.weights,
         "checkpoint": str(restored.path),
         **result.report(spec),
+        "seconds": time.monotonic() - started,
+        "overrides": config["overrides"],
+        "environment": run.environment(),
     }
     log.info(
         "data   %s (D = %d, levels %s, %s)", report["data"], spec.num_dims, spec.levels, measure
