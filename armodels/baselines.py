@@ -274,11 +274,43 @@ def _log_normal(z: Tensor, std: Tensor) -> Tensor:
     return -0.5 * z * z - std.log() - 0.5 * math.log(2 * math.pi)
 
 
-class MixtureOfProducts(Baseline):
-    """What mixtures of Bernoullis and of categoricals share: EM over products of levels.
+@final
+class MixtureOfCategoricals(Baseline):
+    """Mixture of products of categoricals: p(x) = sum_k w[k] prod{ p(x[d] | k) : d = 1..D }.
 
-    A product is written by its natural parameters, the log-odds of levels 1 .. L-1 against level
-    0, so that two levels take one logit each and no more.
+    On two levels it is the mixture of Bernoullis, with one logit a value; on more, latent class
+    analysis. A product is written by its natural parameters, the log-odds of levels 1 .. L-1
+    against level 0.
+
+    Fitted by EM, smoothed: each component sees, beside the training examples, ``smoothing`` more
+    at the mean of the data. A pixel that is always 0 in a component's few examples then keeps the
+    small probability that it has in all of them, which is worth more nats on unseen data than a
+    smoothing towards one half. Every iteration raises the penalized likelihood.
+
+    Accepts: vector, image, sequence with levels. Completion: exact.
+
+    Args:
+        spec: What a datum is.
+        num_components: M.
+        smoothing: Examples at the mean of the data, added to each component.
+        max_iter: Iterations of EM at most.
+        tolerance: EM stops once an iteration gains less than this, nats per example.
+        seed: Of the training examples that the components start from.
+
+    Shapes:
+        x: (B, *event), levels 0 .. L-1.
+
+    Raises:
+        ValueError: The data has real values, or an argument is out of its range.
+
+    References:
+        The mixture baseline of The Neural Autoregressive Distribution Estimator
+        (Larochelle & Murray, 2011) https://proceedings.mlr.press/v15/larochelle11a.html
+        Exploratory latent structure analysis using both identifiable and unidentifiable models
+        (Goodman, 1974) https://doi.org/10.1093/biomet/61.2.215
+
+    Differs from the paper: EM is smoothed; on binarized MNIST with 500 components ours has 125.4
+    nats, where the first paper has 137.64.
     """
 
     def __init__(
@@ -292,7 +324,11 @@ class MixtureOfProducts(Baseline):
         seed: int = 0,
     ):
         super().__init__(spec)
-        self._require_levels()
+        if spec.levels is None:
+            raise ValueError(
+                f"model MixtureOfCategoricals needs data with levels, but {spec.name} has real "
+                f"values; use model=gmm"
+            )
         self._count("num_components", num_components)
         self._count("max_iter", max_iter)
         if not smoothing > 0:
@@ -306,10 +342,6 @@ class MixtureOfProducts(Baseline):
         self.seed = seed
         self._register("log_weights", num_components)
         self._register("logits", num_components, spec.num_dims * (spec.levels - 1))
-
-    @abstractmethod
-    def _require_levels(self) -> None:
-        """Refuse data without the levels that the model is for."""
 
     def _fit(self, x, progress):
         num_components = len(self.log_weights)
@@ -363,84 +395,6 @@ class MixtureOfProducts(Baseline):
         noise = draw_noise((*x.shape, 1), generator, x.device)
         logits = F.pad(_by_level(self.logits, self.spec.levels), (1, 0))  # (M, D, L)
         return Categorical(self.spec).sample(logits[index], noise, temperature)[..., 0], None
-
-
-@final
-class MixtureOfBernoullis(MixtureOfProducts):
-    """Mixture of products of Bernoullis: p(x) = sum_k w[k] prod{ p(x[d] | k) : d = 1..D }.
-
-    Fitted by EM, smoothed: each component sees, beside the training examples, ``smoothing`` more
-    at the mean of the data. A pixel that is always 0 in a component's few examples then keeps the
-    small probability that it has in all of them, which is worth more nats on unseen data than a
-    smoothing towards one half. Every iteration raises the penalized likelihood.
-
-    Accepts: vector, image, sequence of 2 levels. Completion: exact.
-
-    Args:
-        spec: What a datum is.
-        num_components: M.
-        smoothing: Examples at the mean of the data, added to each component.
-        max_iter: Iterations of EM at most.
-        tolerance: EM stops once an iteration gains less than this, nats per example.
-        seed: Of the training examples that the components start from.
-
-    Shapes:
-        x: (B, *event), 0 or 1.
-
-    References:
-        The mixture baseline of The Neural Autoregressive Distribution Estimator
-        (Larochelle & Murray, 2011) https://proceedings.mlr.press/v15/larochelle11a.html
-
-    Differs from the paper: its EM is not described; smoothed, ours has 125.41 nats on binarized
-    MNIST with 500 components, where the paper has 137.64.
-    """
-
-    def _require_levels(self):
-        levels = self.spec.levels
-        if levels != 2:
-            kind, other = (
-                ("real values", "gmm")
-                if levels is None
-                else (f"{levels} levels", "mixture_of_categoricals")
-            )
-            raise ValueError(
-                f"model MixtureOfBernoullis needs data of 2 levels, but {self.spec.name} has "
-                f"{kind}; binarize the data (such as data.levels=2) or use model={other}"
-            )
-
-
-@final
-class MixtureOfCategoricals(MixtureOfProducts):
-    """Mixture of products of categoricals, for any number of levels: latent class analysis.
-
-    Fitted by the smoothed EM of the mixture of Bernoullis, which it is on two levels.
-
-    Accepts: vector, image, sequence with levels. Completion: exact.
-
-    Args:
-        spec: What a datum is.
-        num_components: M.
-        smoothing: Examples at the mean of the data, added to each component.
-        max_iter: Iterations of EM at most.
-        tolerance: EM stops once an iteration gains less than this, nats per example.
-        seed: Of the training examples that the components start from.
-
-    Shapes:
-        x: (B, *event), levels 0 .. L-1.
-
-    References:
-        Exploratory latent structure analysis using both identifiable and unidentifiable models
-        (Goodman, 1974) https://doi.org/10.1093/biomet/61.2.215
-
-    Differs from the paper: EM is smoothed towards the mean of the data.
-    """
-
-    def _require_levels(self):
-        if self.spec.levels is None:
-            raise ValueError(
-                f"model MixtureOfCategoricals needs data with levels, but {self.spec.name} has "
-                f"real values; use model=gmm"
-            )
 
 
 def _parts(x: Tensor, levels: int) -> tuple[Tensor, ...]:

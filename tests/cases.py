@@ -16,7 +16,6 @@ from armodels.baselines import (
     GMM,
     Histogram,
     Independent,
-    MixtureOfBernoullis,
     MixtureOfCategoricals,
     Uniform,
 )
@@ -458,7 +457,7 @@ CASES: dict[str, Case] = {
     "independent": fitted(LEVELS, Independent),
     "independent-rgb": fitted(RGB, Independent),
     "independent-real": fitted(PLANE, Independent),
-    "bernoullis": fitted(BITS, MixtureOfBernoullis, num_components=3),
+    "bernoullis": fitted(BITS, MixtureOfCategoricals, num_components=3),
     "categoricals": fitted(LEVELS, MixtureOfCategoricals, num_components=3),
     "gmm": fitted(PLANE, GMM, num_components=2),
     "gmm-space": fitted(SPACE, GMM, num_components=2, covariance_type="tied"),

@@ -17,7 +17,6 @@ from armodels.baselines import (
     GMM,
     Histogram,
     Independent,
-    MixtureOfBernoullis,
     MixtureOfCategoricals,
     Uniform,
 )
@@ -54,11 +53,11 @@ CASES = {
     "independent-levels": lambda: (Independent(make_spec((3,), 5)), correlated(300, 3, 5)),
     "independent-real": lambda: (Independent(make_spec((3,), None)), correlated(300, 3)),
     "mob": lambda: (
-        MixtureOfBernoullis(make_spec((2, 1, 3), 2, "image"), num_components=3, smoothing=0.5),
+        MixtureOfCategoricals(make_spec((2, 1, 3), 2, "image"), num_components=3, smoothing=0.5),
         correlated(300, 6, 2),
     ),
     "mob-1d": lambda: (
-        MixtureOfBernoullis(make_spec((1,), 2), num_components=1),
+        MixtureOfCategoricals(make_spec((1,), 2), num_components=1),
         correlated(40, 1, 2),
     ),
     "moc": lambda: (
@@ -277,7 +276,7 @@ def test_uniform_data_gives_eight_bits():
 
 
 def test_mixture_of_bernoullis_by_hand():
-    model = MixtureOfBernoullis(make_spec((2,), 2), num_components=2)
+    model = MixtureOfCategoricals(make_spec((2,), 2), num_components=2)
     w, p = torch.tensor([0.3, 0.7]), torch.tensor([[0.2, 0.9], [0.6, 0.5]])
     model.load_state_dict(
         {"fitted": torch.tensor(True), "log_weights": w.log(), "logits": p.logit()}
@@ -299,7 +298,7 @@ def test_em_raises_the_penalized_likelihood():
         objectives.append(objective)
         log_weights, logits = weights.log(), probs.logit()
     assert (np.diff(objectives) > 0).all()
-    model = MixtureOfBernoullis(make_spec((6,), 2), num_components=4)
+    model = MixtureOfCategoricals(make_spec((6,), 2), num_components=4)
     state = {"fitted": torch.tensor(True), "log_weights": log_weights, "logits": logits}
     model.load_state_dict(state)
     *_, objective = baselines._em_step(x, log_weights, logits, mean, 2.0)
@@ -316,7 +315,7 @@ def test_em_smooths_towards_the_data():
     assert weights.tolist() == [1]
     torch.testing.assert_close(probs[0], (x.double().sum(0) + 5 * mean) / 305)
     # ``initialize`` smooths towards the mean of the data, itself smoothed by one of each.
-    model = fit(MixtureOfBernoullis(make_spec((6,), 2), num_components=1, smoothing=5.0), x)
+    model = fit(MixtureOfCategoricals(make_spec((6,), 2), num_components=1, smoothing=5.0), x)
     mean = (x.double().sum(0) + 1) / 302
     expected = (x.double().sum(0) + 5 * mean) / 305
     torch.testing.assert_close(model.logits[0].sigmoid(), expected)
@@ -332,16 +331,6 @@ def test_categoricals_by_hand():
     log_prob = model.log_prob(torch.tensor([[1, 2], [0, 0]]))
     expected = [0.3 * 0.5 * 0.8 + 0.7 * 0.3 * 0.4, 0.3 * 0.2 * 0.1 + 0.7 * 0.6 * 0.3]
     torch.testing.assert_close(log_prob.exp(), torch.tensor(expected, dtype=torch.double))
-
-
-def test_categoricals_of_two_levels_are_bernoullis():
-    x = correlated(300, 6, 2)
-    spec = make_spec((6,), 2)
-    one, other = (
-        fit(kind(spec, num_components=3, seed=4), x)
-        for kind in (MixtureOfBernoullis, MixtureOfCategoricals)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
 
 
 def test_em_of_categoricals_by_responsibilities():
@@ -371,7 +360,7 @@ def test_em_keeps_a_constant_level_possible_in_single_precision():
     x = torch.full((5000, 2), 1, dtype=torch.uint8)
     x[:, 1] = torch.arange(5000) % 3 != 0
     spec = make_spec((2,), 2)
-    model = fit(MixtureOfBernoullis(spec, num_components=5, smoothing=1e-3), x)
+    model = fit(MixtureOfCategoricals(spec, num_components=5, smoothing=1e-3), x)
     events = enumerate_events(spec)
     assert torch.isfinite(model.log_prob(events)).all()
     assert model.log_prob(events).logsumexp(0).item() == pytest.approx(0, abs=1e-9)
@@ -475,7 +464,7 @@ def test_a_joint_histogram_knows_what_depends_on_what():
 @pytest.mark.parametrize("seed", [0, 1, 2])  # also starts from two equal examples
 def test_em_finds_two_prototypes(seed):
     x = torch.tensor([[0, 0, 0, 0]] * 75 + [[1, 1, 1, 1]] * 25, dtype=torch.uint8)
-    model = MixtureOfBernoullis(make_spec((4,), 2), num_components=2, smoothing=0.01, seed=seed)
+    model = MixtureOfCategoricals(make_spec((4,), 2), num_components=2, smoothing=0.01, seed=seed)
     fit(model, x)
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
     assert -model.log_prob(x).mean().item() == pytest.approx(entropy, abs=0.01)
@@ -713,12 +702,6 @@ def test_fit_is_reproducible():
 def refusals():
     binary, levels, real = make_spec((2,), 2), make_spec((64,), 17), make_spec((2,), None)
     yield (
-        lambda: MixtureOfBernoullis(levels),
-        r"needs data of 2 levels, but tiny has 17 levels; binarize the data \(such as "
-        r"data.levels=2\) or use model=mixture_of_categoricals$",
-    )
-    yield lambda: MixtureOfBernoullis(real), "but tiny has real values; .* or use model=gmm$"
-    yield (
         lambda: MixtureOfCategoricals(real),
         "needs data with levels, but tiny has real values; use model=gmm$",
     )
@@ -734,9 +717,9 @@ def refusals():
         lambda: Histogram(make_spec((11,), None), joint=True),
         r"takes 34\^11 cells, the two tails included, more than",
     )
-    yield lambda: MixtureOfBernoullis(binary, smoothing=0), "smoothing is 0; it must be more"
-    yield lambda: MixtureOfBernoullis(binary, num_components=0), "num_components .* is 0"
-    yield lambda: MixtureOfBernoullis(binary, max_iter=0), "max_iter .* is 0"
+    yield lambda: MixtureOfCategoricals(binary, smoothing=0), "smoothing is 0; it must be more"
+    yield lambda: MixtureOfCategoricals(binary, num_components=0), "num_components .* is 0"
+    yield lambda: MixtureOfCategoricals(binary, max_iter=0), "max_iter .* is 0"
     yield lambda: Independent(binary, smoothing=-1), "smoothing is -1; it must be 0 or more"
     yield lambda: GMM(real, num_components=0), "num_components .* is 0; use 1 or more"
     yield lambda: GMM(real, max_iter=0), "max_iter .* is 0"
@@ -749,8 +732,8 @@ def refusals():
         yield lambda kind=kind: fit(kind(real), constant), "dimension 1 of data 'tiny' is constant"
     yield lambda: fit(GMM(real), correlated(5, 2)), "5 training examples for the 10 components"
     yield (
-        lambda: fit(MixtureOfBernoullis(binary), correlated(5, 2, 2)),
-        "5 training examples for the 100 components of model MixtureOfBernoullis",
+        lambda: fit(MixtureOfCategoricals(binary), correlated(5, 2, 2)),
+        "5 training examples for the 100 components of model MixtureOfCategoricals",
     )
     yield lambda: Independent(binary).initialize([]), "has no training examples"
     yield lambda: fit(Independent(binary), correlated(5, 2, 4)), "has levels 0..1, got values"
@@ -817,6 +800,6 @@ def test_binarized_mnist(data_root):
     spec = make_spec((1, 28, 28), 2, "image")
     independent = fit(Independent(spec), train)
     assert -independent.log_prob(test).mean().item() == pytest.approx(205.79, abs=6e-3)
-    mixture = fit(MixtureOfBernoullis(spec, num_components=10), train)
+    mixture = fit(MixtureOfCategoricals(spec, num_components=10), train)
     # 168.95 with 10 components in the NADE paper.
     assert -mixture.log_prob(test).mean().item() < 168.95

@@ -167,9 +167,9 @@ BAD = {
         "use a model that takes it, such as model=made",
     ),
     "model-for-levels": (
-        ("train", "model=mixture_of_bernoullis", "data=digits"),
-        "model MixtureOfBernoullis needs data of 2 levels, but digits has 17 levels; "
-        "binarize the data (such as data.levels=2) or use model=mixture_of_categoricals",
+        ("train", "model=mixture_of_categoricals", "data=red_wine"),
+        "model MixtureOfCategoricals needs data with levels, but red_wine-fold0 has real values; "
+        "use model=gmm",
     ),
     "nan": (
         ("train", *TINY, "data.kind=vector", "data.shape=[2]", "data.levels=null",

@@ -39,7 +39,6 @@ SMALL = {
     "gmm": {"num_components": 2},
     "lmconv": {"num_blocks": 1, "num_channels": 4},
     "made": {"hidden_sizes": [4]},
-    "mixture_of_bernoullis": {"num_components": 2},
     "mixture_of_categoricals": {"num_components": 2},
     "mog_ar": {"hidden_sizes": [4]},
     "nade": {"hidden_size": 4},
@@ -52,8 +51,7 @@ SMALL = {
 """Sizes for tests; test_config.py trains every model as it ships."""
 
 BASELINES = {
-    "gmm", "histogram", "independent", "mixture_of_bernoullis", "mixture_of_categoricals",
-    "uniform",
+    "gmm", "histogram", "independent", "mixture_of_categoricals", "uniform",
 }  # fmt: skip
 """Fitted without a step of training."""
 
@@ -81,16 +79,6 @@ for _kind, (_name, _, _levels) in KINDS.items():
         REFUSED["mixture_of_categoricals", _kind] = (
             f"model MixtureOfCategoricals needs data with levels, but tiny-{_name} has real "
             f"values; use model=gmm"
-        )
-        REFUSED["mixture_of_bernoullis", _kind] = (
-            f"model MixtureOfBernoullis needs data of 2 levels, but tiny-{_name} has real "
-            f"values; binarize the data (such as data.levels=2) or use model=gmm"
-        )
-    elif _levels > 2:
-        REFUSED["mixture_of_bernoullis", _kind] = (
-            f"model MixtureOfBernoullis needs data of 2 levels, but tiny-{_name} has {_levels} "
-            f"levels; binarize the data (such as data.levels=2) or use "
-            f"model=mixture_of_categoricals"
         )
 
 PAIRS = [(model, kind) for model in MODELS for kind in KINDS]

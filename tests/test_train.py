@@ -581,7 +581,7 @@ def test_em_shows_its_bar_as_training_does(progress, tmp_path, monkeypatch):
         return tqdm(*args, disable=True, **options)
 
     monkeypatch.setattr(baselines, "tqdm", bar)
-    model = ("model=mixture_of_bernoullis", "model.num_components=2")
+    model = ("model=mixture_of_categoricals", "model.num_components=2")
     args = ("data=tiny", "data.levels=2", *QUICK[1:], f"trainer.progress={progress}")
     done(tmp_path, "train", *model, *args, "out=run")
     assert shown == [progress]
