@@ -18,7 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels.density import Completion, DensityModel, as_mask, draw_noise, one_thread
+from armodels.density import (
+    IMPOSSIBLE,
+    Completion,
+    DensityModel,
+    as_mask,
+    check_draw,
+    draw_noise,
+    one_thread,
+)
 from armodels.heads import Categorical, pick
 from armodels.spec import DataSpec
 
@@ -76,14 +84,16 @@ class Baseline(DensityModel):
             particles, or None where the draw is exact.
         """
 
+    def _require_possible(self, x: Tensor, known: Tensor) -> None:
+        """Raise ValueError where known values have probability 0; here none have."""
+        return
+
     def _register(self, name: str, *shape: int) -> None:
         # Double: a fit is solved once, and must not lose digits to the dtype of training.
         self.register_buffer(name, torch.zeros(shape, dtype=torch.double))
 
-    def _require_ready(self, temperature: float = 1.0) -> None:
+    def _require_ready(self) -> None:
         name = type(self).__name__
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; it must be 0 or more")
         if not self.fitted:
             raise RuntimeError(
                 f"model {name} is not fitted; call initialize(batches) or load a checkpoint first"
@@ -130,8 +140,9 @@ class Baseline(DensityModel):
         self, n, *, context=None, temperature=1.0, generator=None, progress=False
     ):
         """Fill in everything."""
+        check_draw(temperature, n)
         self.check_context(context, n)
-        self._require_ready(temperature)
+        self._require_ready()
         device = self.fitted.device
         x = torch.zeros(n, self.spec.num_dims, dtype=self.spec.dtype, device=device)
         known = torch.zeros_like(x, dtype=torch.bool)
@@ -153,16 +164,17 @@ class Baseline(DensityModel):
         progress=False,
     ):
         """Any part given any other."""
+        check_draw(temperature)
         self.check_context(context, len(x))
-        self._require_ready(temperature)
+        self._require_ready()
         if num_particles < 1:
             raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
         mask = as_mask(observed, x)
         given = x.masked_fill(~mask, 0)
         self.spec.check(given)
-        values, weights = self._fill(
-            given.flatten(1), mask.flatten(1), num_particles, temperature, generator, progress
-        )
+        flat, known = given.flatten(1), mask.flatten(1)
+        self._require_possible(flat, known)
+        values, weights = self._fill(flat, known, num_particles, temperature, generator, progress)
         values = torch.where(mask, x, values.view_as(x).to(x.dtype))
         if weights is None:
             return Completion(values, "exact", torch.ones(len(x), device=x.device), 1)
@@ -179,6 +191,10 @@ class SeparateValues(Baseline):
 
     def _flat_log_prob(self, x):
         return self._value_log_prob(x).sum(1)
+
+    def _require_possible(self, x, known):
+        if (self._value_log_prob(x).isneginf() & known).any():
+            raise ValueError(IMPOSSIBLE)
 
     def log_prob_map(self, x, context=None):
         """Earlier values say nothing here."""
@@ -657,6 +673,10 @@ class Histogram(SeparateValues):
         cells = self._cells(x)
         return self.log_mass[self._flat(cells)] + self._within(x, cells).sum(1)
 
+    def _require_possible(self, x, known):
+        if not self.joint:  # jointly it depends on what else is known: the draw finds out
+            super()._require_possible(x, known)
+
     def log_prob_map(self, x, context=None):
         """Of separate bins; a joint cell has no shares."""
         return None if self.joint else super().log_prob_map(x, context)
@@ -697,7 +717,7 @@ class Histogram(SeparateValues):
             rows = (group == i).nonzero()[:, 0]
             rest = logits[tuple(int(c) if c >= 0 else slice(None) for c in key)]
             if not torch.isfinite(rest.max()):
-                raise ValueError("the observed values have probability 0 under the model")
+                raise ValueError(IMPOSSIBLE)
             if temperature == 0:
                 index = rest.argmax().expand(len(rows))
             else:

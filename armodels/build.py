@@ -49,8 +49,11 @@ def source(config: Mapping) -> Source:
     return instantiate(config)
 
 
-def head(config: Mapping, spec: DataSpec) -> Head:
-    """The head of a ``head`` config."""
+def head(config: Mapping, spec: DataSpec, net: type[Network]) -> Head:
+    """The head of a ``head`` config; how many components, if it does not say, the network does."""
+    unsaid = "num_components" in config and config["num_components"] is None
+    if unsaid and spec.levels is None:
+        config = {**config, "num_components": net.num_components}
     return instantiate(config, spec)
 
 
@@ -76,7 +79,7 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     context = contexts.find(spec, config.pop("context"))
     if num_orders < 1:
         raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
-    made_head = head(head_config, spec)
+    made_head = head(head_config, spec, target)
     order = orders.make(name, spec.shape, joint=made_head.joint, seed=order_seed)
     net = instantiate(config, spec, made_head.num_params, order, context=context)
     if resample_orders and net.any_order:

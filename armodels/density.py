@@ -5,6 +5,7 @@ Shapes: B batch, S steps, K values per step, P parameters per step, N particles.
 
 import contextlib
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from armodels import orders
 from armodels.heads import Head
 from armodels.networks.base import Network
 from armodels.spec import ContextSpec, DataSpec
+
+IMPOSSIBLE = "the observed values have probability 0 under the model"
+"""Why there is nothing to complete."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,13 @@ class DensityModel(nn.Module, ABC):
     @final
     def check_context(self, context: Tensor | None, batch_size: int) -> None:
         """Raise ValueError unless ``context`` is what the model is conditioned on."""
+        self._require_context(context)
+        if context is not None:
+            self.context.check(context, batch_size)
+
+    @final
+    def _require_context(self, context: Tensor | None) -> None:
+        """Raise ValueError where a context lacks or is one too many; its values are not read."""
         if self.context is None:
             if context is not None:
                 raise ValueError(
@@ -99,8 +110,6 @@ class DensityModel(nn.Module, ABC):
                 f"{self.description} is conditioned on {self.context.name}: "
                 f"give one for each event"
             )
-        else:
-            self.context.check(context, batch_size)
 
     @abstractmethod
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -157,7 +166,10 @@ class DensityModel(nn.Module, ABC):
     @final
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The objective in train mode, else log_prob: what DDP, compile and autocast see."""
-        return self.objective(x, context) if self.training else self.log_prob(x, context)
+        if not self.training:
+            return self.log_prob(x, context)
+        self._require_context(context)  # without a look at values: a step must not wait for them
+        return self.objective(x, context)
 
     def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Hook before training: closed-form fits, EM, output biases from the data.
@@ -169,6 +181,14 @@ class DensityModel(nn.Module, ABC):
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         """Log-probability of each value given those before it, (B, *event), where defined."""
         return None
+
+
+def check_draw(temperature: float, n: int = 0) -> None:
+    """Raise ValueError unless ``n`` events can be drawn at this temperature."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be finite and 0 or more")
+    if n < 0:
+        raise ValueError(f"{n} samples cannot be drawn; ask for 0 or more")
 
 
 def as_mask(observed: Tensor, x: Tensor) -> Tensor:
@@ -229,7 +249,7 @@ def resample(
         ValueError: All particles of an event have weight zero.
     """
     if not torch.isfinite(log_weights.amax(1)).all():
-        raise ValueError("the observed values have probability 0 under the model")
+        raise ValueError(IMPOSSIBLE)
     weights = log_weights.double().softmax(1)
     uniform = draw_noise((len(x), 1), generator, x.device)
     cdf = weights.cumsum(1)
@@ -254,6 +274,11 @@ def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]
     # Sorting is a good part of a small network's step: once, not once more for the ranks.
     known = torch.empty_like(first).scatter_(1, order, first)
     return known, known.logical_not() * (num_steps / (num_steps - num_known))
+
+
+def _precise(params: Tensor) -> Tensor:
+    """Parameters as a head reads them: half precision cannot tell log-probabilities apart."""
+    return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
 
 
 @final
@@ -287,11 +312,24 @@ class AutoregressiveModel(DensityModel):
         return view.train(self.training)
 
     def mixture(self, name: str, seeds: Iterable[int]) -> "OrderMixture":
-        """The uniform mixture under several orders of a kind (see ``orders.make``)."""
+        """The uniform mixture under several orders of a kind (see ``orders.make``).
+
+        Raises:
+            ValueError: Some would be the same distribution: there are not so many orders.
+        """
         make = functools.partial(
             orders.make, name, self.spec.shape, joint=self.net.order.shape[1] > 1
         )
-        return OrderMixture(self, [(make(seed=seed), seed) for seed in seeds])
+        made = [(make(seed=seed), seed) for seed in seeds]
+        different = {order.numpy().tobytes() for order, _ in made}
+        # Random ones may coincide where there are few; the others repeat themselves.
+        if name != "random" and len(different) < len(made) and not self.net.random_connectivity:
+            raise ValueError(
+                f"num_orders is {len(made)}, but of {len(different)} different "
+                f"{'order' if len(different) == 1 else 'orders'} called {name}; "
+                f"use num_orders={len(different)}, or model.order=random"
+            )
+        return OrderMixture(self, made)
 
     @property
     def any_order(self) -> bool:
@@ -316,18 +354,19 @@ class AutoregressiveModel(DensityModel):
         return x.view(-1, *self.spec.shape)
 
     def _head_log_prob(self, params: Tensor, values: Tensor) -> Tensor:
-        # Heads compute in at least float32: half precision cannot tell log-probabilities apart.
         with torch.autocast(params.device.type, enabled=False):
-            if params.dtype in (torch.bfloat16, torch.float16):
-                params = params.float()
-            return self.head.log_prob(params, values)
+            return self.head.log_prob(_precise(params), values)
 
     def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(values of step s | earlier steps), nats: (B, *event) -> (B, S)."""
+        self.check_context(context, len(x))
+        return self._conditional_log_prob(x, context)
+
+    def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._head_log_prob(self.net(x, context), self._to_steps(x))
 
     def _log_prob(self, x, context):
-        return self.conditional_log_prob(x, context).sum(1)
+        return self._conditional_log_prob(x, context).sum(1)
 
     def objective(self, x, context=None):
         """log_prob; of a model for all orders an unbiased estimate of its mean over them."""
@@ -394,6 +433,7 @@ class AutoregressiveModel(DensityModel):
         steps = range(self.net.num_steps)
         for s in tqdm(steps, desc="sampling", unit="step", delay=1, disable=not progress):
             params, cache = kind.step(self.net, values, s, cache)
+            params = _precise(params)  # or draws would follow another distribution than log_prob
             values = self.head.sample(params, noise[:, s], temperature)
             if given is not None:
                 values = torch.where(given[1][:, s, None], given[0][:, s], values)
@@ -421,8 +461,7 @@ class AutoregressiveModel(DensityModel):
         ``noise`` (n, S, num_noise) replaces the generator; ``naive`` walks by whole forward
         passes, which gives the same samples, slowly.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; it must be 0 or more")
+        check_draw(temperature, n)
         self.check_context(context, n)
         if noise is None:
             shape = (n, self.net.num_steps, self.head.num_noise)
@@ -538,8 +577,11 @@ def _complete(
     Every model contributes its particles; as their weights are the models' probabilities of the
     known values, resampling also draws the model from its posterior.
     """
+    check_draw(temperature)
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
+    if len(x) == 0:
+        return Completion(x, "exact", x.new_zeros(0, dtype=torch.double), 1)
     parts = [
         model.particles(
             x,
@@ -631,6 +673,7 @@ class OrderMixture(DensityModel):
         self, n, *, context=None, temperature=1.0, generator=None, progress=False
     ):
         """Each event is drawn under an order chosen at random."""
+        check_draw(temperature, n)
         self.check_context(context, n)
         device = self.model.net.order.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()

@@ -310,8 +310,22 @@ class DiscretizedLogisticMixture(Head):
         return parts.flatten(1)
 
 
-def auto(spec: DataSpec) -> Head:
-    """2 levels: Bernoulli; more levels: Categorical; real values: GaussianMixture."""
+def auto(spec: DataSpec, *, num_components: int | None = None) -> Head:
+    """2 levels: Bernoulli; more levels: Categorical; real values: GaussianMixture.
+
+    Args:
+        spec: What a datum is.
+        num_components: Of the mixture; None: as many as it has by default.
+
+    Raises:
+        ValueError: A number of components is named, and there is no mixture.
+    """
     if spec.levels is None:
-        return GaussianMixture(spec)
+        keys = {} if num_components is None else {"num_components": num_components}
+        return GaussianMixture(spec, **keys)
+    if num_components is not None:
+        raise ValueError(
+            f"num_components is {num_components}, but head=auto takes a mixture for real values "
+            f"alone and {spec.name} has levels; leave it at null, or name a head"
+        )
     return Bernoulli(spec) if spec.levels == 2 else Categorical(spec)

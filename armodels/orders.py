@@ -13,6 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUM_SEEDS = 2**32
+"""Of NumPy's frozen random streams, 0 .. NUM_SEEDS - 1."""
+
+
+def require_seed(**seeds: int) -> None:
+    """Raise ValueError unless each seeds a frozen random stream; names are what the user wrote."""
+    for name, seed in seeds.items():
+        if not 0 <= seed < NUM_SEEDS:
+            raise ValueError(f"{name} is {seed}; it must be from 0 to {NUM_SEEDS - 1}")
+
 
 def _raster(height: int, width: int, seed: int) -> np.ndarray:
     return np.arange(height * width)
@@ -122,8 +132,9 @@ def make(name: str, shape: tuple[int, ...], *, joint: bool = False, seed: int = 
         (S, K) int64 table; every flat index stands in it exactly once.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or the seed is out of range.
     """
+    require_seed(order_seed=seed)
     if name not in ORDERS:
         raise ValueError(f"order {name!r} is unknown; choose from {', '.join(ORDERS)}")
     channels, height, width = shape if len(shape) == 3 else (1, 1, shape[0])

@@ -112,6 +112,16 @@ def test_orders_that_are_resampled_are_new_for_each_batch():
     assert model.train()(x).item() in drawn
 
 
+@pytest.mark.usefixtures("_no_grad")
+def test_random_connectivity_of_many_layers_has_seeds_enough():
+    config = made(resample_orders=True, connectivity="random", hidden_sizes=[5] * 4)
+    model, x = build.model(config, NO_HEAD, BITS), CASES["made"].events(1)
+    torch.manual_seed(0)
+    assert all(model.train()(x).isfinite().all() for _ in range(20))
+    masks = [model.net.with_order(model.net.order, seed=2**31 - i).mask_1 for i in (1, 2)]
+    assert not torch.equal(*masks)
+
+
 def test_one_order_with_several_connectivities_is_a_mixture():
     config = made(order="raster", connectivity="random", num_orders=4)
     mixture = build.model(config, NO_HEAD, BITS).double()

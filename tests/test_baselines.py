@@ -461,6 +461,26 @@ def test_a_joint_histogram_knows_what_depends_on_what():
         strict.complete(torch.ones_like(x), known)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        Independent(make_spec((2,), 3), smoothing=0.0),
+        Histogram(make_spec((2,), 3), smoothing=0.0),
+        Uniform(make_spec((2,), None), margin=0.5),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_completion_refuses_known_values_of_probability_0(model):
+    fit(model, torch.tensor([[1, 1], [2, 2]], dtype=model.spec.dtype))
+    x = torch.tensor([[1, 0], [2, 0]], dtype=model.spec.dtype)
+    done = model.complete(x, torch.tensor([True, False]))  # what is not known does not count
+    assert torch.equal(done.values[:, 0], x[:, 0])
+    assert (done.values[:, 1] > 0).all()
+    for known in ([False, True], [True, True]):
+        with pytest.raises(ValueError, match="^the observed values have probability 0 under the"):
+            model.complete(x, torch.tensor(known))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])  # also starts from two equal examples
 def test_em_finds_two_prototypes(seed):
     x = torch.tensor([[0, 0, 0, 0]] * 75 + [[1, 1, 1, 1]] * 25, dtype=torch.uint8)
@@ -752,7 +772,7 @@ def refusals():
     yield lambda: model.log_prob_map(x, torch.zeros(3)), "Independent takes no context"
     yield lambda: model.sample(3, context=torch.zeros(3)), "Independent takes no context"
     yield lambda: model.complete(x, known, context=torch.zeros(3)), "Independent takes no context"
-    yield lambda: model.sample(3, temperature=-1), "temperature is -1; it must be 0 or more"
+    yield lambda: model.sample(3, temperature=-1), "temperature is -1; it must be finite and 0"
     yield lambda: model.complete(x, known, num_particles=0), "num_particles is 0"
     yield lambda: model.complete(x, known.int()), "observed must be boolean"
     yield lambda: model.complete(x + 5, ~known), "has levels 0..1, got values in 5..5"

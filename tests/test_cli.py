@@ -219,7 +219,7 @@ BAD = {
     "num": (("sample", "run=run", "num=0"), "num is 0; it must be at least 1"),
     "temperature": (
         ("sample", "run=run", "temperature=-1"),
-        "temperature is -1; it must be 0 or more",
+        "temperature is -1; it must be finite and 0 or more",
     ),
     "keep": (("complete", "run=run", "keep=2"), "keep is 2; it must lie between 0 and 1"),
     "known": (

@@ -366,3 +366,4 @@ def test_auto_chooses_by_the_data():
     assert heads.auto(BITS).family == "bernoulli"
     assert heads.auto(RGB).family == "categorical"
     assert heads.auto(PLANE).family == "gaussian_mixture"
+    assert heads.auto(PLANE, num_components=4).num_params == 12

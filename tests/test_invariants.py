@@ -31,7 +31,10 @@ from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
+from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
+from armodels.networks.pixel_snail import PixelSNAIL
+from armodels.spec import DataSpec
 
 
 def over(wanted):
@@ -162,10 +165,31 @@ def test_samples_carry_their_log_prob(case):
 
 
 @over_all
-def test_no_samples_have_a_shape_too(case):
-    x, log_prob = case.build(0).sample_with_log_prob(0, generator=generator())
+def test_no_events_have_a_shape_too(case):
+    model = case.build(0)
+    x, log_prob = model.sample_with_log_prob(0, generator=generator())
     assert x.shape == (0, *case.spec.shape)
     assert log_prob.shape == (0,)
+    none = case.events(3)[:0]
+    assert model.log_prob(none).shape == (0,)
+    # A part of a batch, or a process's share of it, may be empty.
+    assert model.train()(none).shape == (0,)
+    done = model.eval().complete(none, torch.zeros(case.spec.shape, dtype=torch.bool))
+    assert done.values.shape == none.shape
+    assert done.effective_sample_size.shape == (0,)
+
+
+@over(lambda case: case is not CASES["least"])
+def test_temperatures_that_cannot_be_are_refused(case):
+    model, x = case.build(0), case.events(3)
+    unknown = torch.zeros(case.spec.shape, dtype=torch.bool)
+    for temperature in (-1.0, math.nan, math.inf):
+        with refuses(f"temperature is {temperature}; it must be finite and 0 or more"):
+            model.sample(2, temperature=temperature)
+        with refuses(f"temperature is {temperature}; it must be finite and 0 or more"):
+            model.complete(x, unknown, temperature=temperature)
+    with refuses("-1 samples cannot be drawn; ask for 0 or more"):
+        model.sample(-1)
 
 
 @over_all
@@ -608,6 +632,23 @@ def test_bfloat16_autocast_agrees_with_float64(case):
     assert float((half - exact).mean().abs()) < 0.05 * case.spec.num_dims
 
 
+def test_in_half_precision_samples_follow_the_log_prob():
+    """256 levels of a narrow logistic, near the edge, where the halves are coarse."""
+    spec = DataSpec("grey", "image", (1, 1, 1), 256, "probability")
+    head = heads.DiscretizedLogisticMixture(spec, num_components=1)
+    net = MADE(spec, head.num_params, orders.make("raster", spec.shape), hidden_sizes=[1])
+    net.bias[0] = torch.tensor([0.0, 0.6, -2.0])
+    model = AutoregressiveModel(net, head).bfloat16()
+    n = 20_000
+    noise = torch.full((n, 1, head.num_noise), 0.5, dtype=torch.double)
+    noise[:, 0, -1] = (torch.arange(n) + 0.5) / n
+    drawn, _ = model.sample_with_log_prob(n, noise=noise)
+    frequencies = drawn.flatten().long().bincount(minlength=256) / n
+    levels = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
+    distance = (frequencies - model.log_prob(levels).exp()).abs().sum() / 2
+    assert distance < 0.01
+
+
 # Context
 
 
@@ -655,6 +696,8 @@ def test_contexts_that_do_not_fit_are_refused():
         lambda model, c: model.log_prob(x, c),
         lambda model, c: model.sample(3, context=c),
         lambda model, c: model.complete(x, known, context=c),
+        lambda model, c: model.conditional_log_prob(x, c),
+        lambda model, c: model.log_prob_map(x, c),
     ):
         with refuses(f"{name} takes no context: it was trained without model.context"):
             call(plain, labels)
@@ -666,6 +709,12 @@ def test_contexts_that_do_not_fit_are_refused():
             call(told, labels[:2])
         with refuses("context 'label' has 3 levels, given as integers, got torch.float32"):
             call(told, labels.float())
+    # Training reads no values, which would wait for the device, but misses none either.
+    with refuses(f"{name} takes no context: it was trained without model.context"):
+        plain.train()(x, labels)
+    with refuses(f"{name} is conditioned on label: give one for each event"):
+        told.train()(x)
+    told.eval()
     mixture = OrderMixture(told, [(told.net.order, 0)])
     with refuses(
         f"mixture of 1 orders of {name} is conditioned on label: give one for each event"
@@ -846,6 +895,8 @@ REFUSALS = {
     "use head=gaussian_mixture": lambda: heads.DiscretizedLogisticMixture(PLANE),
     "head gaussian_mixture needs real values, but tiny-vector has 2 levels; use "
     "head=auto": lambda: heads.GaussianMixture(BITS),
+    "num_components is 4, but head=auto takes a mixture for real values alone and tiny-vector has "
+    "levels; leave it at null, or name a head": lambda: heads.auto(BITS, num_components=4),
     "mixing is 'even'; choose learned or uniform": lambda: heads.GaussianMixture(
         PLANE, mixing="even"
     ),
@@ -865,6 +916,26 @@ REFUSALS = {
     "hidden_sizes is empty: that needs direct_connections=true (FVSBN)": lambda: build_made(
         hidden_sizes=[]
     ),
+    "hidden_sizes is [4, 0]; each must be at least 1": lambda: build_made(hidden_sizes=[4, 0]),
+    "connectivity_seed is -1; it must be from 0 to 4294967295": lambda: build_made(
+        connectivity_seed=-1
+    ),
+    "order_seed is 4294967296; it must be from 0 to 4294967295": lambda: orders.make(
+        "random", (4,), seed=2**32
+    ),
+    "num_channels is 0; it must be at least 1": lambda: LMConv(
+        GREY, 1, orders.make("raster", GREY.shape), num_channels=0, dilations=[1]
+    ),
+    "num_blocks is -1; it must be at least 0": lambda: LMConv(
+        GREY, 1, orders.make("raster", GREY.shape), num_blocks=-1, dilations=[1]
+    ),
+    "num_resnets is -1; it must be at least 0": lambda: PixelSNAIL(
+        GREY, 1, orders.make("raster", GREY.shape), num_resnets=-1
+    ),
+    "num_orders is 4, but of 1 different order called raster; use num_orders=1, or "
+    "model.order=random": lambda: CASES["made"].build(0).mixture("raster", range(4)),
+    "num_orders is 9, but of 8 different orders called s_curve; use num_orders=8, or "
+    "model.order=random": lambda: CASES["lmconv"].build(0).mixture("s_curve", range(9)),
     "hidden_sizes is []; it must hold one layer of 1 unit or more": lambda: DeepNADE(
         BITS, 1, orders.make("raster", (6,)), hidden_sizes=[]
     ),
@@ -881,9 +952,6 @@ REFUSALS = {
     "model OneOrder follows one order only; use num_orders=1": lambda: OneOrder(
         BITS, 1, orders.make("raster", (6,)), hidden_sizes=[4]
     ).with_order(orders.make("reverse", (6,))),
-    "temperature is -1; it must be 0 or more": lambda: (
-        CASES["made"].build(0).sample(2, temperature=-1)
-    ),
 }
 
 

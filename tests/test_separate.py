@@ -1,8 +1,9 @@
 """One network for each step, against the same networks written one by one."""
 
+import pytest
 import torch
 
-from armodels import heads, orders
+from armodels import build, heads, orders
 from armodels.networks.separate import SeparateMLPs
 from armodels.spec import DataSpec
 
@@ -46,3 +47,19 @@ def test_one_input_is_bent_in_many_places():
     bias, weight = net.biases[0][1].detach(), net.weights[0][1][:, 0].detach()
     assert (bias / weight).std() > 0.3
     assert weight.std() > 0.6  # of one input, not of five
+
+
+@pytest.mark.parametrize(
+    ("network", "keys", "num_components"),
+    [
+        ("separate.SeparateMLPs", {"num_components": None}, 3),  # the textbook model
+        ("separate.SeparateMLPs", {"num_components": 7}, 7),
+        ("separate.SeparateMLPs", {}, 10),  # a run of before it was a key
+        ("made.MADE", {"num_components": None}, 10),
+    ],
+)
+def test_how_many_gaussians_by_default(network, keys, num_components):
+    config = {"_target_": f"armodels.networks.{network}", "hidden_sizes": [4], "context": None}
+    config |= {"order": "raster", "order_seed": 0, "num_orders": 1}
+    model = build.model(config, {"_target_": "armodels.heads.auto"} | keys, SPEC)
+    assert model.head.num_params == 3 * num_components

@@ -173,7 +173,7 @@ def pixel_snail_by_hand(net, x):
 
 @over_networks
 @torch.no_grad()
-def test_forward_is_the_papers_structure(kind, keys):
+def test_forward_is_what_stands_there_by_hand(kind, keys):
     by_hand = {PixelCNNPP: pixelcnn_pp_by_hand, PixelSNAIL: pixel_snail_by_hand}[kind]
     for shape, head in (
         ((1, 5, 6), CATEGORICAL),

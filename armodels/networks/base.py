@@ -31,6 +31,10 @@ class Network(nn.Module, ABC):
     any_order: ClassVar[bool] = False
     """Answers to any known part (``AnyOrderNetwork``) and is trained for all orders at once."""
 
+    num_components: ClassVar[int] = 10
+    """Gaussians of each conditional on real values, where the user names neither head nor number
+    (``head=auto``)."""
+
     def __init__(
         self,
         spec: DataSpec,
@@ -55,6 +59,11 @@ class Network(nn.Module, ABC):
     def num_steps(self) -> int:
         """S."""
         return len(self.order)
+
+    @property
+    def random_connectivity(self) -> bool:
+        """Whether ``with_order`` under the same order and another seed is another distribution."""
+        return False
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -81,10 +81,7 @@ class DeepNADE(AnyOrderNetwork):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, encoding, context)
-        if not hidden_sizes or min(hidden_sizes) < 1:
-            raise ValueError(
-                f"hidden_sizes is {list(hidden_sizes)}; it must hold one layer of 1 unit or more"
-            )
+        layers.require_hidden_sizes(hidden_sizes, least=1)
         self.activation = layers.activation(activation)
         first, last = hidden_sizes[0], hidden_sizes[-1]
         # All laid out by event index, not by step: orders share all weights.

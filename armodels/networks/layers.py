@@ -20,9 +20,28 @@ def activation(name: str) -> nn.Module:
 
 def require_positive(**counts: int) -> None:
     """Raise ValueError unless each is at least 1; their names are what the user wrote."""
+    _require_at_least(1, counts)
+
+
+def require_not_negative(**counts: int) -> None:
+    """Raise ValueError unless each is at least 0; their names are what the user wrote."""
+    _require_at_least(0, counts)
+
+
+def _require_at_least(least: int, counts: dict[str, int]) -> None:
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}; it must be at least 1")
+        if count < least:
+            raise ValueError(f"{name} is {count}; it must be at least {least}")
+
+
+def require_hidden_sizes(hidden_sizes: list[int], least: int = 0) -> None:
+    """Raise ValueError unless there are so many layers, each of 1 unit or more."""
+    if min(hidden_sizes, default=1) < 1:
+        raise ValueError(f"hidden_sizes is {list(hidden_sizes)}; each must be at least 1")
+    if len(hidden_sizes) < least:
+        raise ValueError(
+            f"hidden_sizes is {list(hidden_sizes)}; it must hold one layer of 1 unit or more"
+        )
 
 
 def require_odd(**sizes: int) -> None:

@@ -222,8 +222,12 @@ class LMConv(FreeOrderNetwork):
         Locally Masked Convolution for Autoregressive Models (Jain et al., 2020)
         https://arxiv.org/abs/2006.12486
 
-    Differs from the paper: the number of blocks is free and all blocks have shortcuts or are
-    read by one; one output bias for each step, which starts at the marginals. Where an order has
+    Differs from the paper: the number of blocks is free, the second half read the first half's
+    inputs (of an odd number the middle one stands alone), and dilation is in the blocks rather
+    than between them; no plane of ones; a block's value and gate are normalized together, where
+    the authors' code normalizes the value; dropout of single features, not of whole maps; outputs
+    read ELU of the features and of their negatives. One output bias for each step, which starts at
+    the marginals. Where an order has
     few different masks, as an S-curve has, the kernel is masked and not the unfolded image.
     """
 
@@ -245,6 +249,8 @@ class LMConv(FreeOrderNetwork):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
+        layers.require_positive(num_channels=num_channels)
+        layers.require_not_negative(num_blocks=num_blocks)
         layers.require_odd(kernel_size=kernel_size)
         if not dilations or min(dilations) < 1:
             raise ValueError(f"dilations is {dilations}; give at least one, each 1 or more")

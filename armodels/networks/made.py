@@ -66,6 +66,9 @@ class MADE(FreeOrderNetwork):
         https://arxiv.org/abs/1502.03509
         Does the Wake-sleep Algorithm Produce Good Density Estimators? (Frey et al., 1996; FVSBN)
 
+    Fewer hidden units than steps leave the steps between two degrees independent of one another,
+    given the others: D - 1 units or ``direct_connections`` let every step see all before it.
+
     Differs from the paper: by default degrees are spread evenly rather than drawn, a layer's
     degrees never fall below the smallest of the layer before (such a unit would be dead), and
     output biases start at the marginals.
@@ -91,8 +94,10 @@ class MADE(FreeOrderNetwork):
         super().__init__(spec, num_params, order, context)
         if not hidden_sizes and not direct_connections:
             raise ValueError("hidden_sizes is empty: that needs direct_connections=true (FVSBN)")
+        layers.require_hidden_sizes(hidden_sizes)
         if connectivity not in ("even", "random"):
             raise ValueError(f"connectivity is {connectivity!r}; choose even or random")
+        orders.require_seed(connectivity_seed=connectivity_seed)
         self.connectivity = connectivity
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
@@ -116,6 +121,11 @@ class MADE(FreeOrderNetwork):
                 nn.init.normal_(layer.weight, std=0.01)
         self._set_order(order, connectivity_seed)
 
+    @property
+    def random_connectivity(self):
+        """Whether another seed gives other masks."""
+        return self.connectivity == "random" and len(self.hidden) > 0
+
     def _set_order(self, order, seed=None):
         """Derive degrees and masks, too."""
         super()._set_order(order)
@@ -129,7 +139,7 @@ class MADE(FreeOrderNetwork):
             if self.connectivity == "even":
                 degrees = masks.even_degrees(layer.out_features, self.num_steps)
             else:
-                layer_seed = self._seed * len(self.hidden) + i
+                layer_seed = (self._seed * len(self.hidden) + i) % orders.NUM_SEEDS
                 degrees = masks.random_degrees(
                     layer.out_features, self.num_steps, lowest, layer_seed
                 )

@@ -151,8 +151,9 @@ class PixelSNAIL(ShiftedNetwork):
         https://arxiv.org/abs/1712.09763
 
     Differs from the paper: keys, values and queries are linear in their activations, without a
-    gated block of their own; a pixel may attend to nothing; output biases of their own for every
-    pixel, which start at the marginals; heads that take one channel at a time.
+    gated block of their own; a pixel may attend to nothing; outputs read ELU of the features and
+    of their negatives (the authors' code: of the features alone); output biases of their own for
+    every pixel, which start at the marginals; heads that take one channel at a time.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class PixelSNAIL(ShiftedNetwork):
             num_key_channels=num_key_channels,
             num_value_channels=num_value_channels,
         )
+        layers.require_not_negative(num_resnets=num_resnets)
         self.row_above, self.left = map(self.entrance, ("row above", "left"))
         self.blocks = nn.ModuleList(
             SNAILBlock(

@@ -219,7 +219,8 @@ class MaskedNetwork(RasterNetwork):
 
     def planes(self, x: Tensor) -> Tensor:
         """What the first layer reads: (B, C, H, W) -> (B, 1 + C E, H, W), channels last."""
-        values = self.encode(x.flatten(1), self.bias.dtype).view(*x.shape, -1)
+        values = self.encode(x.flatten(1), self.bias.dtype)
+        values = values.view(*x.shape, self.encode.num_features)
         values = values.permute(0, 2, 3, 1, 4).flatten(3)  # (B, H, W, C E)
         return F.pad(values, (1, 0), value=1.0).permute(0, 3, 1, 2)
 
@@ -227,7 +228,7 @@ class MaskedNetwork(RasterNetwork):
         """From the features of the last two layers: (B, F, H, W) -> (B, S, P)."""
         for conv in self.last:
             h = conv(self.activation(h))
-        return h.permute(0, 2, 3, 1).reshape(-1, *self.bias.shape) + self.bias
+        return h.permute(0, 2, 3, 1).reshape(len(h), *self.bias.shape) + self.bias
 
     def _walk_last(self, batch_size: int) -> list[Along]:
         """In a walk, the last two layers."""

@@ -118,7 +118,9 @@ class PixelCNNPP(ShiftedNetwork):
 
     Differs from the paper: output biases of their own for every pixel, which start at the
     marginals, and outputs that start near them; what a block hears from the other stream and
-    from its shortcut is normed apart; odd sizes; heads that take one channel at a time.
+    from its shortcut is normed apart; outputs read ELU of the features and of their negatives
+    (the authors' code: of the features alone); a context enters at a block's first convolution,
+    not before its gate; odd sizes; heads that take one channel at a time.
     """
 
     def __init__(

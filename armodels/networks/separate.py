@@ -60,6 +60,7 @@ class SeparateMLPs(FreeOrderNetwork):
     """
 
     kinds = frozenset({"vector", "image", "sequence"})
+    num_components = 3
 
     def __init__(
         self,
@@ -74,8 +75,7 @@ class SeparateMLPs(FreeOrderNetwork):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        if min(hidden_sizes, default=1) < 1:
-            raise ValueError(f"hidden_sizes is {list(hidden_sizes)}; each must be at least 1")
+        layers.require_hidden_sizes(hidden_sizes)
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
         self.dropout = nn.Dropout(dropout)
