@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from armodels import contexts, orders
+from armodels import checks, contexts, orders
 from armodels.data.base import Source
 from armodels.density import AutoregressiveModel, DensityModel
 from armodels.heads import Head
@@ -19,7 +20,7 @@ from armodels.networks.base import Network
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 
-ORDER_KEYS = ("order", "order_seed", "num_orders", "resample_orders")
+ORDER_KEYS = {"order": str, "order_seed": int, "num_orders": int, "resample_orders": bool}
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
 
 PATH_KEYS = ("path", "root")
@@ -32,6 +33,7 @@ def instantiate(node: Mapping, *args, **objects) -> Any:
     The one call of Hydra's ``instantiate``. Its newer versions want to be told which targets may
     run: those are this package's, torch's and, as the user's own configs say, the user's own.
     """
+    _require_types(node)
     allow = getattr(hydra.utils, "execution_whitelist", None)
     target = node["_target_"]
     with allow("armodels.*", "torch.*", target) if allow else contextlib.nullcontext():
@@ -42,6 +44,13 @@ def instantiate(node: Mapping, *args, **objects) -> Any:
         return make(**objects)  # which Hydra would turn into configs
     except Exception as error:
         raise InstantiationException(f"Error in call to target '{target}'") from error
+
+
+def _require_types(node: Mapping) -> None:
+    """Raise ValueError unless the arguments are of the kinds that the target's signature names."""
+    target = hydra.utils.get_object(node["_target_"])
+    made = target.__init__ if isinstance(target, type) else target
+    checks.require_types(node, typing.get_type_hints(made))
 
 
 def source(config: Mapping) -> Source:
@@ -75,6 +84,7 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     if not issubclass(target, Network):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     config = {"resample_orders": False} | config  # runs of before it was a key lack it
+    checks.require_types(config, ORDER_KEYS, "model.")
     name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
     context = contexts.find(spec, config.pop("context"))
     if num_orders < 1:
@@ -110,6 +120,7 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
     Raises:
         ValueError: It follows no order, or it was not trained for so many.
     """
+    checks.require_types({"num_orders": num_orders}, {"num_orders": int}, "eval.")
     if num_orders < 1:
         raise ValueError(f"eval.num_orders is {num_orders}; it must be at least 1")
     if "order" not in config:

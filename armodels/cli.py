@@ -105,7 +105,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         try:
             _hydra_main(name)
         except KeyboardInterrupt as stop:
-            print(f"armodels: {stop or 'interrupted'}", file=sys.stderr)
+            print(f"armodels: {str(stop) or 'interrupted'}", file=sys.stderr)
             sys.exit(getattr(stop, "exit_code", 130))
         except Exception as error:
             if full_error:
@@ -150,6 +150,7 @@ def _job(name: str, config) -> float | None:
         if missing:
             raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
         plain = OmegaConf.to_container(config, resolve=True)
+        _require_numbers(name, plain)
         return importlib.import_module(f"armodels.tasks.{VERBS[name].module}").main(plain)
     except Exception as error:
         record = {
@@ -162,6 +163,22 @@ def _job(name: str, config) -> float | None:
         with open(os.environ["ARMODELS_FAILURES"], "a") as file:
             file.write(json.dumps(record) + "\n")
         return float("nan")
+
+
+def _require_numbers(name: str, config: dict) -> None:
+    """Raise ValueError where the verb's own YAML has a number or a switch, and the config not."""
+    from importlib.resources import files
+
+    import yaml
+
+    from armodels import checks
+
+    shipped = yaml.safe_load(files("armodels.configs").joinpath(f"{name}.yaml").read_text())
+    sections = {key: value for key, value in shipped.items() if isinstance(value, dict)}
+    for section, said in {"": shipped, **sections}.items():
+        hints = {k: type(v) for k, v in said.items() if type(v) in (int, float, bool)}
+        values = config.get(section, {}) if section else config
+        checks.require_types(values, hints, f"{section}." if section else "")
 
 
 def _note_failure(config: dict, record: dict) -> None:
@@ -300,7 +317,7 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
         return _bad_choice(str(kinds["MissingConfigException"]))
     text = str(error)
     if key := re.search(r"Could not override '([^']+)'", text):
-        return _bad_key(key.group(1), name)
+        return _bad_key(key.group(1), name, args)
     if value := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key, _, values = value.group(1).partition("=")
         return f"{key}={values} is a sweep, which needs -m; a list is written {key}=[{values}]"
@@ -348,18 +365,47 @@ def _bad_choice(message: str) -> str:
     return f"{group}={choice} is unknown; {hint}choose from {', '.join(sorted(names))}"
 
 
-def _bad_key(key: str, name: str) -> str:
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
+def _bad_key(key: str, name: str, args: list[str]) -> str:
+    """The key does not exist, at all or under what was chosen for its group."""
+    from importlib.resources import files
+
+    import yaml
 
     def names(node, prefix=""):
         for child, value in node.items():
-            yield f"{prefix}{child}"
-            if isinstance(value, dict):
-                yield from names(value, f"{prefix}{child}.")
+            if not child.startswith("_"):
+                yield f"{prefix}{child}"
+                if isinstance(value, dict):
+                    yield from names(value, f"{prefix}{child}.")
 
-    with initialize_config_module("armodels.configs", **_hydra_compatibility()):
-        keys = list(names(OmegaConf.to_container(compose(name))))
-    close = difflib.get_close_matches(key, keys, 1, 0.5)
+    def read(path) -> dict:
+        return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+    given = dict(arg.partition("=")[::2] for arg in args if "=" in arg)
+    if (saved := given.get("resume")) and key in names(read(Path(saved) / "config.yaml")):
+        return f"{key} of a run that is resumed cannot change; start a new run instead"
+    configs = files("armodels.configs")
+    verb = read(configs / f"{name}.yaml")
+    chosen = [item for item in verb.pop("defaults") if isinstance(item, dict)]
+    choices = {group: choice for item in chosen for group, choice in item.items()}
+    verb.pop("hydra", None)
+    group, _, last = key.rpartition(".")
+    if group in choices:
+        options = {p.name.removesuffix(".yaml"): p for p in (configs / group).iterdir()}
+        takes = {name: sorted(names(read(path))) for name, path in options.items()}
+        for choice in given.get(group, str(choices[group])).split(","):  # of a sweep, the one
+            own = takes.get(choice, [])
+            if last in own or not own:
+                continue
+            if close := difflib.get_close_matches(last, own, 1):
+                return f"{key} is no key of armodels {name}; did you mean {group}.{close[0]}?"
+            others = [other for other in sorted(takes) if last in takes[other]]
+            several = " or another" if len(others) > 3 else ""
+            hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
+            return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
+    known = [*names(verb), *choices]
+    for group, choice in choices.items():
+        known += [f"{group}.{one}" for one in names(read(configs / group / f"{choice}.yaml"))]
+    close = difflib.get_close_matches(key, [k for k in known if k != key], 1, 0.5)
     hint = f"did you mean {close[0]}?" if close else f"see armodels {name} --cfg job"
     return f"{key} is no key of armodels {name}; {hint}"

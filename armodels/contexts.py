@@ -56,6 +56,23 @@ def find(spec: DataSpec, name: str | None) -> ContextSpec | None:
     return offers[name]
 
 
+def label(wanted: ContextSpec | None, given: object) -> int:
+    """The class that a user names, checked against what a model is conditioned on.
+
+    Raises:
+        ValueError: The model is not conditioned on a label, or there is no such class.
+    """
+    if wanted is None or wanted.shape:
+        told = "no context" if wanted is None else f"model.context={wanted.name}"
+        raise ValueError(
+            f"label is {given}, but the model was trained with {told}; "
+            f"leave label out, or train with model.context=label"
+        )
+    if type(given) is not int or not 0 <= given < wanted.levels:
+        raise ValueError(f"label is {given}; the model knows 0 to {wanted.levels - 1}")
+    return given
+
+
 def derive(name: str, x: Tensor, spec: DataSpec) -> Tensor:
     """A context that follows from the values: (B, C, H, W) -> (B, *context)."""
     if name == "grey":

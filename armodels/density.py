@@ -70,6 +70,11 @@ class DensityModel(nn.Module, ABC):
     """What the model is conditioned on; None: nothing."""
 
     @property
+    def any_order(self) -> bool:
+        """Trained for all orders, so that it may be used under whichever serves best."""
+        return False
+
+    @property
     def description(self) -> str:
         """A few words for the log: which distribution this is."""
         return type(self).__name__
@@ -332,8 +337,8 @@ class AutoregressiveModel(DensityModel):
         return OrderMixture(self, made)
 
     @property
-    def any_order(self) -> bool:
-        """Trained for all orders, so that it may be used under whichever serves best."""
+    def any_order(self):
+        """Of the network, or trained so."""
         return self.net.any_order or self.resample_orders
 
     def empty(self, n: int) -> Tensor:

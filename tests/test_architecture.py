@@ -13,7 +13,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"spec", "schedules"},
+    {"spec", "schedules", "checks"},
     {"contexts", "orders", "masks", "kernels"},
     {"networks", "heads"},
     {"density", "data"},

@@ -80,6 +80,20 @@ BAD = {
         ("train", "trainer.max_step=3"),
         "trainer.max_step is no key of armodels train; did you mean trainer.max_steps?",
     ),
+    "key-of-another-choice": (
+        ("train", "model=gmm", "model.context=label"),
+        "model=gmm has no key context, only covariance_type, max_iter, num_components, num_init, "
+        "regularization, seed, tolerance; use model=conv_nade, deep_nade, diagonal_bilstm or "
+        "another for it",
+    ),
+    "key-of-another-default": (
+        ("train", "head.mixing=uniform"),
+        "head=auto has no key mixing, only num_components; use head=gaussian_mixture for it",
+    ),
+    "key-of-a-resumed-run": (
+        ("train", "resume=run", "data.kind=sequence"),
+        "data.kind of a run that is resumed cannot change; start a new run instead",
+    ),
     "far-key": (
         ("train", "zzzzzz=3"),
         "zzzzzz is no key of armodels train; see armodels train --cfg job",
@@ -109,15 +123,15 @@ BAD = {
     ),
     "type": (
         ("train", "trainer.max_steps=many"),
-        "trainer.max_steps is 'many'; it must be int or null",
+        "trainer.max_steps is 'many'; it must be a whole number or null",
     ),
     "float-for-int": (
         ("train", "trainer.batch_size=8.5"),
-        "trainer.batch_size is 8.5; it must be int",
+        "trainer.batch_size is 8.5; it must be a whole number",
     ),
     "bool-for-int": (
         ("train", "trainer.batch_size=true"),
-        "trainer.batch_size is True; it must be int",
+        "trainer.batch_size is True; it must be a whole number",
     ),
     "zero": (
         ("train", "trainer.batch_size=0"),
@@ -140,9 +154,9 @@ BAD = {
         ("train", *TINY, "eval.weights=best"),
         "eval.weights is 'best'; choose ema or raw",
     ),
-    "model-type": (
-        ("train", *TINY, "model.hidden_sizes=many"),
-        "armodels.networks.made.MADE refuses its config: TypeError: ",
+    "argument-of-another-package": (
+        ("train", *TINY, "optimizer.betas=5", "trainer.max_steps=1"),
+        "torch.optim.AdamW refuses its config: TypeError: ",
     ),
     "order": (
         ("train", *TINY, "model.order=zigzag"),
@@ -170,6 +184,23 @@ BAD = {
         ("train", "model=mixture_of_categoricals", "data=red_wine"),
         "model MixtureOfCategoricals needs data with levels, but red_wine-fold0 has real values; "
         "use model=gmm",
+    ),
+    "text-for-a-number": (
+        ("train", *TINY, "model.num_orders=two"),
+        "model.num_orders is 'two'; it must be a whole number",
+    ),
+    "number-for-a-list": (
+        ("train", *TINY, "model.hidden_sizes=5"),
+        "hidden_sizes is 5; it must be a list of whole numbers, such as [100]",
+    ),
+    "text-for-a-seed": (("train", *TINY, "seed=one"), "seed is 'one'; it must be a whole number"),
+    "text-in-a-section": (
+        ("train", *TINY, "eval.batch_size=half"),
+        "eval.batch_size is 'half'; it must be a whole number",
+    ),
+    "text-for-a-rate": (
+        ("train", *TINY, "optimizer.lr=fast"),
+        "lr is 'fast'; it must be a number",
     ),
     "nan": (
         ("train", *TINY, "data.kind=vector", "data.shape=[2]", "data.levels=null",
@@ -201,6 +232,17 @@ BAD = {
     "run-of-another-folder": (
         ("score", "run=."),
         ". is not a run directory: it has no config.yaml",
+    ),
+    "num-orders-type": (
+        ("eval", "run=run", "eval.num_orders=two"),
+        "eval.num_orders is 'two'; it must be a whole number",
+    ),
+    "keep-type": (("complete", "run=run", "keep=half"), "keep is 'half'; it must be a number"),
+    "no-completions": (("complete", "run=run", "num=0"), "num is 0; it must be at least 1"),
+    "no-mask": (("complete", "run=run", "mask=no.png"), "mask no.png does not exist"),
+    "no-columns": (
+        ("complete", "run=run", "known=[pH]"),
+        "known is ['pH'], but tiny-image has no named columns",
     ),
     "checkpoint": (("eval", "run=run", "checkpoint=first"), "run run has no checkpoint first.pt"),
     "split": (
@@ -247,6 +289,14 @@ BAD = {
     ),
     "no-events": (("tensorboard", "empty"), "empty holds no TensorBoard events"),
 }  # fmt: skip
+
+
+def test_a_key_that_one_model_of_a_sweep_lacks(tmp_path):
+    args = ("train", "-m", "model=made,uniform", "model.context=label", "data=tiny")
+    assert armodels(tmp_path, *args).error == (
+        "model=uniform has no key context, only margin; use model=conv_nade, deep_nade, "
+        "diagonal_bilstm or another for it"
+    )
 
 
 @pytest.mark.parametrize("name", BAD)

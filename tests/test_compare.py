@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import Tiny
 
 from armodels.run import RunDirectory, load_model
-from armodels.spec import bits_per_dim
-from armodels.tasks.complete import KNOWN, known_part
+from armodels.spec import DataSpec, Standardization, bits_per_dim
+from armodels.tasks.complete import KNOWN, known_part, read_mask
 
 VECTOR = ("data.kind=vector", "data.shape=[4]", "data.levels=null")
 REAL = [item for item in TINY if "hidden" not in item]
@@ -242,6 +242,54 @@ def test_a_users_image_is_completed(folder, tmp_path):
     with np.load(tmp_path / "complete-top-1-seed0.npz") as file:
         assert file["truth"].tolist() == [[[[0, 1, 2, 2]] * 3]]
         assert (file["completions"] == file["truth"]).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "npy", "npy-plane"])
+def test_any_part_may_be_known(kind, folder, tmp_path):
+    known = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0]], bool)
+    if kind == "png":  # of twice the size
+        pixels = np.kron(known, np.ones((2, 2), bool)).astype(np.uint8) * 255
+        Image.fromarray(pixels).save(tmp_path / "my mask.png")
+    else:
+        np.save(tmp_path / "my mask.npy", known if kind == "npy-plane" else known[None])
+    mask = f"mask={tmp_path}/my mask.{kind[:3]}"
+    told = done(folder, "complete", "all/made-1", mask, "num=3", "num_completions=2",
+                "device=cpu", f"out={tmp_path}")  # fmt: skip
+    assert f"known  my mask.{kind[:3]}, 50 % of tiny-image" in told
+    with np.load(tmp_path / "complete-my-mask-seed0.npz") as file:
+        truth, observed, answers = file["truth"], file["observed"], file["completions"]
+    assert np.array_equal(observed, known[None])
+    assert np.array_equal(answers[:, 0][:, observed], truth[:, observed])
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path):
+    image = Tiny("image", [1, 3, 4], 3, False, 50, None, 0).spec
+    vector = Tiny("vector", [6], 3, False, 50, None, 0).spec
+    file, picture = tmp_path / "a.npy", tmp_path / "a.png"
+    picture.write_bytes(b"no picture")
+    for values, spec, told in (
+        (np.ones((2, 2)), image, r"has shape \(2, 2\), the events \(1, 3, 4\)$"),
+        (np.full((3, 4), 0.5), image, "holds other values than True and False$"),
+        (None, vector, "is no .npy file, and tiny-vector is no image data$"),
+        (None, image, "cannot be read: "),
+    ):
+        if values is not None:
+            np.save(file, values)
+        with pytest.raises(ValueError, match=told):
+            read_mask(picture if values is None else file, spec)
+    file.write_bytes(b"no array")
+    with pytest.raises(ValueError, match="cannot be read: "):
+        read_mask(file, image)
+
+
+def test_known_columns_of_a_table():
+    scale = Standardization(("alcohol", "pH", "2"), (0.0,) * 3, (1.0,) * 3)
+    spec = DataSpec("wine", "vector", (3,), None, "density", standardization=scale)
+    assert known_part(["pH", 2], 0.5, spec, 0).tolist() == [False, True, True]
+    with pytest.raises(ValueError, match="^known names 'ph'; the columns are alcohol, pH, 2$"):
+        known_part(["ph"], 0.5, spec, 0)
+    with pytest.raises(ValueError, match=r"random, or a list of columns: known=\[...\]$"):
+        known_part("pH", 0.5, spec, 0)
 
 
 def test_known_parts():

@@ -170,12 +170,23 @@ def test_complete_uses_the_context(folder):
         ),
         (
             ("complete", "run=told", "image=white.png", "label=9"),
-            "context 'label' has levels 0..2, got values in 9..9",
+            "label is 9; the model knows 0 to 2",
         ),
         (
             ("complete", "run=untold", "image=white.png", "label=1"),
-            "label is 1, but the model was trained without model.context=label",
+            "label is 1, but the model was trained with no context; "
+            "leave label out, or train with model.context=label",
         ),
+        (
+            ("complete", "run=untold", "label=1"),
+            "label is 1, but the model was trained with no context; "
+            "leave label out, or train with model.context=label",
+        ),
+        (
+            ("complete", "run=told", "label=1"),
+            "label=1 goes with image=FILE; examples of the test split have their own",
+        ),
+        (("sample", "run=told", "label=one"), "label is one; the model knows 0 to 2"),
         (
             ("train", *QUICK, "model.context=colour"),
             "model.context is 'colour', but data digits offers label, lowres_2, lowres_4; "
@@ -183,7 +194,7 @@ def test_complete_uses_the_context(folder):
         ),
         (
             ("train", *QUICK, "model=gmm", "model.context=label"),
-            "model.context is no key of armodels train",
+            "model=gmm has no key context, only covariance_type",
         ),
     ],
     ids=lambda a: "-".join(a) if isinstance(a, tuple) and len(a) < 4 else None,

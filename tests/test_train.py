@@ -149,6 +149,27 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_ctrl_c_in_the_last_evaluation_keeps_what_was_trained(tmp_path, monkeypatch):
+    """An exact evaluation may take longer than the training before it."""
+    args = ("train", *TINY, "trainer.max_steps=3", "trainer.eval_every=null")
+
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "evaluate", stopped)
+        told = armodels(tmp_path, *args, "out=run")
+    assert told.code == 130
+    line = "interrupted; go on with: armodels train resume=run"
+    assert told.err.strip().splitlines()[-1] == f"armodels: {line}"
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert (status["status"], status["reason"]) == ("interrupted", line)
+    assert load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 3
+    done(tmp_path, "train", "resume=run")
+    done(tmp_path, *args, "out=whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 KILLED = ("train", *TINY, *EVERYTHING, "trainer.max_steps=120", "trainer.checkpoint_every=0",
           "samples.num=4")  # fmt: skip
 

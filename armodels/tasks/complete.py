@@ -1,5 +1,6 @@
 """armodels complete: draw the unknown part of examples given the known part."""
 
+import re
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
@@ -18,14 +19,24 @@ log = getLogger(__name__)
 KNOWN = ("top", "bottom", "left", "right", "border", "random")
 
 
-def known_part(known: str, keep: float, spec: DataSpec, seed: int) -> Tensor:
-    """Boolean mask (*event), True = known, over about ``keep`` of an example.
+def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Tensor:
+    """Boolean mask (*event), True = known.
 
-    Vectors and sequences count as one column for top and bottom (the first or last values), and
-    as one row for the others.
+    Args:
+        known: A word of ``KNOWN``: where about ``keep`` of an example lies. Vectors and sequences
+            count as one column for top and bottom (the first or last values), and as one row for
+            the others. Or names of a table's columns.
+        keep: Between 0 and 1.
+        spec: What a datum is.
+        seed: Of ``random``.
     """
+    if not isinstance(known, str):
+        return _known_columns(known, spec)
     if known not in KNOWN:
-        raise ValueError(f"known is {known!r}; choose from {', '.join(KNOWN)}")
+        raise ValueError(
+            f"known is {known!r}; choose from {', '.join(KNOWN)}"
+            + ("" if spec.standardization is None else ", or a list of columns: known=[...]")
+        )
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is {keep}; it must lie between 0 and 1")
     if spec.kind == "image":
@@ -53,6 +64,56 @@ def known_part(known: str, keep: float, spec: DataSpec, seed: int) -> Tensor:
     return mask.expand(spec.shape[0], -1, -1) if spec.kind == "image" else mask.reshape(spec.shape)
 
 
+def _known_columns(known: list, spec: DataSpec) -> Tensor:
+    if spec.standardization is None:
+        raise ValueError(f"known is {known}, but {spec.name} has no named columns")
+    columns, names = spec.standardization.columns, [str(name) for name in known]
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"known names {name!r}; the columns are {', '.join(columns)}")
+    return torch.tensor([name in names for name in columns])
+
+
+def read_mask(path: Path, spec: DataSpec) -> Tensor:
+    """A file as a boolean mask (*event), True = known.
+
+    A picture's light pixels are known, whatever its size; an npy holds booleans, or 0 and 1, of
+    the event's shape or, for all channels at once, of its height and width.
+
+    Raises:
+        ValueError: It cannot be read, or does not fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"mask {path} does not exist")
+    if path.suffix != ".npy":
+        if spec.kind != "image":
+            raise ValueError(f"mask {path} is no .npy file, and {spec.name} is no image data")
+        *_, height, width = spec.shape
+        light = np.array(_read_picture(path, "mask", "L", (width, height)))
+        return torch.from_numpy(light > 127).expand(spec.shape)
+    try:
+        values = np.load(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"mask {path} cannot be read: {error}") from error
+    if values.shape not in (spec.shape, spec.shape[1:]):
+        raise ValueError(f"mask {path} has shape {values.shape}, the events {spec.shape}")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"mask {path} holds other values than True and False")
+    return torch.from_numpy(values.astype(bool)).expand(spec.shape)
+
+
+def _read_picture(path: Path, what: str, mode: str, size: tuple[int, int]) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image = image.convert(mode)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{what} {path} cannot be read: {error}") from error
+    if image.size == size:
+        return image
+    log.info("%s %s is resized from %dx%d to %dx%d", what, path, *image.size, *size)
+    return image.resize(size, Image.Resampling.BOX)
+
+
 def read_image(path: Path, spec: DataSpec) -> Tensor:
     """An image file as one event: (1, C, H, W), resized and quantized to what the model knows."""
     if spec.kind != "image" or spec.levels is None:
@@ -60,14 +121,7 @@ def read_image(path: Path, spec: DataSpec) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
     channels, height, width = spec.shape
-    try:
-        with Image.open(path) as image:
-            image = image.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
-    if image.size != (width, height):
-        log.info("image %s is resized from %dx%d to %dx%d", path, *image.size, width, height)
-        image = image.resize((width, height), Image.Resampling.BOX)
+    image = _read_picture(path, "image", "L" if channels == 1 else "RGB", (width, height))
     values = torch.from_numpy(np.array(image)).view(height, width, -1).permute(2, 0, 1)
     levels = (values.double() * (spec.levels / 256)).floor().to(spec.dtype)
     return levels[None].contiguous()
@@ -77,32 +131,40 @@ def _context_of(
     x: Tensor, label: int | None, wanted: ContextSpec | None, spec: DataSpec
 ) -> Tensor | None:
     """What the model is conditioned on where it completes the image ``x`` (1, *event)."""
-    if wanted is not None and not wanted.shape:
-        if label is None:
-            raise ValueError(
-                f"the model is conditioned on a label; give the image's: label=0 to "
-                f"label={wanted.levels - 1}"
-            )
-        return torch.full((1,), label)
     if label is not None:
+        return torch.full((1,), contexts.label(wanted, label))
+    if wanted is not None and not wanted.shape:
         raise ValueError(
-            f"label is {label}, but the model was trained without model.context=label"
+            f"the model is conditioned on a label; give the image's: label=0 to "
+            f"label={wanted.levels - 1}"
         )
     return None if wanted is None else contexts.derive(wanted.name, x, spec)
 
 
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
+    run.require_counts(config, num=1, num_completions=1, num_particles=1)
     restored = run.from_config(config)
     spec, seed, answers = restored.spec, config["seed"], config["num_completions"]
-    if answers < 1:
-        raise ValueError(f"num_completions is {answers}; it must be at least 1")
+    known = config["known"]
+    if config["mask"]:
+        known = Path(config["mask"]).name
+        observed, said = read_mask(Path(config["mask"]), spec), Path(known).stem
+    else:
+        observed = known_part(known, config["keep"], spec, seed)
+        parts = [known, f"{config['keep']:g}"] if isinstance(known, str) else known
+        said = "-".join(map(str, parts))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"complete-{said}-seed{seed}")
     if config["image"]:
         truth = read_image(Path(config["image"]), spec)
         context = _context_of(truth, config["label"], restored.model.context, spec)
     else:
+        if config["label"] is not None:
+            label = contexts.label(restored.model.context, config["label"])
+            raise ValueError(
+                f"label={label} goes with image=FILE; examples of the test split have their own"
+            )
         truth, context = draw_examples(restored, config["num"], seed)
-    observed = known_part(config["known"], config["keep"], spec, seed)
     device = restored.device
     result = restored.model.complete(
         truth.repeat_interleave(answers, 0).to(device),
@@ -115,12 +177,9 @@ def main(config: Mapping) -> None:
     )
     values = result.values.cpu().unflatten(0, (-1, answers))  # (B, answers, *event)
     log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
-    log.info(
-        "known  %s, %.0f %% of %s", config["known"], 100 * observed.double().mean(), spec.name
-    )
+    log.info("known  %s, %.0f %% of %s", known, 100 * observed.double().mean(), spec.name)
     log.info("method %s%s", result.method, _meaning(result))
     folder = restored.folder_for(config["out"])
-    name = f"complete-{config['known']}-{config['keep']:g}-seed{seed}"
     np.savez_compressed(
         folder / f"{name}.npz",
         truth=spec.original(truth).numpy(),

@@ -39,8 +39,8 @@ def log_probs(
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), x.device)
     model.eval()
     bar = tqdm(
-        total=len(x), desc=f"evaluating {name}", unit="ex", delay=1, leave=False,
-        disable=not progress,
+        total=len(x), desc=f"evaluating {name}", unit="ex", leave=False, disable=not progress,
+        delay=0 if model.any_order else 1,  # whose first batch may take minutes: shown at once
     )  # fmt: skip
     parts = []
     convolutions = torch.backends.cudnn

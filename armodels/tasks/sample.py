@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import pictures, run
+from armodels import contexts, pictures, run
 from armodels.spec import ContextSpec, bits_per_dim, nats
 from armodels.tasks.evaluate import draw_examples, load_split
 
@@ -21,19 +21,9 @@ def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | 
     Raises:
         ValueError: A label is given to a model that knows none, or there is no such class.
     """
-    if wanted is None or wanted.shape:
-        if label is not None:
-            told = "no context" if wanted is None else f"model.context={wanted.name}"
-            raise ValueError(
-                f"label is {label}, but the model was trained with {told}; "
-                f"leave label out, or train with model.context=label"
-            )
-        return None
-    if label is None:
-        return torch.arange(num) % wanted.levels
-    if not 0 <= label < wanted.levels:
-        raise ValueError(f"label is {label}; the model knows 0 to {wanted.levels - 1}")
-    return torch.full((num,), label)
+    if label is not None:
+        return torch.full((num,), contexts.label(wanted, label))
+    return None if wanted is None or wanted.shape else torch.arange(num) % wanted.levels
 
 
 def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -56,9 +46,7 @@ def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
     num, inputs = config["num"], config["num_inputs"]
-    for name, least in (("num", 1), ("num_inputs", 1), ("num_neighbours", 0)):
-        if config[name] < least:
-            raise ValueError(f"{name} is {config[name]}; it must be at least {least}")
+    run.require_counts(config, num=1, num_inputs=1, num_neighbours=0)
     restored = run.from_config(config)
     if config["temperature"] == 0:
         log.warning("temperature 0 follows the mode: expect (nearly) equal samples")

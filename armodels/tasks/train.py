@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from logging import getLogger
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from armodels import build, pictures, run
+from armodels import build, checks, pictures, run
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.schedules import Schedule
@@ -111,13 +111,7 @@ class Settings:
     progress: bool
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            kinds = get_args(kind) or (kind,)
-            fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-            if not fits or (isinstance(value, bool) and bool not in kinds):
-                wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-                raise ValueError(f"trainer.{name} is {value!r}; it must be {wanted}")
+        checks.require_types(vars(self), get_type_hints(type(self)), "trainer.")
         if self.max_epochs is None and self.max_steps is None and self.max_minutes is None:
             raise ValueError("set trainer.max_epochs, trainer.max_steps or trainer.max_minutes")
         for name in ("max_epochs", "max_steps", "max_minutes"):
@@ -586,6 +580,7 @@ class Trainer:
                     )
             self._flush_losses()
         if state.valid_step != state.step:
+            self._save_and_restart_clock()  # an exact evaluation may take longer than training
             self.validate()
         self._finish_clock()
         self.save_last()
@@ -775,10 +770,15 @@ def _train(trainer: Trainer) -> float:
             directory.write_status("done")
             _conclude(trainer, metrics)
         success = True
-    except Interrupted as stop:
+    except KeyboardInterrupt as stop:
+        if not isinstance(stop, Interrupted):  # not in the loop, which waits for its step
+            stop = Interrupted(
+                signal.SIGINT,
+                f"interrupted; go on with: armodels train resume={directory.path}",
+            )
         if speaks:
             directory.write_status("interrupted", str(stop))
-        raise
+        raise stop from None
     finally:
         if trainer.tracker:
             trainer.tracker.close(success=success)
