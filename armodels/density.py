@@ -8,7 +8,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import torch
@@ -36,7 +36,8 @@ class Completion:
         effective_sample_size: (B,) 1 / sum w^2 of the normalized particle weights.
         num_particles: Particles that the weights were spread over.
         order_chosen: The order was chosen for each known part, so that it comes first: exact
-            under that order, which need not be the one that ``log_prob`` follows.
+            under that order, which need not be the one that ``log_prob`` follows, or is one of
+            those that it averages over.
     """
 
     values: Tensor
@@ -205,6 +206,12 @@ def as_mask(observed: Tensor, x: Tensor) -> Tensor:
             f"observed has shape {tuple(observed.shape)}, the events {tuple(x.shape[1:])}"
         )
     return observed.expand_as(x)
+
+
+def known_first(observed: Tensor, order: Tensor) -> bool:
+    """Whether the order (S, K) writes what is observed, (B, *event), before all else."""
+    known = observed.flatten(1)[:, order.flatten().to(observed.device)]
+    return bool((known[:, 1:] <= known[:, :-1]).all())
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
@@ -508,7 +515,7 @@ class AutoregressiveModel(DensityModel):
                 "each pixel must be known wholly or not at all"
             )
         known = known.all(-1)
-        exact = bool((known[:, 1:] <= known[:, :-1]).all())
+        exact = known_first(observed, self.net.order)
         if self.any_order and not exact:
             return self._particles_known_first(
                 x, observed, known, context, temperature, generator, progress
@@ -702,9 +709,16 @@ class OrderMixture(DensityModel):
         generator=None,
         progress=False,
     ):
-        """Particles from every order, weighted together."""
-        return _complete(
-            self._components(),
+        """Under those orders alone that put the known values first, where there are some: exact.
+
+        Otherwise by particles from every order, weighted together.
+        """
+        observed = as_mask(observed, x)
+        every = range(len(self.orders))
+        fitting = [i for i in every if known_first(observed, self.orders[i][0])]
+        chosen = every if self.any_order else fitting or every
+        done = _complete(
+            (self.component(i) for i in chosen),
             x,
             observed,
             num_particles,
@@ -713,3 +727,4 @@ class OrderMixture(DensityModel):
             generator,
             progress,
         )
+        return replace(done, order_chosen=done.order_chosen or len(chosen) < len(every))

@@ -279,16 +279,30 @@ def known_first(order, observed):
     return torch.cat(sorted(order[:, None], key=lambda one: not observed.flatten()[one[0, 0]]))
 
 
+def fitting(mixture, observed):
+    """The orders that write known values before all others."""
+    found = []
+    for order, seed in mixture.orders:
+        ranks = orders.ranks(order).view(observed.shape)
+        known, others = ranks[observed].tolist(), ranks[~observed].tolist()
+        if max(known, default=-1) < min(others, default=len(order)):
+            found.append((order, seed))
+    return found
+
+
 def conditional(model, x, observed, choose_order=False):
     """log p(event | observed values of x) of every event, by enumeration: (L^D,).
 
-    Of a model that may choose its order: under orders that put the known values first.
+    Of a model that may choose its order: under orders that put the known values first. Of a
+    mixture of orders: under those of them that do, where there are some.
     """
     if choose_order and isinstance(model, OrderMixture):
         tables = [(known_first(order, observed), seed) for order, seed in model.orders]
         model = OrderMixture(model.model, tables)
     elif choose_order:
         model = model.with_order(known_first(model.net.order, observed))
+    elif isinstance(model, OrderMixture):
+        model = OrderMixture(model.model, fitting(model, observed) or model.orders)
     every = every_event(model.spec)
     agrees = ((every == x) | ~observed).flatten(1).all(1)
     return model.log_prob(every).masked_fill(~agrees, -math.inf).log_softmax(0)
@@ -322,6 +336,25 @@ def test_completion_follows_the_conditional(case):
         assert done.method in (["exact"] if case.any_order else ["exact", "likelihood weighting"])
         index = event_index(done.values, case.spec)
         assert p_value(index, conditional(model, x, observed, case.any_order)) > 1e-3
+
+
+def test_a_mixture_completes_under_the_orders_that_put_the_missing_part_last():
+    """Of eight S-curves two begin with the upper row, from the left and from the right."""
+    case = CASES["lmconv"]
+    mixture = case.build(0).mixture("s_curve", range(8))
+    x = case.events(1).expand(2000, *case.spec.shape)
+    observed = torch.zeros(case.spec.shape, dtype=torch.bool)
+    observed[:, 0] = True
+    first = fitting(mixture, observed)
+    assert len(first) == 2
+    done = mixture.complete(x, observed, num_particles=5, generator=generator())
+    assert (done.method, done.order_chosen, done.num_particles) == ("exact", True, 2)
+    index = event_index(done.values, case.spec)
+    assert p_value(index, conditional(mixture, x[0], observed)) > 1e-3
+    # Where all is known, or nothing, every order fits.
+    for known in (observed | True, observed & False):
+        done = mixture.complete(x[:2], known, generator=generator())
+        assert (done.method, done.order_chosen, done.num_particles) == ("exact", False, 8)
 
 
 @over(lambda case: case.any_order and case.spec.num_dims > 1)
