@@ -74,7 +74,16 @@ def label(wanted: ContextSpec | None, given: object) -> int:
 
 
 def derive(name: str, x: Tensor, spec: DataSpec) -> Tensor:
-    """A context that follows from the values: (B, C, H, W) -> (B, *context)."""
+    """A context that follows from the values: (B, C, H, W) -> (B, *context).
+
+    Raises:
+        ValueError: It does not: it stands beside them.
+    """
     if name == "grey":
         return _grey(x, spec)
+    if not name.startswith("lowres_"):
+        raise ValueError(
+            f"the model is conditioned on {name}, which no image file says; complete examples of "
+            f"the test split instead, without image=..."
+        )
     return _lowres(x, spec, int(name.removeprefix("lowres_")))

@@ -66,9 +66,10 @@ def test_a_mixed_up_number_of_labels_is_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs given the label, nothing, and a small image."""
+    """Runs given the label, nothing, a small image, and a vector."""
     path = tmp_path_factory.mktemp("contexts")
-    for out, context in (("told", "label"), ("untold", "null"), ("low", "lowres_2")):
+    given = {"told": "label", "untold": "null", "low": "lowres_2", "vector": "features"}
+    for out, context in given.items():
         done(
                 path, "train", *TINY, f"out={out}", f"model.context={context}",
                 "trainer.max_epochs=8", "trainer.accumulate=2", "optimizer.lr=0.02",
@@ -124,6 +125,21 @@ def test_sample_answers_images_several_times_beside_the_truth(folder):
         assert picture.size == (6 * tile[0] + 2, 3 * tile[1] + 2)
 
 
+def test_every_verb_takes_a_vector(folder):
+    metrics = run.RunDirectory(folder / "vector").read_metrics()
+    assert metrics["data"] == "tiny-image|features"
+    untold = run.RunDirectory(folder / "untold").read_metrics()
+    assert metrics["test"]["nats"] < untold["test"]["nats"] - 1  # of the 2 log 3 that it says
+    assert f"{metrics['test']['nats']:.4f}" in done(folder, "eval", "run=vector")
+    done(folder, "sample", "run=vector", "num=12", "num_inputs=3", "out=vectors")
+    arrays = np.load(folder / "vectors/sample-seed0-t1.npz")
+    truth = arrays["truth"].reshape(3, 12)[:, :2]
+    assert (arrays["context"] == truth.repeat(4, 0)).all()
+    assert (arrays["x"].reshape(12, 12)[:, :2] == arrays["context"]).mean() > 0.7
+    done(folder, "complete", "run=vector", "num=2", "out=vectors")
+    assert (folder / "vectors/complete-top-0.5-seed0.npz").is_file()
+
+
 def test_sample_shows_the_nearest_training_examples(folder):
     done(folder, "sample", "run=untold", "num=5", "num_neighbours=2", "out=near")
     arrays = np.load(folder / "near/sample-seed0-t1.npz")
@@ -162,6 +178,11 @@ def test_complete_uses_the_context(folder):
             ("sample", "run=low", "label=1"),
             "label is 1, but the model was trained with model.context=lowres_2; "
             "leave label out, or train with model.context=label",
+        ),
+        (
+            ("complete", "run=vector", "image=white.png"),
+            "the model is conditioned on features, which no image file says; complete examples "
+            "of the test split instead, without image=...",
         ),
         (("sample", "run=low", "num_inputs=0"), "num_inputs is 0; it must be at least 1"),
         (

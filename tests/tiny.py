@@ -15,7 +15,7 @@ from armodels.spec import ContextSpec, DataSpec
 class Tiny(Source):
     """Random events with dependent values; levels=null: real ones.
 
-    The label of an event with levels is its first value.
+    The label of an event with levels is its first value, its features are the first two.
     """
 
     def __init__(self, kind, shape, levels, dynamic, num_train, damage, seed):
@@ -28,9 +28,15 @@ class Tiny(Source):
     @property
     def spec(self):
         measure = "density" if self.levels is None else "probability"
-        labels = () if self.levels is None else (ContextSpec("label", (), self.levels),)
+        features = ContextSpec("features", (2,), None)
+        label = () if self.levels is None else (ContextSpec("label", (), self.levels),)
         return DataSpec(
-            f"tiny-{self.kind}", self.kind, self.shape, self.levels, measure, contexts=labels
+            f"tiny-{self.kind}",
+            self.kind,
+            self.shape,
+            self.levels,
+            measure,
+            contexts=(*label, features),
         )
 
     def load(self):
@@ -46,7 +52,10 @@ class Tiny(Source):
             spec,
             *parts,
             transform=self._draw if self.dynamic else None,
-            contexts={"label": lambda: [part.flatten(1)[:, 0] for part in parts]},
+            contexts={
+                "label": lambda: [part.flatten(1)[:, 0] for part in parts],
+                "features": lambda: [part.flatten(1)[:, :2].float() for part in parts],
+            },
         )
 
     def _draw(self, rows, generator):
