@@ -115,6 +115,7 @@ def evaluations(run: RunDirectory, trained: Mapping) -> list[dict]:
                     "nats": report["nats"],
                     "nats_ci95": report["nats_ci95"],
                     "bits_per_dim": report["bits_per_dim"],
+                    "valid_nats": None,  # the run's own is of another distribution
                     "seconds": round(trained["seconds"] + report["seconds"], 1),
                     "hardware": hardware(report["environment"]),
                     "commit": report["environment"]["git_commit"],
