@@ -606,19 +606,14 @@ def _complete(
         )
         for model in models
     ]
-    # A model without particles to spare counts as often as one with many.
-    total = sum(part.log_weights.shape[1] for part in parts)
-    weights = [part.log_weights for part in parts]
-    log_weights = torch.cat(
-        [w - torch.log(torch.tensor(w.shape[1] / total, dtype=w.dtype)) for w in weights], 1
-    )
+    log_weights = torch.cat([part.log_weights for part in parts], 1)
     values, effective = resample(torch.cat([p.values for p in parts], 1), log_weights, generator)
     if all(part.exact for part in parts):
         method = "exact"
     else:
         method = "clamped" if num_particles == 1 and len(parts) == 1 else "likelihood weighting"
     chosen = any(part.order_chosen for part in parts)
-    return Completion(values, method, effective, total, chosen)
+    return Completion(values, method, effective, log_weights.shape[1], chosen)
 
 
 @final

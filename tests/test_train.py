@@ -435,6 +435,10 @@ def test_the_best_weights_are_reported_not_the_last(tmp_path):
     numbers = metrics(tmp_path / "run")
     assert numbers["best_step"] == int(best["step"])
     assert numbers["valid"]["nats"] == float(best["valid/nats"])
+    assert numbers["best_step"] < numbers["steps"]
+    done(tmp_path, "eval", "run", "device=cpu", "out=eval.json")
+    again = json.loads((tmp_path / "eval.json").read_text())
+    assert numbers["test"]["nats"] == pytest.approx(again["nats"], rel=1e-6)
 
 
 def test_schedules():
