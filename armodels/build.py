@@ -50,7 +50,11 @@ def _require_types(node: Mapping) -> None:
     """Raise ValueError unless the arguments are of the kinds that the target's signature names."""
     target = hydra.utils.get_object(node["_target_"])
     made = target.__init__ if isinstance(target, type) else target
-    checks.require_types(node, typing.get_type_hints(made))
+    try:
+        hints = typing.get_type_hints(made)
+    except (NameError, TypeError):  # of the user's own, which names what is not there to look at
+        return
+    checks.require_types(node, hints)
 
 
 def source(config: Mapping) -> Source:

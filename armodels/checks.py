@@ -28,6 +28,13 @@ def require_types(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: s
             raise ValueError(f"{prefix}{name} is {value!r}; it must be {_said(hints[name])}")
 
 
+def require_at_least(values: Mapping[str, Any], **least: int) -> None:
+    """Raise ValueError unless each of the named values is so large; names are the user's."""
+    for name, bound in least.items():
+        if values[name] < bound:
+            raise ValueError(f"{name} is {values[name]}; it must be at least {bound}")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float):
         return False

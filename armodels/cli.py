@@ -392,7 +392,7 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
     group, _, last = key.rpartition(".")
     if group in choices:
         options = {p.name.removesuffix(".yaml"): p for p in (configs / group).iterdir()}
-        takes = {name: sorted(names(read(path))) for name, path in options.items()}
+        takes = {option: sorted(names(read(path))) for option, path in options.items()}
         for choice in given.get(group, str(choices[group])).split(","):  # of a sweep, the one
             own = takes.get(choice, [])
             if last in own or not own:

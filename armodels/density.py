@@ -337,9 +337,9 @@ class AutoregressiveModel(DensityModel):
         # Random ones may coincide where there are few; the others repeat themselves.
         if name != "random" and len(different) < len(made) and not self.net.random_connectivity:
             raise ValueError(
-                f"num_orders is {len(made)}, but of {len(different)} different "
-                f"{'order' if len(different) == 1 else 'orders'} called {name}; "
-                f"use num_orders={len(different)}, or model.order=random"
+                f"{len(made)} orders called {name} are asked for, but only {len(different)} of "
+                f"them {'is' if len(different) == 1 else 'are'} different; ask for no more, or "
+                f"train with model.order=random"
             )
         return OrderMixture(self, made)
 

@@ -277,13 +277,6 @@ def restore(
     return Restored(model, state["config"], spec, used, state["step"], file)
 
 
-def require_counts(config: Mapping, **least: int) -> None:
-    """Raise ValueError unless each key is at least so large."""
-    for name, bound in least.items():
-        if config[name] < bound:
-            raise ValueError(f"{name} is {config[name]}; it must be at least {bound}")
-
-
 def from_config(config: Mapping) -> Restored:
     """The model that a verb's config asks for, by run, checkpoint, eval and device."""
     return restore(

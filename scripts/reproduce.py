@@ -106,8 +106,13 @@ def evaluations(run: RunDirectory, trained: Mapping) -> list[dict]:
     found = []
     for path in sorted(run.path.glob("eval*.json")):
         report = json.loads(path.read_text())
-        given = [item for item in arguments(report["overrides"]) if item.startswith("eval.")]
-        if (report["split"], report["data"]) == ("test", trained["data"]):
+        if "overrides" not in report:  # of before a report said what was asked
+            continue
+        where = ("run=", "device=", "out=", "split=", "eval.batch_size=")
+        given = [item for item in report["overrides"] if not item.startswith(where)]
+        # Of another checkpoint it is another number, and without a question the run's own.
+        asked = bool(given) and all(item.startswith("eval.") for item in given)
+        if asked and (report["split"], report["data"]) == ("test", trained["data"]):
             found.append(
                 trained
                 | {

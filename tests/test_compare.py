@@ -277,9 +277,10 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
             np.save(file, values)
         with pytest.raises(ValueError, match=told):
             read_mask(picture if values is None else file, spec)
-    file.write_bytes(b"no array")
-    with pytest.raises(ValueError, match="cannot be read: "):
-        read_mask(file, image)
+    for contents in (b"no array", b""):
+        file.write_bytes(contents)
+        with pytest.raises(ValueError, match="cannot be read: "):
+            read_mask(file, image)
 
 
 def test_known_columns_of_a_table():

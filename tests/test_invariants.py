@@ -965,10 +965,10 @@ REFUSALS = {
     "num_resnets is -1; it must be at least 0": lambda: PixelSNAIL(
         GREY, 1, orders.make("raster", GREY.shape), num_resnets=-1
     ),
-    "num_orders is 4, but of 1 different order called raster; use num_orders=1, or "
-    "model.order=random": lambda: CASES["made"].build(0).mixture("raster", range(4)),
-    "num_orders is 9, but of 8 different orders called s_curve; use num_orders=8, or "
-    "model.order=random": lambda: CASES["lmconv"].build(0).mixture("s_curve", range(9)),
+    "4 orders called raster are asked for, but only 1 of them is different; ask for no more, or "
+    "train with model.order=random": lambda: CASES["made"].build(0).mixture("raster", range(4)),
+    "9 orders called s_curve are asked for, but only 8 of them are different; ask for no more, or "
+    "train with model.order=random": lambda: CASES["lmconv"].build(0).mixture("s_curve", range(9)),
     "hidden_sizes is []; it must hold one layer of 1 unit or more": lambda: DeepNADE(
         BITS, 1, orders.make("raster", (6,)), hidden_sizes=[]
     ),

@@ -154,14 +154,14 @@ def test_run_trains_what_is_missing(reproduce, page, tmp_path, monkeypatch):
     assert asked[1:] == [["experiment=nade_x"]]
 
 
-def evaluated(folder: Path, *overrides, split="test", data="some-data", nats=8.0):
+def evaluated(folder: Path, *overrides, split="test", data="some-data", nats=8.0, name="a"):
     """What armodels eval leaves in the directory of a run."""
     report = {
         "split": split, "data": data, "nats": nats, "nats_ci95": 0.2, "bits_per_dim": nats / 8,
         "seconds": 5.0, "overrides": [f"run={folder}", *overrides, "eval.batch_size=7"],
         "environment": {"processor": "a CPU", "threads": 2, "git_commit": "def"},
     }  # fmt: skip
-    (folder / f"eval-{split}-{data}.json").write_text(json.dumps(report))
+    (folder / f"eval-{split}-{data}-{name}.json").write_text(json.dumps(report))
 
 
 def test_a_row_of_eval_reads_its_report_and_leaves_the_run_alone(
@@ -172,6 +172,9 @@ def test_a_row_of_eval_reads_its_report_and_leaves_the_run_alone(
     finished(tmp_path / "runs/a", "experiment=nade_x")
     evaluated(tmp_path / "runs/a", "eval.num_orders=128", split="valid", nats=1.0)
     evaluated(tmp_path / "runs/a", "eval.num_orders=128", data="other", nats=1.0)
+    evaluated(tmp_path / "runs/a", "eval.num_orders=128", "checkpoint=last", nats=1.0, name="b")
+    evaluated(tmp_path / "runs/a", nats=1.0, name="c")  # asks for nothing: the run's own number
+    (tmp_path / "runs/a/eval-old.json").write_text('{"split": "test"}')
     reproduce.main(["collect", str(tmp_path / "runs")])
     assert [row[1] for row in lines(page)] == ["10.00 ± 0.30", "not run", "not run"]
     pair = (["experiment=nade_x"], ["eval.num_orders=128"])
@@ -203,6 +206,15 @@ def test_a_section_without_markers_is_refused(reproduce, page):
     page.write_text("nothing")
     with pytest.raises(ValueError, match="no place for a: write <!-- begin a --> and <!-- end a"):
         reproduce.main(["tables"])
+
+
+def test_every_planted_bug_has_its_place():
+    mutate = load("mutate")
+    for bug in mutate.read_bugs():
+        mutate.planted(bug, ROOT)
+        for test in bug.tests:
+            file, _, name = test.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text() or not name, bug.name
 
 
 def test_samples_side_by_side(tmp_path, monkeypatch):

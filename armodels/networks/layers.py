@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armodels import checks
 from armodels.spec import ContextSpec, DataSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "elu": nn.ELU}
@@ -20,18 +21,12 @@ def activation(name: str) -> nn.Module:
 
 def require_positive(**counts: int) -> None:
     """Raise ValueError unless each is at least 1; their names are what the user wrote."""
-    _require_at_least(1, counts)
+    checks.require_at_least(counts, **dict.fromkeys(counts, 1))
 
 
 def require_not_negative(**counts: int) -> None:
     """Raise ValueError unless each is at least 0; their names are what the user wrote."""
-    _require_at_least(0, counts)
-
-
-def _require_at_least(least: int, counts: dict[str, int]) -> None:
-    for name, count in counts.items():
-        if count < least:
-            raise ValueError(f"{name} is {count}; it must be at least {least}")
+    checks.require_at_least(counts, **dict.fromkeys(counts, 0))
 
 
 def require_hidden_sizes(hidden_sizes: list[int], least: int = 0) -> None:

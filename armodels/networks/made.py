@@ -66,8 +66,8 @@ class MADE(FreeOrderNetwork):
         https://arxiv.org/abs/1502.03509
         Does the Wake-sleep Algorithm Produce Good Density Estimators? (Frey et al., 1996; FVSBN)
 
-    Fewer hidden units than steps leave the steps between two degrees independent of one another,
-    given the others: D - 1 units or ``direct_connections`` let every step see all before it.
+    With fewer units than S - 1 in a layer, some steps do not see the value just before them;
+    ``direct_connections`` let every step see all.
 
     Differs from the paper: by default degrees are spread evenly rather than drawn, a layer's
     degrees never fall below the smallest of the layer before (such a unit would be dead), and

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from armodels import contexts, pictures, run
+from armodels import checks, contexts, pictures, run
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
 
@@ -93,8 +93,10 @@ def read_mask(path: Path, spec: DataSpec) -> Tensor:
         return torch.from_numpy(light > 127).expand(spec.shape)
     try:
         values = np.load(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"mask {path} cannot be read: {error}") from error
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"mask {path} cannot be read: it holds several arrays")
     if values.shape not in (spec.shape, spec.shape[1:]):
         raise ValueError(f"mask {path} has shape {values.shape}, the events {spec.shape}")
     if not np.isin(values, (0, 1)).all():
@@ -143,13 +145,15 @@ def _context_of(
 
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
-    run.require_counts(config, num=1, num_completions=1, num_particles=1)
+    checks.require_at_least(config, num=1, num_completions=1, num_particles=1)
     restored = run.from_config(config)
     spec, seed, answers = restored.spec, config["seed"], config["num_completions"]
     known = config["known"]
+    if isinstance(known, int):  # a column of a table without names
+        known = [known]
     if config["mask"]:
-        known = Path(config["mask"]).name
-        observed, said = read_mask(Path(config["mask"]), spec), Path(known).stem
+        path = Path(str(config["mask"]))
+        observed, known, said = read_mask(path, spec), path.name, path.stem
     else:
         observed = known_part(known, config["keep"], spec, seed)
         parts = [known, f"{config['keep']:g}"] if isinstance(known, str) else known

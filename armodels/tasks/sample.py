@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import contexts, pictures, run
+from armodels import checks, contexts, pictures, run
 from armodels.spec import ContextSpec, bits_per_dim, nats
 from armodels.tasks.evaluate import draw_examples, load_split
 
@@ -46,7 +46,7 @@ def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
     num, inputs = config["num"], config["num_inputs"]
-    run.require_counts(config, num=1, num_inputs=1, num_neighbours=0)
+    checks.require_at_least(config, num=1, num_inputs=1, num_neighbours=0)
     restored = run.from_config(config)
     if config["temperature"] == 0:
         log.warning("temperature 0 follows the mode: expect (nearly) equal samples")
