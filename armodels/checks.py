@@ -1,5 +1,6 @@
 """What a config's values must be: one sentence where one of them is something else."""
 
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,13 @@ def require_at_least(values: Mapping[str, Any], **least: int) -> None:
     for name, bound in least.items():
         if values[name] < bound:
             raise ValueError(f"{name} is {values[name]}; it must be at least {bound}")
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of torchrun's: a variable or two left behind do not say so."""
+    variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+                 "MASTER_PORT")  # fmt: skip
+    return all(name in os.environ for name in variables)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from armodels import __version__
+from armodels import __version__, checks
 
 
 class Verb(NamedTuple):
@@ -99,7 +99,8 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         # Jobs of a sweep may run in other processes: they report their failures in this file.
         os.environ["ARMODELS_FAILURES"] = failures = str(Path(scratch) / "failures")
         sys.argv = [program, *_translate(name, args)]
-        if int(os.environ.get("RANK", 0)) > 0:  # torchrun: rank 0 owns directory and log
+        if checks.started_by_torchrun() and os.environ["RANK"] != "0":
+            # Rank 0 owns the directory and the log.
             folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
             sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
         try:
@@ -170,8 +171,6 @@ def _require_numbers(name: str, config: dict) -> None:
     from importlib.resources import files
 
     import yaml
-
-    from armodels import checks
 
     shipped = yaml.safe_load(files("armodels.configs").joinpath(f"{name}.yaml").read_text())
     sections = {key: value for key, value in shipped.items() if isinstance(value, dict)}

@@ -540,3 +540,23 @@ def test_python_m_armodels(folder):
     assert "23 examples" in out
     assert not list(folder.glob("*.log")), "a verb left a log in the shell's directory"
     assert os.listdir(folder)
+
+
+# What other launchers leave in the environment
+
+
+LEFT_BEHIND = {
+    "a rank of no torchrun": {"RANK": "1"},
+    "a local rank of no torchrun": {"LOCAL_RANK": "1", "WORLD_SIZE": "4"},
+    "one of four tasks of Slurm": {
+        "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
+def test_variables_of_other_launchers_neither_silence_nor_refuse_one_process(name, tmp_path):
+    told = done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run", **LEFT_BEHIND[name])
+    assert "Next:" in told
+    assert RunDirectory(tmp_path / "run").read_status()["status"] == "done"

@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -684,22 +685,31 @@ class Trainer:
 
 
 def _fabric(settings: Settings) -> Fabric:
-    """Device, precision and processes; several processes only where torchrun started them."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if "LOCAL_RANK" not in os.environ:
+    """Device, precision and processes; several processes only where torchrun started them.
+
+    The environment is named, not detected: Fabric would take the tasks of a Slurm allocation for
+    processes of its own.
+    """
+    if not checks.started_by_torchrun():
         if settings.devices > 1:
             raise ValueError(
                 f"trainer.devices={settings.devices} needs one process a device; start it with: "
                 f"torchrun --nproc-per-node={settings.devices} -m armodels train ..."
             )
-        return Fabric(accelerator=settings.accelerator, devices=1, precision=settings.precision)
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return Fabric(
+            accelerator=settings.accelerator,
+            devices=1,
+            precision=settings.precision,
+            plugins=[LightningEnvironment()],
+        )
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=settings.accelerator,
         devices=local,
         num_nodes=world // local,
         strategy="ddp",
         precision=settings.precision,
+        plugins=[TorchElasticEnvironment()],
     )
     fabric.launch()
     return fabric
