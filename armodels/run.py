@@ -221,6 +221,11 @@ class Restored:
     path: Path
 
     @property
+    def origin(self) -> str:
+        """Which weights these are, for people."""
+        return f"{self.path} ({self.weights} weights, step {self.step})"
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next((t.device for t in self.model.state_dict().values()), torch.device("cpu"))

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import multiprocessing
 import os
 import subprocess
@@ -63,11 +62,6 @@ def armodels(folder: Path, *args: str, **env: str) -> Result:
             code = stop.code or 0
         finally:
             sys.path[:] = path
-            # A process of its own would end here, and with it the log of a run that may be gone.
-            log = logging.getLogger("armodels")
-            for handler in [*log.handlers]:
-                log.removeHandler(handler)
-                handler.close()
     return Result(code, out.getvalue(), err.getvalue())
 
 

@@ -13,7 +13,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"spec", "schedules", "checks"},
+    {"show", "spec", "schedules", "checks"},
     {"contexts", "orders", "masks", "kernels"},
     {"networks", "heads"},
     {"density", "data"},
@@ -31,7 +31,7 @@ ONLY = {
     "kernels": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"contexts", "kernels", "spec"},
+    "data": {"contexts", "kernels", "show", "spec"},
     "pictures": {"spec"},
     "density": {"networks.base", "heads", "orders", "spec"},
     "baselines": {"density", "networks.base", "heads", "orders", "spec"},

@@ -255,7 +255,7 @@ def test_any_part_may_be_known(kind, folder, tmp_path):
     mask = f"mask={tmp_path}/my mask.{kind[:3]}"
     told = done(folder, "complete", "all/made-1", mask, "num=3", "num_completions=2",
                 "device=cpu", f"out={tmp_path}")  # fmt: skip
-    assert f"known  my mask.{kind[:3]}, 50 % of tiny-image" in told
+    assert f"known  my mask.{kind[:3]}, 50% of tiny-image" in told
     with np.load(tmp_path / "complete-my-mask-seed0.npz") as file:
         truth, observed, answers = file["truth"], file["observed"], file["completions"]
     assert np.array_equal(observed, known[None])

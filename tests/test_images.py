@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import io
-import logging
 import os
 import shutil
 import sys
@@ -244,18 +243,18 @@ def test_spec_needs_no_files_unless_they_name_the_labels(tree, tmp_path):
     assert not (tmp_path / "root").exists()
 
 
-def test_corrupt_images_are_named_and_skipped_only_when_asked(tree, caplog):
+def test_corrupt_images_are_named_and_skipped_only_when_asked(tree, capsys):
     whole = (tree / "cat/deep/1.png").read_bytes()
     (tree / "cat/deep/1.png").write_bytes(whole[:60])
     (tree / "cat/deep/2.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^an image of .*pets cannot be used \(cat/deep/1.png: "):
         load(tree)
     for _ in range(2):  # decoded, and from the cache
-        caplog.clear()
         splits = load(tree, skip_corrupt=True)
         assert sum(len(getattr(splits, part)) for part in PARTS) == 38
-        assert "2 corrupt images" in caplog.text
-        assert "cat/deep/2.png: it is no image of a known kind" in caplog.text
+        told = capsys.readouterr().err
+        assert "2 corrupt images" in told
+        assert "cat/deep/2.png: it is no image of a known kind" in told
     with pytest.raises(ValueError, match="data.skip_corrupt=true"):
         load(tree)  # a cache made with skip_corrupt does not hide them
 
@@ -360,17 +359,16 @@ def test_of_several_who_need_the_same_cache_one_makes_it(tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["name-v1.zip"]
 
 
-def test_a_root_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch, caplog):
+def test_a_root_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch, capsys):
     root = tmp_path / "data"
     root.mkdir()
     root.chmod(0o555)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with caplog.at_level(logging.INFO):
-        for _ in range(2):
-            cached(root, "name", one_row)
+    for _ in range(2):
+        cached(root, "name", one_row)
     assert not list(root.iterdir())
     assert (tmp_path / "home/.cache/armodels/cache/name-v1.zip").is_file()
-    assert caplog.text.count(f"{root} cannot be written") == 1
+    assert capsys.readouterr().out.count(f"{root} cannot be written") == 1
 
 
 def test_rows_that_do_not_fit_stay_where_they_are(monkeypatch):
@@ -432,8 +430,7 @@ def test_what_changes_the_frames_changes_the_file(tmp_path):
 
 
 @needs_ale
-def test_no_frame_stands_in_two_splits(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_no_frame_stands_in_two_splits(tmp_path, capsys):
     splits = atari(tmp_path, num_train=60, num_valid=24, num_test=24).load()
     train, valid, test = rows(splits)
     assert not train & valid
@@ -441,7 +438,10 @@ def test_no_frame_stands_in_two_splits(tmp_path, caplog):
     assert len(splits.train) == 60
     num = 24 - len(splits.test)
     assert 0 < num < 24
-    assert f"{num} of 24 test frames of pong also stand in an earlier split" in caplog.text
+    assert (
+        f"{num} of 24 test frames of pong also stand in an earlier split"
+        in capsys.readouterr().out
+    )
     # A screen of 2 levels on which nothing ever happens.
     with pytest.raises(ValueError, match="each valid frame of atari-pong-1x1-grey-L2-random-"):
         atari(tmp_path, size=(1, 1), levels=2).load()

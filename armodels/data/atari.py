@@ -9,18 +9,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import count
-from logging import getLogger
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from armodels import show
 from armodels.data.base import Source, Splits, data_root
 from armodels.data.images import PARTS, Cache, Format, cached
 from armodels.spec import DataSpec
-
-log = getLogger(__name__)
 
 POLICIES = ("random", "sticky")
 QUANTIZATIONS = ("uniform", "palette")
@@ -223,7 +221,7 @@ class Atari(Source):
             f"{loaded.meta['dropped'][part]:,} of {getattr(self, f'num_{part}'):,} {part} frames"
             for part in PARTS[1:]
         )
-        log.info("%s of %s also stand in an earlier split and were dropped", kept, self.game)
+        show.say(f"{kept} of {self.game} also stand in an earlier split and were dropped")
         return Splits(spec, *(loaded.arrays[part] for part in PARTS))
 
     def _check_emulator(self) -> str:

@@ -2,9 +2,9 @@
 
 import re
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 
+from armodels import show
 from armodels.data.base import Source, Splits, data_root
 from armodels.data.images import (
     PARTS,
@@ -18,8 +18,6 @@ from armodels.data.images import (
     write_splits,
 )
 from armodels.spec import ContextSpec, DataSpec
-
-log = getLogger(__name__)
 
 VALID, TEST = 0.1, 0.1
 MAX_SHOWN = 5
@@ -117,11 +115,11 @@ class Folder(Source):
         loaded = cached(self.root, "-".join([*settings, collection.digest]), make)
         if skipped := loaded.meta["skipped"]:
             shown = "; ".join(skipped[:MAX_SHOWN]) + (" ..." if len(skipped) > MAX_SHOWN else "")
-            log.warning("%d corrupt images of %s left out: %s", len(skipped), self.path, shown)
+            show.warn(f"{len(skipped)} corrupt images of {self.path} left out: {shown}")
         if self.near:
-            log.info("%d near-duplicates share a split", loaded.meta["num_near"])
+            show.say(f"{loaded.meta['num_near']} near-duplicates share a split")
         if labels:
-            log.info("labels: %s", ", ".join(f"{i} {name}" for i, name in enumerate(labels)))
+            show.say(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(labels))}")
         stored = {}
         if labels:
             stored["label"] = lambda: [loaded.arrays[f"labels-{part}"] for part in PARTS]

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from logging import getLogger
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, NamedTuple
@@ -29,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-log = getLogger(__name__)
+from armodels import show
 
 PARTS = ("train", "valid", "test")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -555,7 +554,7 @@ def cached(root: Path, name: str, make: Callable[[Cache], None]) -> Loaded:
     folder = root / "cache"
     if not _writable(folder):
         folder = fallback
-        log.info("%s cannot be written; what is decoded goes to %s", root, folder)
+        show.say(f"{root} cannot be written; what is decoded goes to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file
     with _only_one(path) as part:

@@ -5,17 +5,15 @@ import io
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from armodels import show
 from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
 from armodels.spec import DataSpec, Standardization
-
-log = getLogger(__name__)
 
 NO_DOWNLOAD = "armodels has no place to download them from"
 
@@ -282,10 +280,9 @@ class Table(Source):
         limit = FEW_VALUES * len(parts[0])
         few = [f"{n} ({c})" for n, c in zip(names, counts, strict=True) if c < limit]
         if few:
-            log.warning(
-                "columns of few distinct values: %s; a density on such a column has no bound, and "
-                "nats then say how narrow the model may get",
-                ", ".join(few),
+            show.warn(
+                f"columns of few distinct values: {', '.join(few)}; a density on such a column "
+                f"has no bound, and nats then say how narrow the model may get"
             )
         return Splits(spec, *(spec.standardized(torch.from_numpy(part)) for part in parts))
 

@@ -13,12 +13,10 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 
+from armodels import show
 from armodels.run import RunDirectory
-
-log = getLogger(__name__)
 
 COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "±", "bits/dim",
            "gap", "seconds", "status", "run")  # fmt: skip
@@ -195,10 +193,10 @@ def main(config: Mapping) -> None:
     text = render(parts, config["format"])
     if config["out"]:
         Path(config["out"]).write_text(text + "\n")
-        log.info("wrote %s", config["out"])
+        show.say(f"wrote  {config['out']}")
         return
-    log.info(text)
+    show.say(text)
     ranked = {(part[0].data, part[0].measure) for part in parts if part[0].measure}
     if len(ranked) > 1 and config["format"] == "table":
-        log.info("")
-        log.info("Not ranked against each other: different data or different measures.")
+        show.say()
+        show.say("Not ranked against each other: different data or different measures.")

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from armodels import checks, contexts, pictures, run
+from armodels import checks, contexts, pictures, run, show
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
-
-log = getLogger(__name__)
 
 KNOWN = ("top", "bottom", "left", "right", "border", "random")
 
@@ -112,7 +109,8 @@ def _read_picture(path: Path, what: str, mode: str, size: tuple[int, int]) -> Im
         raise ValueError(f"{what} {path} cannot be read: {error}") from error
     if image.size == size:
         return image
-    log.info("%s %s is resized from %dx%d to %dx%d", what, path, *image.size, *size)
+    before, after = ("x".join(map(str, one)) for one in (image.size, size))
+    show.say(f"{what} {path} is resized from {before} to {after}")
     return image.resize(size, Image.Resampling.BOX)
 
 
@@ -180,9 +178,9 @@ def main(config: Mapping) -> None:
         progress=True,
     )
     values = result.values.cpu().unflatten(0, (-1, answers))  # (B, answers, *event)
-    log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
-    log.info("known  %s, %.0f %% of %s", known, 100 * observed.double().mean(), spec.name)
-    log.info("method %s%s", result.method, _meaning(result))
+    show.say(f"from   {restored.origin}")
+    show.say(f"known  {known}, {observed.double().mean():.0%} of {spec.name}")
+    show.say(f"method {result.method}{_meaning(result)}")
     folder = restored.folder_for(config["out"])
     np.savez_compressed(
         folder / f"{name}.npz",
@@ -190,13 +188,13 @@ def main(config: Mapping) -> None:
         observed=observed.numpy(),
         completions=spec.original(values).numpy(),
     )
-    log.info("wrote  %s", folder / f"{name}.npz")
+    show.say(f"wrote  {folder / name}.npz")
     blanked = torch.where(observed, truth, torch.zeros_like(truth))
     rows = torch.cat([truth[:, None], blanked[:, None], values], 1).flatten(0, 1)
     picture = pictures.events(rows, spec, columns=answers + 2)
     if picture is not None:
         pictures.save(picture, folder / f"{name}.png")
-        log.info("wrote  %s (truth, known part, answers)", folder / f"{name}.png")
+        show.say(f"wrote  {folder / name}.png (truth, known part, answers)")
 
 
 def _meaning(result) -> str:

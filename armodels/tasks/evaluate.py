@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -12,11 +11,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, contexts, run
+from armodels import build, contexts, run, show
 from armodels.density import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
-
-log = getLogger(__name__)
 
 
 @torch.no_grad()
@@ -211,12 +208,11 @@ def main(config: Mapping) -> None:
         "overrides": config["overrides"],
         "environment": run.environment(),
     }
-    log.info(
-        "data   %s (D = %d, levels %s, %s)", report["data"], spec.num_dims, spec.levels, measure
-    )
-    log.info("model  %s", report["model"])
-    log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
-    log.info(describe(config["split"], report))
+    about = f"D = {spec.num_dims}, levels {spec.levels}, {measure}"
+    show.say(f"data   {report['data']} ({about})")
+    show.say(f"model  {report['model']}")
+    show.say(f"from   {restored.origin}")
+    show.say(describe(config["split"], report))
     if config["out"]:
         run.write_json(Path(config["out"]), report)
-        log.info("wrote  %s", config["out"])
+        show.say(f"wrote  {config['out']}")

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from logging import getLogger
 from pathlib import Path
 
-log = getLogger(__name__)
+from armodels import show
 
 GROUPS = ("model", "data", "head", "optimizer", "schedule", "trainer", "experiment")
 
@@ -30,7 +29,7 @@ def main(config: Mapping) -> None:
     if config["group"] not in (None, *GROUPS):
         raise ValueError(f"group {config['group']} is unknown; choose from {', '.join(GROUPS)}")
     for group in [config["group"]] if config["group"] else GROUPS:
-        log.info("%s=", group)
+        show.say(f"{group}=")
         for name, text in choices(group):
-            log.info("  %-28s %s", name, text)
-        log.info("")
+            show.say(f"  {name:<28} {text}")
+        show.say()

@@ -1,18 +1,15 @@
 """armodels sample: a grid and the values of samples from a trained model."""
 
 from collections.abc import Mapping
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import checks, contexts, pictures, run
+from armodels import checks, contexts, pictures, run, show
 from armodels.spec import ContextSpec, bits_per_dim, nats
 from armodels.tasks.evaluate import draw_examples, load_split
-
-log = getLogger(__name__)
 
 
 def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | None:
@@ -49,7 +46,7 @@ def main(config: Mapping) -> None:
     checks.require_at_least(config, num=1, num_inputs=1, num_neighbours=0)
     restored = run.from_config(config)
     if config["temperature"] == 0:
-        log.warning("temperature 0 follows the mode: expect (nearly) equal samples")
+        show.say("temperature 0 follows the mode: expect (nearly) equal samples")
     spec, wanted = restored.spec, restored.model.context
     context, truth, columns = labels(wanted, config["label"], num), None, 8
     if wanted is not None and wanted.shape:
@@ -83,17 +80,17 @@ def main(config: Mapping) -> None:
         arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
-    log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
+    show.say(f"from   {restored.origin}")
     mean = float(log_prob.double().mean())
-    log.info("mean   %.4f nats, %.4f bits/dim", nats(mean, spec), bits_per_dim(mean, spec))
-    log.info("wrote  %s", folder / f"{name}.npz")
+    show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
+    show.say(f"wrote  {folder / name}.npz")
     shown, caption = x, ""
     if truth is not None:
         given = context[:: num // len(truth)]
         shown, caption = pictures.beside(truth, given, wanted, spec, x), " (given, samples, truth)"
     _draw(pictures.events(shown, spec, columns=columns), folder / f"{name}.png", caption)
     if neighbours is not None:
-        log.info("nearest training examples: mean distance %.3f", arrays["distances"].mean())
+        show.say(f"nearest training examples: mean distance {arrays['distances'].mean():.3f}")
         rows = torch.cat([x[:, None], neighbours.to(x.dtype)], 1)
         columns = 4 * rows.shape[1] if rows.shape[1] <= 4 else rows.shape[1]
         picture = pictures.events(rows.flatten(0, 1), spec, columns=columns)
@@ -104,4 +101,4 @@ def _draw(picture: Tensor | None, path: Path, caption: str) -> None:
     """Write a picture, where the kind of data has one."""
     if picture is not None:
         pictures.save(picture, path)
-        log.info("wrote  %s%s", path, caption)
+        show.say(f"wrote  {path}{caption}")

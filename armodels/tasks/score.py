@@ -2,14 +2,11 @@
 
 import csv
 from collections.abc import Mapping
-from logging import getLogger
 from pathlib import Path
 
-from armodels import run
+from armodels import run, show
 from armodels.spec import bits_per_dim, nats
 from armodels.tasks.evaluate import load_split, log_probs
-
-log = getLogger(__name__)
 
 
 def main(config: Mapping) -> None:
@@ -33,7 +30,7 @@ def main(config: Mapping) -> None:
         table.writerow(["index", "nats", "bits_per_dim"])
         for i, value in enumerate(values.tolist()):
             table.writerow([i, repr(nats(value, spec)), repr(bits_per_dim(value, spec))])
-    log.info("from   %s (%s weights, step %d)", restored.path, restored.weights, restored.step)
+    show.say(f"from   {restored.origin}")
     mean = float(values.mean())
-    log.info("mean   %.4f nats, %.4f bits/dim", nats(mean, spec), bits_per_dim(mean, spec))
-    log.info("wrote  %s (%d examples)", path, len(values))
+    show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
+    show.say(f"wrote  {path} ({len(values)} examples)")

@@ -3,10 +3,9 @@
 import subprocess
 import sys
 from collections.abc import Mapping
-from logging import getLogger
 from pathlib import Path
 
-log = getLogger(__name__)
+from armodels import show
 
 
 def main(config: Mapping) -> None:
@@ -15,5 +14,5 @@ def main(config: Mapping) -> None:
     if not any(logdir.rglob("events.out.tfevents.*")):
         raise FileNotFoundError(f"{logdir} holds no TensorBoard events; train something first")
     command = ["-m", "tensorboard.main", f"--logdir={logdir}", f"--port={config['port']}"]
-    log.info("tensorboard --logdir=%s --port=%s (Ctrl-C stops it)", logdir, config["port"])
+    show.say(f"tensorboard --logdir={logdir} --port={config['port']} (Ctrl-C stops it)")
     subprocess.run([sys.executable, *command], check=True)

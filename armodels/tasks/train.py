@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from logging import getLogger
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -22,17 +21,14 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from armodels import build, checks, pictures, run
+from armodels import build, checks, pictures, run, show
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.schedules import Schedule
 from armodels.spec import nats
 from armodels.tasks.evaluate import describe, evaluate
 from armodels.tracking import Tracker
-
-log = getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -277,7 +273,7 @@ class Trainer:
         """Take up last.pt."""
         path = self.directory.checkpoint("last")
         if not path.is_file():
-            log.info("the run was stopped before its first checkpoint: it starts again")
+            show.say("the run was stopped before its first checkpoint: it starts again")
             return
         checkpoint = run.load_checkpoint(path)
         began, now = checkpoint["spec"]["name"], self.splits.spec.name
@@ -465,12 +461,8 @@ class Trainer:
             state.evaluations_since_best = 0
             if self.fabric.is_global_zero:
                 self.directory.save("best", self._state_dict())
-        log.info(
-            "step %d: %s%s",
-            state.step,
-            describe("valid", state.valid),
-            "" if state.evaluations_since_best else " *",
-        )
+        mark = "" if state.evaluations_since_best else " *"
+        show.say(f"step {state.step}: {describe('valid', state.valid)}{mark}")
 
     def _draw(self) -> None:
         """Samples, and what the model thinks of data it was not trained on."""
@@ -526,7 +518,7 @@ class Trainer:
         self._last_norm = math.nan
         if state.step == 0:
             if self.tracker:
-                log.info("initializing from the training split")
+                show.say("initializing from the training split")
             x = self.splits.split("train")
             with torch.no_grad():
                 self.model.initialize(
@@ -567,8 +559,7 @@ class Trainer:
                 if state.step % settings.log_every == 0:
                     self._log_point(bar)
                 if every and state.step % every == 0:
-                    with logging_redirect_tqdm():
-                        self.validate()
+                    self.validate()
                     self._save_and_restart_clock()
                 elif time.monotonic() - self._saved_at >= settings.checkpoint_every:
                     self._save_and_restart_clock()
@@ -577,7 +568,7 @@ class Trainer:
                     raise Interrupted(
                         self._signal or signal.SIGTERM,
                         f"stopped at step {state.step}; "
-                        f"go on with: armodels train resume={self.directory.path}",
+                        f"go on with: {show.command('train', resume=self.directory.path)}",
                     )
             self._flush_losses()
         if state.valid_step != state.step:
@@ -600,7 +591,7 @@ class Trainer:
         if self.total is not None and state.step >= self.total:
             return True
         if settings.patience and state.evaluations_since_best >= settings.patience:
-            log.info("no better valid likelihood in %d evaluations", settings.patience)
+            show.say(f"no better valid likelihood in {settings.patience} evaluations")
             return True
         if settings.max_minutes is None:
             return False
@@ -624,7 +615,7 @@ class Trainer:
             if self._signal is not None:  # asked twice: at once
                 raise KeyboardInterrupt
             self._signal = number
-            log.info("stopping after this step")
+            show.say("stopping after this step")
 
         kept = {}
         try:
@@ -735,6 +726,11 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
 
 def main(config: Mapping[str, Any]) -> float:
     """Train one model; returns the best valid nats, which sweeps minimize."""
+    with show.logged() as log:
+        return _main(config, log)
+
+
+def _main(config: Mapping[str, Any], log: show.Log) -> float:
     resuming = bool(config["resume"])
     if resuming:
         config, directory, changed = _take_up(config)
@@ -744,6 +740,7 @@ def main(config: Mapping[str, Any]) -> float:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = _fabric(settings)
+    show.muted = not fabric.is_global_zero
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # rank 0's, for all
     source = build.source(config["data"])
     torch.manual_seed(stream(_WEIGHTS, config["seed"]))
@@ -754,9 +751,10 @@ def main(config: Mapping[str, Any]) -> float:
     if resuming:
         trainer.load_last()
         if changed:
-            log.warning("resuming with a changed %s", ", ".join(changed))
+            show.say(f"resuming with a changed {', '.join(changed)}")
     if fabric.is_global_zero:
         directory.begin({**config, "resume": None})
+        log.open(directory.path / "train.log")
     return _train(trainer)
 
 
@@ -784,7 +782,7 @@ def _train(trainer: Trainer) -> float:
         if not isinstance(stop, Interrupted):  # not in the loop, which waits for its step
             stop = Interrupted(
                 signal.SIGINT,
-                f"interrupted; go on with: armodels train resume={directory.path}",
+                f"interrupted; go on with: {show.command('train', resume=directory.path)}",
             )
         if speaks:
             directory.write_status("interrupted", str(stop))
@@ -798,36 +796,35 @@ def _train(trainer: Trainer) -> float:
 def _announce(trainer: Trainer) -> None:
     spec, model, splits = trainer.splits.spec, trainer.model, trainer.splits
     sizes = " / ".join(f"{len(part):,}" for part in (splits.train, splits.valid, splits.test))
-    log.info(
-        "data   %s: %s %s, levels %s, %s train / valid / test",
-        spec.name, spec.kind, "x".join(map(str, spec.shape)), spec.levels, sizes,
-    )  # fmt: skip
+    shape = "x".join(map(str, spec.shape))
+    about = f"{spec.kind} {shape}, levels {spec.levels}, {sizes} train / valid / test"
+    show.say(f"data   {spec.name}: {about}")
     name = trainer.config["choices"]["model"]
-    log.info("model  %s: %s, %s parameters", name, model.description, f"{model.num_parameters:,}")
-    log.info(
-        "on     %s, precision %s, seed %d, %s weights evaluated",
-        trainer.fabric.device, trainer.settings.precision, trainer.seed, trainer.weights,
-    )  # fmt: skip
-    log.info("run    %s", trainer.directory.path)
+    show.say(f"model  {name}: {model.description}, {model.num_parameters:,} parameters")
+    about = f"precision {trainer.settings.precision}, seed {trainer.seed}"
+    show.say(f"on     {trainer.fabric.device}, {about}, {trainer.weights} weights evaluated")
+    show.say(f"run    {trainer.directory.path}")
     if trainer.state.step:
-        log.info("going on from step %d", trainer.state.step)
+        show.say(f"going on from step {trainer.state.step}")
 
 
 def _conclude(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
     path = os.path.relpath(trainer.directory.path)
     best = f"{metrics['weights']} weights of step {metrics['best_step']}"
-    log.info("")
-    log.info("%s, %s, %s, %.0f s", metrics["data"], metrics["measure"], best, metrics["seconds"])
+    show.say()
+    show.say(f"{metrics['data']}, {metrics['measure']}, {best}, {metrics['seconds']:.0f} s")
     for split in ("valid", "test"):
-        log.info(describe(split, metrics[split]))
+        show.say(describe(split, metrics[split]))
     if "gap_to_truth" in metrics:
-        log.info(
-            "gap    %.4f nats above the true entropy of the test split", metrics["gap_to_truth"]
-        )
-    log.info("")
-    log.info("Next:")
-    log.info("  armodels tensorboard logdir=%s", path)
-    log.info("  armodels sample run=%s num=64", path)
-    log.info("  armodels complete run=%s keep=0.5", path)
-    log.info("  armodels eval run=%s split=test", path)
-    log.info("  armodels compare %s", os.path.dirname(path) or path)
+        gap = f"{metrics['gap_to_truth']:.4f} nats above the true entropy of the test split"
+        show.say(f"gap    {gap}")
+    show.say()
+    show.say("Next:")
+    for line in (
+        show.command("tensorboard", logdir=path),
+        show.command("sample", run=path, num=64),
+        show.command("complete", run=path, keep=0.5),
+        show.command("eval", run=path, split="test"),
+        show.command("compare", os.path.dirname(path) or path),
+    ):
+        show.say(f"  {line}")

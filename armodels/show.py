@@ -1,0 +1,188 @@
+"""What a user reads: lines that are whole wherever they go, and commands that run as pasted.
+
+Nothing here raises because a line could not be printed: a closed pipe must not end a training.
+``lost`` says what went wrong, and the command line makes an exit code of it.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+lost: OSError | None = None
+"""The first error that kept a line from being printed; None: every line was."""
+
+muted = False
+"""Whether this process prints nothing, as all but the first of several do."""
+
+_log: "Log | None" = None
+
+_PLAIN = str.maketrans({"±": "+-", "≤": "<=", "≥": ">=", "×": "x", "…": "...", "–": "-", "−": "-"})
+"""Signs of ours that a terminal may lack, and what stands for them."""
+
+
+def say(text: object = "") -> None:
+    """Print a line on standard output, and keep it in the log of the run where one is open."""
+    _note(str(text))
+    _print(str(text), sys.stdout)
+
+
+def warn(text: object) -> None:
+    """Print a warning on standard error, and keep it in the log of the run where one is open."""
+    line = f"armodels: warning: {text}"
+    _note(line)
+    _print(line, sys.stderr)
+
+
+def clean(text: str) -> str:
+    """``text`` without control characters: names and reasons may come from strangers.
+
+    Line breaks stay. Bytes of a file name that are no text, and whatever else cannot be seen, are
+    written as Python escapes them.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not text
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    global lost
+    if muted or stream is None:
+        return
+    text = clean(text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        if "tqdm" in sys.modules:  # bars step aside for the line
+            sys.modules["tqdm"].tqdm.write(text, file=stream)
+        else:
+            stream.write(f"{text}\n")
+        stream.flush()
+    except OSError as error:
+        lost = lost or error
+        # Python flushes its streams again as it ends, and would complain.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _note(text: str) -> None:
+    if _log is not None:
+        _log.add(text)
+
+
+class Log:
+    """The log of a run: lines with their time, kept until it is known where they go."""
+
+    def __init__(self):
+        self._kept: list[str] = []
+        self._file: TextIO | None = None
+
+    def add(self, text: str) -> None:
+        """Take in one line, or several."""
+        stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ")
+        self._kept += [f"{stamp}{line}\n" for line in clean(text).split("\n")]
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk stops the run where it saves
+                self._file.writelines(self._kept)
+                self._file.flush()
+                self._kept.clear()
+
+    def open(self, path: Path) -> None:
+        """From here on the lines, also those that are kept, are appended to a file.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
+        self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[Log]:
+    """Inside the block, what is printed goes into a log, too."""
+    global _log
+    _log = Log()
+    try:
+        yield _log
+    finally:
+        _log.close()
+        _log = None
+
+
+# Commands
+
+
+def command(verb: str, *paths: str | Path, **overrides: Any) -> str:
+    """A command line of this program, as a shell must be given it.
+
+    Args:
+        verb: Such as ``"eval"``; more words may follow it.
+        paths: Bare paths.
+        overrides: Values by key; ``data__path`` stands for ``data.path``.
+    """
+    words = [shell(str(path)) for path in paths]
+    words += [override(key.replace("__", "."), value) for key, value in overrides.items()]
+    return " ".join(["armodels", verb, *words])
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` as it is typed into a shell: quoted for Hydra and for the shell.
+
+    Args:
+        key: Dotted.
+        value: Text, a number, a switch, None, or a list of them.
+    """
+    return shell(f"{key}={hydra(value)}")
+
+
+def hydra(value: Any) -> str:
+    """A value as Hydra's command line has it: text that it would not take as typed is quoted."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(hydra, value))}]"
+    if isinstance(value, (int, float)):
+        return str(value)
+    text = str(value)
+    number = re.fullmatch(
+        r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan)", text, re.I
+    )
+    word = number or text.lower() in ("true", "false", "null", "")
+    if not word and re.fullmatch(r"[\w./@%+:?|-]+", text, re.ASCII) and ":" not in text[:1]:
+        return text
+    # A backslash is itself, save before a quote, where it must be doubled; ${ would be replaced.
+    text = re.sub(r"(\\*)'", lambda m: 2 * m.group(1) + r"\'", text)
+    text = re.sub(r"\\+$", lambda m: 2 * m.group(), text)
+    return "'" + re.sub(r"(\\*)\$\{", lambda m: 2 * m.group(1) + r"\${", text) + "'"
+
+
+def shell(word: str) -> str:
+    """A word as a POSIX shell must be given it, also where it holds what cannot be typed."""
+    if not word.isprintable():
+        quoted = {"'": r"\'", "\\": r"\\"}
+        return f"$'{''.join(quoted.get(c, c) if c.isprintable() else _escaped(c) for c in word)}'"
+    key, sign, value = word.partition("=")
+    if not sign or not value or shlex.quote(key) != key:
+        key, sign, value = "", "", word
+    if "'" in value and not set(value) & set('"$`\\!'):
+        return f'{key}{sign}"{value}"'
+    return f"{key}{sign}{shlex.quote(value)}"
