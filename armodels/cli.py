@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from armodels import __version__, checks
+from armodels import __version__, checks, names
 
 
 class Verb(NamedTuple):
@@ -125,6 +125,7 @@ def _hydra_main(name: str) -> None:
     Plugins.instance().register(_search_path_plugin())
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("clock", time.strftime, replace=True)
 
     def job(config):
         return _job(name, config)
@@ -255,14 +256,26 @@ def _run_dir(resume: str | None, out: str | None, default: str) -> str:
     return out or default
 
 
-def _run_name() -> str:
-    """<data>/<model>/<date>-<time>-<suffix>: the suffix keeps simultaneous runs apart."""
+def _run_name(seed, name: str | None, tags) -> str:
+    """<data>/<model>/<what differs>-seed<k>-<suffix>, below the folder of outputs."""
     from hydra.core.hydra_config import HydraConfig
 
-    choices = HydraConfig.get().runtime.choices
+    settings = HydraConfig.get()
+    choices = settings.runtime.choices
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", str(choices[key])) for key in ("data", "model")]
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return "/".join([*parts, f"{stamp}-{os.urandom(3).hex()}"])
+    swept = {*(settings.sweeper.get("params") or {}), *_swept(sys.argv[1:])}
+    names.read_tags(tags)  # refuses them before anything is made
+    last = names.run_name(settings.overrides.task, seed, name=name, swept=swept)
+    return "/".join([*parts, last])
+
+
+def _swept(args: list[str]) -> set[str]:
+    """Keys of the command line that a sweep varies."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(given)
+    return {item.key_or_group for item in overrides if item.is_sweep_override()}
 
 
 @functools.cache

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import yaml
 
+from armodels.names import what_was_trained
 from armodels.run import RunDirectory
-from armodels.tasks.compare import find_runs, what_was_trained
+from armodels.tasks.compare import find_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "scripts" / "results.yaml"

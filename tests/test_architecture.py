@@ -13,7 +13,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"show", "spec", "schedules", "checks"},
+    {"show", "spec", "schedules", "checks", "names"},
     {"contexts", "orders", "masks", "kernels"},
     {"networks", "heads"},
     {"density", "data"},

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -433,7 +434,9 @@ def test_runs_do_not_share_a_directory(tmp_path):
         done(tmp_path, "train", *TINY, "trainer.max_steps=0")
     runs = sorted((tmp_path / "outputs/tiny/made").iterdir())
     assert len(runs) == 2
-    assert all(set(run.name) <= set("0123456789abcdef-") for run in runs)
+    assert all(
+        re.fullmatch(r"hidden_sizes6-batch_size8-.*-seed0-[a-z2-7]{8}", run.name) for run in runs
+    )
 
 
 def test_a_sweep_outlives_a_failing_job(tmp_path):

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from armodels import show
+from armodels import names, show
 from armodels.run import RunDirectory
 
 COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "±", "bits/dim",
-           "gap", "seconds", "status", "run")  # fmt: skip
+           "gap", "seconds", "tags", "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
-_IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples")
+_IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
+            "tags", "started")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Row:
     bits_per_dim: float
     gap: float | None
     seconds: float
+    tags: str
     status: str
     run: str
 
@@ -52,7 +54,7 @@ class Row:
             "" if self.parameters is None else f"{self.parameters:,}",
             self.seeds, number(self.nats, 3), number(self.spread, 3),
             number(self.bits_per_dim, 4), number(self.gap, 4), number(self.seconds, 0),
-            self.status, self.run,
+            self.tags, self.status, self.run,
         ]  # fmt: skip
 
 
@@ -73,20 +75,34 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
     return list(found.values())
 
 
-def what_was_trained(overrides: Sequence[str]) -> list[str]:
-    """Overrides that change what is trained: not where, which seed, or what is shown."""
-    aside = ("seed=", "resume=", "out=", "eval.batch_size=", "hydra.", "samples.")
-    aside += tuple(
-        f"trainer.{key}="
-        for key in ("progress", "accelerator", "threads", "checkpoint_every", "log_every")
-    )
-    return [item for item in overrides if not item.startswith(aside)]
+def _tags(config: Mapping) -> list[str]:
+    """The user's own words about a run."""
+    return [str(tag) for tag in config.get("tags") or []]
+
+
+def tagged(runs: Sequence[RunDirectory], tags: Sequence[str]) -> list[RunDirectory]:
+    """Those of the runs that have all of the tags.
+
+    Raises:
+        ValueError: None has.
+    """
+    wanted = {str(tag) for tag in tags}
+    if not wanted:
+        return list(runs)
+    of = {run: _tags(run.read_config()) for run in runs if (run.path / "config.yaml").is_file()}
+    if not (found := [run for run, own in of.items() if wanted <= {*own}]):
+        known = sorted({tag for own in of.values() for tag in own})
+        raise ValueError(
+            f"no run has the tags {', '.join(sorted(wanted))}; "
+            f"{'there are ' + ', '.join(known) if known else 'none of the runs has any'}"
+        )
+    return found
 
 
 def label(config: Mapping) -> str:
     """Model, and what was overridden besides model, data and seed."""
     choice = config.get("choices", {}).get("model", "?")
-    chosen = what_was_trained(config.get("overrides", []))
+    chosen = names.what_was_trained(config.get("overrides", []))
     extra = [item for item in chosen if not item.startswith(("model=", "data="))]
     return " ".join([choice, *(item.removeprefix("model.") for item in extra)])
 
@@ -124,7 +140,7 @@ def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
             told = f"{status['status']}: {reason}" if reason else status["status"]
             nothing = [math.nan] * 3
             yield Row(data, "", label(config), None, str(config.get("seed", "")), *nothing, None,
-                      math.nan, told, str(run.path))  # fmt: skip
+                      math.nan, ",".join(_tags(config)), told, str(run.path))  # fmt: skip
             continue
         metrics = [item[2] for item in group]
         tests = [item["test"] for item in metrics]
@@ -141,6 +157,7 @@ def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
             statistics.fmean(test["bits_per_dim"] for test in tests),
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),
+            ",".join(sorted({tag for item in group for tag in _tags(item[1])})),
             f"done, std of {len(group)} seeds" if several else "done, 95 % interval",
             str(run.path) + (f" and {len(group) - 1} more" if several else ""),
         )
@@ -189,7 +206,8 @@ def render(parts: Sequence[Sequence[Row]], style: str) -> str:
 def main(config: Mapping) -> None:
     """Print the tables, or write them to a file."""
     runs = config["runs"]
-    parts = tables(find_runs([runs] if isinstance(runs, str) else runs))
+    found = find_runs([runs] if isinstance(runs, str) else runs)
+    parts = tables(tagged(found, names.read_tags(config["tags"])))
     text = render(parts, config["format"])
     if config["out"]:
         Path(config["out"]).write_text(text + "\n")

@@ -662,6 +662,7 @@ class Trainer:
             "model": self.config["choices"]["model"],
             "parameters": self.model.num_parameters,
             "seed": self.seed,
+            "started": self.config.get("started"),  # which runs of before it was a key lack
             "weights": self.weights,
             "best_step": state.best_step,
             "steps": state.step,
