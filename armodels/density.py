@@ -35,9 +35,9 @@ class Completion:
             late in the order did not inform the earlier ones.
         effective_sample_size: (B,) 1 / sum w^2 of the normalized particle weights.
         num_particles: Particles that the weights were spread over.
-        order_chosen: The order was chosen for each known part, so that it comes first: exact
-            under that order, which need not be the one that ``log_prob`` follows, or is one of
-            those that it averages over.
+        order_chosen: The order was chosen for each known part, so that it comes first, as far as
+            it may: a draw under that order, which need not be the one that ``log_prob`` follows,
+            or is one of those that it averages over.
     """
 
     values: Tensor
@@ -499,7 +499,8 @@ class AutoregressiveModel(DensityModel):
     ) -> Particles:
         """Walks that keep the observed values, weighted by what they say of those values.
 
-        A model for all orders walks under one that puts the known values first.
+        A model for all orders walks under one of them that puts the known values first, or, where
+        none does, the pixels of which most is known.
 
         Raises:
             ValueError: A step that writes several values is known in part, or a known value lies
@@ -515,11 +516,15 @@ class AutoregressiveModel(DensityModel):
                 "each pixel must be known wholly or not at all"
             )
         known = known.all(-1)
+        options = {"temperature": temperature, "generator": generator, "progress": progress}
         exact = known_first(observed, self.net.order)
-        if self.any_order and not exact:
-            return self._particles_known_first(
-                x, observed, known, context, temperature, generator, progress
-            )
+        if not self.any_order or exact:
+            return self._weighted(x, observed, known, num_particles, context, options)
+        return self._weighted_by_part(x, observed, known, num_particles, context, options)
+
+    def _weighted(self, x, observed, known, num_particles, context, options) -> Particles:
+        """Walks under the model's own order; known (B, S)."""
+        exact = known_first(observed, self.net.order)
         n = 1 if exact else num_particles
         values = self._to_steps(x).repeat_interleave(n, 0)
         mask = known.repeat_interleave(n, 0)
@@ -528,38 +533,48 @@ class AutoregressiveModel(DensityModel):
         shape = (len(values), self.net.num_steps, self.head.num_noise)
         with _sampling(self):
             drawn, log_probs = self._walk(
-                draw_noise(shape, generator, x.device),
+                draw_noise(shape, options["generator"], x.device),
                 context=context,
-                temperature=temperature,
-                progress=progress,
+                temperature=options["temperature"],
+                progress=options["progress"],
                 given=(values, mask),
             )
         log_weights = log_probs.masked_fill(~mask, 0).sum(1).view(-1, n)
         return Particles(self._to_event(drawn).unflatten(0, (-1, n)), log_weights, exact, False)
 
-    def _particles_known_first(
-        self, x, observed, known, context, temperature, generator, progress
-    ) -> Particles:
-        """One exact particle each: the known steps first, otherwise in the model's order."""
+    def _weighted_by_part(self, x, observed, known, num_particles, context, options) -> Particles:
+        """Walks under an order for each known part: its values first, as far as may be."""
         parts, which = known.unique(dim=0, return_inverse=True)
-        values, log_weights = x[:, None].clone(), None
+        done = []
         for i, part in enumerate(parts):
             rows = (which == i).nonzero()[:, 0]
-            order = self.net.order[part.logical_not().long().argsort(stable=True)]
-            done = self.with_order(order).particles(
-                x[rows],
-                observed[rows],
-                1,
-                context=None if context is None else context[rows],
-                temperature=temperature,
-                generator=generator,
-                progress=progress,
-            )
-            values[rows] = done.values
-            if log_weights is None:
-                log_weights = done.log_weights.new_empty(len(x), 1)
-            log_weights[rows] = done.log_weights
-        return Particles(values, log_weights, True, True)
+            order = self.net.order[self._latest(part).argsort(stable=True)]
+            view = self.with_order(order)
+            given = None if context is None else context[rows]
+            mask = view._to_steps(observed[rows]).all(-1)
+            one = view._weighted(x[rows], observed[rows], mask, num_particles, given, options)
+            done.append((rows, one))
+        exact = all(one.exact for _, one in done)
+        n = 1 if exact else num_particles
+        values = x[:, None].repeat_interleave(n, 1)
+        log_weights = done[0][1].log_weights.new_empty(len(x), n)
+        for rows, one in done:  # of an exact draw all particles are that one
+            values[rows], log_weights[rows] = one.values, one.log_weights
+        return Particles(values, log_weights, exact, True)
+
+    def _latest(self, known: Tensor) -> Tensor:
+        """How late each step comes in the order that is chosen for a known part: (S,) -> (S,).
+
+        A network for all orders is trained on every one. ``resample_orders`` trains on orders of
+        the pixels, each with its channels in turn, so there a pixel moves as a whole: by how many
+        of its channels are unknown.
+        """
+        unknown = known.logical_not().long()
+        if self.net.any_order:
+            return unknown
+        channels = self.spec.shape[0] if self.spec.kind == "image" else 1
+        place = self.net.order[:, 0] % (self.spec.num_dims // channels)
+        return unknown.new_zeros(self.spec.num_dims).index_add(0, place, unknown)[place]
 
     def complete(
         self,
@@ -574,7 +589,8 @@ class AutoregressiveModel(DensityModel):
     ):
         """Known values first in the order: exact. Otherwise by weighted particles.
 
-        A model trained for all orders is always exact: its order is chosen.
+        A model trained for all orders chooses one for each known part: exact, unless it was
+        trained on orders of whole pixels and some pixel is known in part.
         """
         return _complete(
             [self], x, observed, num_particles, context, temperature, generator, progress

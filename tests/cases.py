@@ -444,6 +444,17 @@ CASES: dict[str, Case] = {
     "lmconv-dilated": lmconv(TALL, CATEGORICAL, 3, order="s_curve", dilations=[1, 2], dropout=0.5),
     "lmconv-rgb": lmconv(SMALL_RGB, BERNOULLI, 2, order="reverse", normalize=False),
     "lmconv-rgb-joint": given(lmconv(RGB, logistics, 4, order="random", normalize=False)),
+    "lmconv-resampled": lmconv(SMALL_RGB, BERNOULLI, 2, order="random", resample=True),
+    "orders-lmconv-resampled": order_mixture(
+        RGB,
+        CATEGORICAL,
+        LMConv,
+        num_orders=2,
+        resample=True,
+        num_blocks=1,
+        num_channels=2,
+        dilations=[1],
+    ),
     "orders-lmconv": order_mixture(
         SQUARE, BERNOULLI, LMConv, num_orders=2, num_blocks=1, num_channels=2, dilations=[1]
     ),

@@ -274,20 +274,37 @@ def pixel_masks(case: Case):
         yield mask.expand(case.spec.shape)
 
 
-def known_first(order, observed):
-    """The steps of ``order`` that write known values, then the others: (S, K)."""
-    return torch.cat(sorted(order[:, None], key=lambda one: not observed.flatten()[one[0, 0]]))
+def channel_masks(case: Case):
+    """One channel, the first or the last of one pixel, a pixel whole beside a part of another."""
+    none = torch.zeros(case.spec.shape, dtype=torch.bool)
+    red, first, last, more = none.clone(), none.clone(), none.clone(), none.clone()
+    red[0] = first[0, ..., -1] = last[2, ..., 0] = True
+    more[..., -1] = more[1, ..., 0] = True
+    yield from (red, first, last, more)
+
+
+def known_first(model, order, observed):
+    """The order that a model for all orders chooses: known values, then the others: (S, K).
+
+    Trained on orders of whole pixels (``resample_orders``) it moves pixels, not their channels.
+    """
+    pixels = observed.numel()
+    if model.resample_orders and observed.ndim == 3:
+        pixels = observed[0].numel()
+    unknown = (~observed).reshape(-1, pixels).sum(0)
+    return torch.cat(sorted(order[:, None], key=lambda one: int(unknown[one[0, 0] % pixels])))
+
+
+def puts_known_first(order, observed):
+    """Whether an order writes every known value before all others."""
+    ranks = orders.ranks(order).view(observed.shape)
+    known, others = ranks[observed].tolist(), ranks[~observed].tolist()
+    return max(known, default=-1) < min(others, default=len(order))
 
 
 def fitting(mixture, observed):
     """The orders that write known values before all others."""
-    found = []
-    for order, seed in mixture.orders:
-        ranks = orders.ranks(order).view(observed.shape)
-        known, others = ranks[observed].tolist(), ranks[~observed].tolist()
-        if max(known, default=-1) < min(others, default=len(order)):
-            found.append((order, seed))
-    return found
+    return [one for one in mixture.orders if puts_known_first(one[0], observed)]
 
 
 def conditional(model, x, observed, choose_order=False):
@@ -297,10 +314,11 @@ def conditional(model, x, observed, choose_order=False):
     mixture of orders: under those of them that do, where there are some.
     """
     if choose_order and isinstance(model, OrderMixture):
-        tables = [(known_first(order, observed), seed) for order, seed in model.orders]
-        model = OrderMixture(model.model, tables)
+        one = model.model
+        tables = [(known_first(one, order, observed), seed) for order, seed in model.orders]
+        model = OrderMixture(one, tables)
     elif choose_order:
-        model = model.with_order(known_first(model.net.order, observed))
+        model = model.with_order(known_first(model, model.net.order, observed))
     elif isinstance(model, OrderMixture):
         model = OrderMixture(model.model, fitting(model, observed) or model.orders)
     every = every_event(model.spec)
@@ -338,6 +356,43 @@ def test_completion_follows_the_conditional(case):
         assert p_value(index, conditional(model, x, observed, case.any_order)) > 1e-3
 
 
+def of_single_channels(case: Case) -> bool:
+    """For all orders, of colours that are written one after another."""
+    if not case.any_order or case.spec.shape[0] != 3:
+        return False
+    model = case.build(0)
+    return not (model.model if case.num_orders > 1 else model).head.joint
+
+
+@over(of_single_channels)
+def test_channels_that_are_known_choose_an_order(case):
+    """Exact where an order that the model was trained on puts them first, else by particles."""
+    model, x = case.build(0), case.events(1, seed=5)
+    one = model.model if case.num_orders > 1 else model
+    methods = []
+    for observed in channel_masks(case):
+        done = model.complete(
+            x.expand(300, *case.spec.shape), observed, num_particles=60, generator=generator(2)
+        )
+        own = [order for order, _ in model.orders] if case.num_orders > 1 else [one.net.order]
+        assert done.order_chosen == (not all(puts_known_first(o, observed) for o in own))
+        assert torch.equal(done.values[:, observed], x[:, observed].expand(300, -1))
+        exact = puts_known_first(known_first(one, one.net.order, observed), observed)
+        assert done.method == ("exact" if exact else "likelihood weighting")
+        methods.append(done.method)
+        index = event_index(done.values, case.spec)
+        assert p_value(index, conditional(model, x, observed, True)) > 1e-3
+    assert len(set(methods)) == (1 if one.net.any_order else 2)
+    # In one batch with others: the known parts, and whether their draws are exact, differ.
+    known = torch.stack(list(channel_masks(case)))
+    done = model.complete(
+        x.expand(4, *case.spec.shape), known, num_particles=5, generator=generator()
+    )
+    assert torch.equal(done.values[known], x.expand(4, *case.spec.shape)[known])
+    assert set(methods) >= {done.method}
+    assert done.num_particles == case.num_orders * (1 if done.method == "exact" else 5)
+
+
 def test_a_mixture_completes_under_the_orders_that_put_the_missing_part_last():
     """Of eight S-curves two begin with the upper row, from the left and from the right."""
     case = CASES["lmconv"]
@@ -373,7 +428,7 @@ def test_completion_chooses_an_order_for_each_known_part(case):
     assert torch.equal(done.values[known], x[known])
     if case.num_orders == 1:
         for i in range(4):
-            view = model.with_order(known_first(model.net.order, known[i]))
+            view = model.with_order(known_first(model, model.net.order, known[i]))
             alone = view.complete(x[i : i + 1], known[i], temperature=0, generator=generator())
             assert (alone.method, alone.order_chosen) == ("exact", False)
             torch.testing.assert_close(alone.values[0], done.values[i], rtol=0, atol=1e-10)
@@ -393,14 +448,18 @@ def test_completion_says_how(case):
     assert (done.method, done.num_particles) == ("exact", 1)
     assert done.effective_sample_size.tolist() == [1, 1]
     assert not done.order_chosen
-    if case.any_order:
-        done = complete(last, num_particles=50)
-        assert (done.method, done.num_particles, done.order_chosen) == ("exact", 1, True)
-        return
-    done = complete(last)
-    assert (done.method, done.num_particles) == ("clamped", 1)
+    chosen, exact = case.any_order, False
+    if chosen:
+        by_model = known_first(model, order, last.view(case.spec.shape))
+        exact = puts_known_first(by_model, last.view(case.spec.shape))
     done = complete(last, num_particles=50)
+    assert done.order_chosen == chosen
+    if exact:
+        assert (done.method, done.num_particles) == ("exact", 1)
+        return
     assert (done.method, done.num_particles) == ("likelihood weighting", 50)
+    clamped = complete(last)
+    assert (clamped.method, clamped.num_particles) == ("clamped", 1)
     assert (done.effective_sample_size < 50 - 1e-9).all()
 
 
