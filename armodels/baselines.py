@@ -24,6 +24,7 @@ from armodels.density import (
     DensityModel,
     as_mask,
     check_draw,
+    disagreement,
     draw_noise,
     one_thread,
 )
@@ -80,8 +81,8 @@ class Baseline(DensityModel):
             progress: Show a bar where this takes long.
 
         Returns:
-            (B, D) values, of any kind where known, and the normalized weights (B, M N) of the
-            particles, or None where the draw is exact.
+            (B, D) values, of any kind where known, and the log-weights (B, M, N) of the
+            particles, not normalized, or None where the draw is exact.
         """
 
     def _require_possible(self, x: Tensor, known: Tensor) -> None:
@@ -174,12 +175,21 @@ class Baseline(DensityModel):
         self.spec.check(given)
         flat, known = given.flatten(1), mask.flatten(1)
         self._require_possible(flat, known)
-        values, weights = self._fill(flat, known, num_particles, temperature, generator, progress)
+        values, log_weights = self._fill(
+            flat, known, num_particles, temperature, generator, progress
+        )
         values = torch.where(mask, x, values.view_as(x).to(x.dtype))
-        if weights is None:
+        if log_weights is None:
             return Completion(values, "exact", torch.ones(len(x), device=x.device), 1)
-        effective = 1 / weights.square().sum(1)
-        return Completion(values, "likelihood weighting", effective, weights.shape[1])
+        weights = log_weights.flatten(1).softmax(1)
+        return Completion(
+            values,
+            "likelihood weighting",
+            1 / weights.square().sum(1),
+            weights.shape[1],
+            # One particle a component says nothing of how far others would be from it.
+            disagreement(log_weights) if num_particles > 1 else None,
+        )
 
 
 class SeparateValues(Baseline):
@@ -965,14 +975,14 @@ class GMM(Baseline):
         if exact:
             num_particles = 1
         y = torch.zeros_like(x, dtype=self.means.dtype)
-        weights = y.new_zeros(len(x), len(self.means) * num_particles)
+        log_weights = y.new_zeros(len(x), len(self.means), num_particles)
         masks, group = torch.unique(known, dim=0, return_inverse=True)
         for i, mask in enumerate(masks):  # factors are shared by events with the same mask
             rows = (group == i).nonzero()[:, 0]
-            y[rows], weights[rows] = self._fill_group(
+            y[rows], log_weights[rows] = self._fill_group(
                 x[rows], mask, num_particles, temperature, generator, progress
             )
-        return self._to_values(y), None if exact else weights
+        return self._to_values(y), None if exact else log_weights
 
     def _fill_group(
         self,
@@ -1018,7 +1028,7 @@ class GMM(Baseline):
         for m in component.unique():
             chosen = (component == m).nonzero()[:, 0]
             y[chosen[:, None], perm] = means[m] + latent[chosen] @ factor[m].mT
-        return y, log_weights.flatten(1).softmax(1)
+        return y, log_weights
 
     def _draw_within_cells(
         self,

@@ -23,6 +23,10 @@ from armodels.spec import ContextSpec, DataSpec
 IMPOSSIBLE = "the observed values have probability 0 under the model"
 """Why there is nothing to complete."""
 
+DISTRUST = 2.0
+"""Nats. Halves of many particles with an effective sample size of n differ by about 2 / sqrt(n),
+so that particles that differ by more hang on one of them."""
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -35,6 +39,9 @@ class Completion:
             late in the order did not inform the earlier ones.
         effective_sample_size: (B,) 1 / sum w^2 of the normalized particle weights.
         num_particles: Particles that the weights were spread over.
+        disagreement: (B,) nats by which halves of the particles differ in what they make of
+            log p(known), see ``disagreement``; None where no particles were weighted. Above
+            ``DISTRUST`` the effective sample size says nothing.
         order_chosen: The order was chosen for each known part, so that it comes first, as far as
             it may: a draw under that order, which need not be the one that ``log_prob`` follows,
             or is one of those that it averages over.
@@ -44,6 +51,7 @@ class Completion:
     method: str
     effective_sample_size: Tensor
     num_particles: int
+    disagreement: Tensor | None = None
     order_chosen: bool = False
 
 
@@ -268,6 +276,31 @@ def resample(
     index = (cdf <= uniform * cdf[:, -1:]).sum(1)
     rows = torch.arange(len(x), device=x.device)
     return x[rows, index], 1 / weights.square().sum(1)
+
+
+def disagreement(log_weights: Tensor, num_splits: int = 20) -> Tensor:
+    """How far halves of the particles are from each other, nats: (B, M, N) -> (B,).
+
+    The log of a mean weight estimates log p(known). Particles that all missed a mode agree with
+    each other, so that their effective sample size is large; where one has found it and weighs
+    more than all others, the half without it says something else. What no particle of any event
+    has found remains unseen.
+
+    Args:
+        log_weights: N particles of each of M components, not normalized, N > 1.
+        num_splits: Random halves; their root mean square counts.
+    """
+    half = log_weights.shape[2] // 2
+    generator = torch.Generator().manual_seed(0)  # of its own: no draw may depend on a warning
+    squares = []
+    for _ in range(num_splits):
+        order = torch.randperm(log_weights.shape[2], generator=generator).to(log_weights.device)
+        first, second = (
+            log_weights[:, :, part].double().flatten(1).logsumexp(1)
+            for part in (order[:half], order[half : 2 * half])
+        )
+        squares.append((first - second).nan_to_num(math.inf).square())  # both -inf
+    return torch.stack(squares).mean(0).sqrt()
 
 
 def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]:
@@ -517,8 +550,7 @@ class AutoregressiveModel(DensityModel):
             )
         known = known.all(-1)
         options = {"temperature": temperature, "generator": generator, "progress": progress}
-        exact = known_first(observed, self.net.order)
-        if not self.any_order or exact:
+        if not self.any_order or known_first(observed, self.net.order):
             return self._weighted(x, observed, known, num_particles, context, options)
         return self._weighted_by_part(x, observed, known, num_particles, context, options)
 
@@ -628,8 +660,14 @@ def _complete(
         method = "exact"
     else:
         method = "clamped" if num_particles == 1 and len(parts) == 1 else "likelihood weighting"
+    apart = None
+    if method == "likelihood weighting":
+        if num_particles == 1:  # of each of several models: those are what can be halved
+            apart = disagreement(log_weights[:, None])
+        else:
+            apart = disagreement(log_weights.unflatten(1, (len(parts), -1)))
     chosen = any(part.order_chosen for part in parts)
-    return Completion(values, method, effective, log_weights.shape[1], chosen)
+    return Completion(values, method, effective, log_weights.shape[1], apart, chosen)
 
 
 @final

@@ -1,6 +1,7 @@
 """The verbs on finished runs: compare, eval, score, sample, complete, list."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -14,9 +15,11 @@ from command import QUICK, TINY, armodels, done
 from PIL import Image
 from tiny import Tiny
 
+from armodels.density import DISTRUST, Completion
 from armodels.run import RunDirectory, load_model
 from armodels.spec import DataSpec, Standardization, bits_per_dim
-from armodels.tasks.complete import KNOWN, known_part, read_mask
+from armodels.tasks import complete
+from armodels.tasks.complete import KNOWN, distrusted, known_part, read_mask
 
 VECTOR = ("data.kind=vector", "data.shape=[4]", "data.levels=null")
 REAL = [item for item in TINY if "hidden" not in item]
@@ -230,6 +233,25 @@ def test_completions_keep_what_is_known(args, method, folder, tmp_path):
         assert np.array_equal(answers[:, i][:, observed], truth[:, observed])
     assert len(np.unique(answers.reshape(12, -1), axis=0)) > 3
     assert (tmp_path / f"complete-{known}-0.5-seed0.png").is_file()
+
+
+def test_particles_that_contradict_each_other_are_warned_of(folder, tmp_path, monkeypatch):
+    result = Completion(torch.zeros(4, 2), "likelihood weighting", torch.ones(4), 30, None)
+    assert distrusted(result, 10) is None
+    result = dataclasses.replace(result, disagreement=torch.tensor([0.1, DISTRUST, 0.0, 1.9]))
+    assert distrusted(result, 10) is None
+    result = dataclasses.replace(result, disagreement=torch.tensor([0.1, 4.25, 0.0, 2.5]))
+    assert distrusted(result, 10) == (
+        "of 2 of 4 answers, halves of the particles differ by up to 4.2 nats in the probability "
+        "of what is known, so their effective sample size cannot be trusted and answers may miss "
+        "what is likeliest; raise num_particles, which is 10"
+    )
+    # Those of this run agree; under a bound of nothing they do not.
+    for bound in (DISTRUST, 0.0):
+        monkeypatch.setattr(complete, "DISTRUST", bound)
+        run = armodels(folder, "complete", "all/made-1", "known=bottom", "num=2",
+                       "num_particles=5", "device=cpu", f"out={tmp_path}")  # fmt: skip
+        assert run.err.startswith("armodels: warning: of ") == (bound == 0)
 
 
 def test_a_users_image_is_completed(folder, tmp_path):

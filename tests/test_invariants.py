@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -26,7 +27,14 @@ from cases import (
 from frequencies import p_value
 
 from armodels import heads, orders
-from armodels.density import AutoregressiveModel, OrderMixture, draw_known, draw_noise
+from armodels.density import (
+    DISTRUST,
+    AutoregressiveModel,
+    OrderMixture,
+    disagreement,
+    draw_known,
+    draw_noise,
+)
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.conv_nade import ConvNADE
@@ -474,6 +482,50 @@ def test_clamping_ignores_later_evidence():
     assert (weighted.values == 1).all()
     # About half of the particles start at 1 and share all the weight.
     assert 13 < float(weighted.effective_sample_size.mean()) < 17
+
+
+def two_modes(rare: float, factor: float) -> AutoregressiveModel:
+    """Two bits: the first is on with ``rare``, the second with 1e-6 or ``factor`` times that."""
+    spec = dataclasses.replace(BITS, shape=(2,))
+    table = orders.make("raster", (2,))
+    net = MADE(spec, 1, table, hidden_sizes=[], direct_connections=True)
+    for weight in net.parameters():
+        torch.nn.init.zeros_(weight)
+    net.bias[:, 0] = torch.tensor([rare, 1e-6]).logit()
+    net.direct.weight[1, 0] = torch.tensor(1e-6 * factor).logit() - net.bias[1, 0]
+    return AutoregressiveModel(net, heads.Bernoulli(spec)).double().eval()
+
+
+@pytest.mark.parametrize("particles", [20, 21])
+def test_particles_that_missed_a_mode_contradict_each_other(particles):
+    """The rare mode has 0.9998 of the posterior, and most particles of most events miss it."""
+    x, second = torch.ones(40, 2, dtype=torch.uint8), torch.tensor([False, True])
+    options = {"num_particles": particles, "generator": generator()}
+    done = two_modes(0.01, 5e5).complete(x, second, **options)
+    assert 0.1 < float(done.values[:, 0].double().mean()) < 0.4  # wrong, and ...
+    assert float(done.effective_sample_size.mean()) > 0.6 * particles  # ... it looks right
+    found = done.values[:, 0] == 1
+    assert (done.disagreement[found] > 3).all()
+    assert (done.disagreement[~found] < 1e-6).all()
+    assert DISTRUST < 3
+    # Modes that the particles find as often as they should.
+    for model in (two_modes(0.5, 1), two_modes(0.5, 20)):
+        done = model.complete(x, second, **options)
+        assert (done.disagreement < DISTRUST).all()
+
+
+def test_halves_of_particles_by_hand():
+    inf = math.inf
+    weights = torch.tensor([[[0.0, 0.0]], [[3.0, 1.0]], [[0.0, -inf]], [[-inf, -inf]]])
+    assert disagreement(weights).tolist() == [0.0, 2.0, inf, inf]
+    # Particles of one component stay together with those of the others.
+    both = torch.tensor([[[0.0, 0.0], [5.0, 5.0]]])
+    assert disagreement(both).tolist() == [0.0]
+    # All splits of four: the heavy one is always in one half alone.
+    heavy = torch.tensor([[[10.0, -inf, 0.0, 0.0]]])
+    assert 9 < float(disagreement(heavy)) < 10.1
+    exact = CASES["made"].build(0).complete(CASES["made"].events(2), torch.arange(6) < 3)
+    assert exact.disagreement is None
 
 
 def test_completion_of_a_mixture_of_one_is_the_model():

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from armodels import checks, contexts, pictures, run, show
+from armodels.density import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
 
@@ -181,6 +182,8 @@ def main(config: Mapping) -> None:
     show.say(f"from   {restored.origin}")
     show.say(f"known  {known}, {observed.double().mean():.0%} of {spec.name}")
     show.say(f"method {result.method}{_meaning(result)}")
+    if (doubt := distrusted(result, config["num_particles"])) is not None:
+        show.warn(doubt)
     folder = restored.folder_for(config["out"])
     np.savez_compressed(
         folder / f"{name}.npz",
@@ -197,21 +200,31 @@ def main(config: Mapping) -> None:
         show.say(f"wrote  {folder / name}.png (truth, known part, answers)")
 
 
-def _meaning(result) -> str:
-    if result.order_chosen:
-        return (
-            ": every answer is a draw from p(unknown | known), under the order that was chosen "
-            "for it (the known part first)"
-        )
-    if result.method == "exact":
-        return ": every answer is a draw from p(unknown | known)"
+def _meaning(result: Completion) -> str:
     if result.method == "clamped":
         return (
             ": known values that come late in the order did not inform the earlier ones; "
             "raise num_particles"
         )
+    if result.method == "exact":
+        chosen = ", under the order that was chosen for it (the known part first)"
+        return ": every answer is a draw from p(unknown | known)" + chosen * result.order_chosen
     effective = result.effective_sample_size
+    chosen = ", under orders that were chosen to put most of what is known first"
     return (
         f": effective sample size {effective.mean():.1f} (least {effective.min():.1f}) "
-        f"of {result.num_particles} particles"
+        f"of {result.num_particles} particles" + chosen * result.order_chosen
+    )
+
+
+def distrusted(result: Completion, particles: int) -> str | None:
+    """What to warn of where the particles contradict each other; None: they do not."""
+    apart = result.disagreement
+    if apart is None or not (apart > DISTRUST).any():
+        return None
+    return (
+        f"of {int((apart > DISTRUST).sum())} of {len(apart)} answers, halves of the particles "
+        f"differ by up to {apart.max():.1f} nats in the probability of what is known, so their "
+        f"effective sample size cannot be trusted and answers may miss what is likeliest; raise "
+        f"num_particles, which is {particles}"
     )
