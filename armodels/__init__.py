@@ -1,5 +1,6 @@
 """Autoregressive density models with exact likelihoods. Importing this costs nothing."""
 
+import contextlib
 import importlib
 import os
 
@@ -7,6 +8,23 @@ import os
 # core: the fused kernels, which then run no faster on two threads than on one, and other
 # processes. Some 50 microseconds are enough to keep small operations fast. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def _give_home() -> None:
+    """Numba and matplotlib keep files below the home. Where there is none, as of a container's
+    user whom the system does not know, Numba would make a folder called ~ for them.
+    """
+    place = os.environ.get("ARMODELS_CACHE") or os.environ.get("ARMODELS_DATA")
+    if place and os.path.expanduser("~") == "~":
+        for name, folder in (("NUMBA_CACHE_DIR", "numba"), ("MPLCONFIGDIR", "matplotlib")):
+            path = os.path.join(os.path.abspath(place), "cache", folder)
+            with contextlib.suppress(OSError):  # a place that cannot be written is none
+                os.makedirs(path, exist_ok=True)
+                if os.access(path, os.W_OK):
+                    os.environ.setdefault(name, path)
+
+
+_give_home()
 
 __version__ = "0.1.0"
 

@@ -23,7 +23,7 @@ from armodels.spec import DataSpec
 ORDER_KEYS = {"order": str, "order_seed": int, "num_orders": int, "resample_orders": bool}
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
 
-PATH_KEYS = ("path", "root")
+PATH_KEYS = ("path", "root", "cache")
 """Keys of a data YAML that name a file or folder."""
 
 
@@ -146,12 +146,15 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
 def located(config: Mapping) -> dict:
     """The config of a run with the files of its data named absolutely, where they are here.
 
-    What is saved with a run is so found again from any other directory.
+    What is saved with a run is so found again from any other directory. A folder for caches need
+    not exist yet.
     """
     data = dict(config["data"])
     for key in PATH_KEYS:
-        if isinstance(path := data.get(key), str) and os.path.exists(os.path.expanduser(path)):
-            data[key] = os.path.abspath(os.path.expanduser(path))
+        if isinstance(path := data.get(key), str):
+            path = os.path.abspath(os.path.expanduser(path))
+            if key == "cache" or os.path.exists(path):
+                data[key] = path
     return {**config, "data": data}
 
 

@@ -4,6 +4,14 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What tests decode goes nowhere else, and is known to no earlier test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARMODELS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """The same draws, whichever tests ran before."""

@@ -4,10 +4,15 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import shutil
+import struct
+import subprocess
 import sys
 import time
+import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +22,13 @@ import torch
 from command import QUICK, armodels, done
 from PIL import Image
 
-from armodels.data import images
+from armodels.data import collections
 from armodels.data.anime import Anime
 from armodels.data.atari import Atari
+from armodels.data.base import data_root
+from armodels.data.cache import cached
 from armodels.data.folder import Folder
-from armodels.data.images import Format, Shares, cached, near_groups, perceptual_hash, quantize
+from armodels.data.images import Format, Shares, near_groups, perceptual_hash, quantize
 from armodels.tasks.train import placed
 
 PARTS = ("train", "valid", "test")
@@ -108,8 +115,9 @@ def test_every_usual_mode_is_understood(tmp_path):
     }
     for name, (image, options, expected) in saved.items():
         image.save(tmp_path / name, **options)
-        collection = images.Tree(tmp_path)
-        found = collection.picture((tmp_path / name).read_bytes())
+        collection = collections.Tree(tmp_path)
+        with collection.open((tmp_path / name).read_bytes()) as opened:
+            found = collection.picture(opened)
         assert np.array_equal(np.asarray(found.convert("RGB")), np.asarray(expected)), name
 
 
@@ -259,6 +267,144 @@ def test_corrupt_images_are_named_and_skipped_only_when_asked(tree, capsys):
         load(tree)  # a cache made with skip_corrupt does not hide them
 
 
+def test_linked_folders_are_read_and_loops_are_told(tree, tmp_path, capsys):
+    expected = rows(load(tree))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("ant", "cat"):
+        (linked / name).symlink_to(tree / name)
+    (linked / "cat/deep/more").symlink_to(linked)
+    assert Folder(str(linked), labels=True).spec.contexts[0].levels == 2
+    capsys.readouterr()
+    assert rows(load(linked)) == expected
+    told = "left out are links to a folder that they lie in, not followed: cat/deep/more\n"
+    assert f"in {linked}, {told}" in capsys.readouterr().out
+    (linked / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"\(gone.png: No such file or directory\); mend or"):
+        load(linked)
+
+
+def test_twins_in_a_zip_are_two_pictures(tmp_path):
+    with zipfile.ZipFile(tmp_path / "twins.zip", "w") as file:
+        for i in range(40):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                file.writestr(f"{i // 2}.png", png(noise(i)))
+    assert len(set().union(*rows(load(tmp_path / "twins.zip")))) == 40
+
+
+def test_a_zip_of_windows_has_folders(tree, tmp_path):
+    path = tmp_path / "windows.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("ant\\", b"")
+        for one in sorted(tree.rglob("[0-9]*.png")):
+            file.write(one, str(one.relative_to(tree)).replace("/", "\\"))
+    assert rows(load(path, labels=True)) == rows(load(tree, labels=True))
+    assert Folder(str(path), labels=True)._classes == ["ant", "cat"]
+
+
+def test_every_ending_that_pillow_reads_is_a_picture(tmp_path, capsys):
+    names = ["a.jfif", "a.avif", "a.jp2", "a.JPE", "a.tga", "a.qoi", "a.ico", "a.dds", "a.pcx"]
+    for name in names:
+        noise(0, (16, 16)).save(tmp_path / name)
+    collection = collections.Tree(tmp_path)
+    assert collection.names == sorted(names)
+    for i in range(len(names)):
+        with collection.open(collection.contents(i)) as opened:
+            assert collection.picture(opened).size == (16, 16), names[i]
+    # What another program would draw is none, by its ending or by its contents.
+    for name in ("page.eps", "page.pdf", "phone.heic", "notes"):
+        (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (told,) = collections.Tree(tmp_path).left_out
+    assert told == (
+        "files that are no pictures of a known kind: 1 (no ending), 1 .eps, 1 .heic, 1 .pdf"
+    )
+    with pytest.raises(Image.UnidentifiedImageError):
+        collection.open((tmp_path / "page.eps").read_bytes())
+
+
+def test_of_moving_pictures_the_first_frame_is_read(tree, capsys):
+    frames = [noise(100 + i) for i in range(3)]
+    for name in ("a.gif", "b.webp", "c.png", "d.tiff"):
+        options = {"lossless": True} if "webp" in name else {}
+        frames[0].save(tree / name, save_all=True, append_images=frames[1:], **options)
+    noise(7, (32, 32)).save(tree / "e.mpo", save_all=True, append_images=[noise(8, (4, 4))])
+    for _ in range(2):
+        first = set().union(*rows(load(tree)))
+        told = capsys.readouterr().out
+        assert "4 images have several frames, the first is read: a.gif, b.webp, c.png, d" in told
+    assert np.asarray(frames[0]).transpose(2, 0, 1).tobytes() in first
+    assert np.asarray(frames[1]).transpose(2, 0, 1).tobytes() not in first
+
+
+def test_names_of_odd_bytes_are_printed_escaped(tree, capsys):
+    Path(os.fsdecode(os.fsencode(tree) + b"/b\xff\x1b[31m.jpg")).write_bytes(b"no")
+    load(tree, skip_corrupt=True)
+    told = capsys.readouterr().err
+    assert r"1 corrupt images of" in told
+    assert r"b\xff\x1b[31m.jpg: it is no image of a known kind" in told
+
+
+def test_labels_of_an_npz_are_integers_or_words(tmp_path):
+    x = np.stack([np.asarray(noise(i)) for i in range(40)])
+    path = tmp_path / "x.npz"
+    for labels, names in (
+        (np.array(["dog", "cat"] * 20), ["cat", "dog"]),
+        (np.array([b"dog", b"cat"] * 20), ["cat", "dog"]),
+        (np.array([10, -9] * 20), ["-9", "10"]),
+        (np.arange(40), [str(i) for i in range(40)]),
+    ):
+        np.savez(path, images=x, labels=labels)
+        source = Folder(str(path), size=(6, 7), labels=True)
+        assert source._classes == names
+        splits = source.load()
+        for part in PARTS:
+            values = splits.split(part)
+            read = splits.context(splits.spec.contexts[0], part, values, slice(None))
+            words = {one.transpose(2, 0, 1).tobytes(): y for one, y in zip(x, labels, strict=True)}
+            for one, number in zip(values, read.tolist(), strict=True):
+                word = words[one.numpy().tobytes()]
+                assert names[number] == (word.decode() if labels.dtype.kind == "S" else str(word))
+    np.savez(path, images=x, labels=np.arange(40) / 2)
+    with pytest.raises(ValueError, match="x.npz holds labels of float64; give integers or words"):
+        load(path)
+    np.savez(path, images=x, labels=np.array(["a", 1] * 20, object))
+    with pytest.raises(ValueError, match="x.npz cannot be read: Object arrays cannot be loaded"):
+        load(path)
+
+
+def stated(path: Path, name: str, header: bytes, num_bytes: int) -> Path:
+    """A zip of one small member that states so many bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, header + bytes(64))
+    contents = path.read_bytes()
+    true = struct.pack("<L", len(header) + 64)
+    path.write_bytes(contents.replace(true, struct.pack("<L", num_bytes)))
+    return path
+
+
+def test_bombs_are_refused_by_what_they_state(tree, tmp_path):
+    """A few bytes that say they are gigabytes are not unpacked to find out."""
+    chunks = [(b"IHDR", struct.pack(">LLBBBBB", 30000, 30000, 8, 2, 0, 0, 0)), (b"IDAT", bytes(9))]
+    for kind, body in chunks:
+        body = kind + body
+        chunk = struct.pack(">L", len(body) - 4) + body + struct.pack(">L", zlib.crc32(body))
+        with open(tree / "large.png", "ab") as file:
+            file.write((b"" if kind == b"IDAT" else b"\x89PNG\r\n\x1a\n") + chunk)
+    with pytest.raises(ValueError, match=r"\(large.png: Image size \(900000000 pixels\) exceeds"):
+        load(tree)
+    assert sum(map(len, rows(load(tree, skip_corrupt=True)))) == 40
+    path = stated(tmp_path / "bomb.zip", "x.png", b"", 2**31)
+    with pytest.raises(ValueError, match=r"\(x.png: it states 2,147,483,648 bytes, more than"):
+        load(path)
+    file = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 100, 100)}
+    np.lib.format.write_array_header_2_0(file, shape)
+    path = stated(tmp_path / "bomb.npz", "images.npy", file.getvalue(), len(file.getvalue()) + 64)
+    with pytest.raises(ValueError, match=r"bomb.npz cannot be read: its array images states 10,0"):
+        load(path)
+
+
 def test_a_damaged_zip_is_named(tree, tmp_path):
     path = tmp_path / "packed.zip"
     with zipfile.ZipFile(path, "w") as file:
@@ -278,13 +424,17 @@ def test_a_damaged_zip_is_named(tree, tmp_path):
 
 def test_what_holds_no_images_is_refused(tmp_path, tree):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no image; looked for files of .bmp .gif"):
+    with pytest.raises(
+        ValueError, match="empty holds no image; looked for files of .apng .avif .avifs .blp .bmp"
+    ):
         load(tmp_path / "empty")
     with pytest.raises(ValueError, match="README.txt is no folder, zip or npz of images"):
         load(tree / "README.txt")
     with pytest.raises(FileNotFoundError, match="data.path is .*nowhere, which does not exist"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="hashes of the 40 images of .*pets leave none for valid"):
+    with pytest.raises(
+        ValueError, match=r"the 40 images of .*pets \(40 of them different\) leave none for valid"
+    ):
         load(tree, valid=1e-9)
     with pytest.raises(FileNotFoundError) as error:
         Anime(root=str(tmp_path)).load()
@@ -302,6 +452,14 @@ def one_row(cache):
     cache.meta = {"y": 1}
 
 
+def keep(folder: Path, make=one_row):
+    return cached(folder / "root", str(folder), "name", make)
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def test_a_cache_is_made_once_and_mapped(tmp_path):
     made = []
 
@@ -310,40 +468,43 @@ def test_a_cache_is_made_once_and_mapped(tmp_path):
         one_row(cache)
 
     for _ in range(2):
-        loaded = cached(tmp_path, "name", make)
+        loaded = keep(tmp_path, make)
         assert loaded.arrays["x"].tolist() == [[4, 5], [0, 1]]
         assert loaded.meta == {"y": 1}
     assert made == [1]
     loaded.arrays["x"].zero_()  # a copy on write: the file stays
-    assert cached(tmp_path, "name", make).arrays["x"].sum() == 10
-    (path,) = (tmp_path / "cache").iterdir()
+    assert keep(tmp_path, make).arrays["x"].sum() == 10
+    (name,) = visible(tmp_path)
     maps = Path("/proc/self/maps")
-    assert not maps.exists() or path.name in maps.read_text()
+    assert not maps.exists() or name in maps.read_text()
 
 
 def test_a_damaged_cache_is_named(tmp_path):
-    cached(tmp_path, "name", one_row)
-    (path,) = (tmp_path / "cache").iterdir()
+    keep(tmp_path)
+    path = tmp_path / "name-v1.zip"
     contents = path.read_bytes()
     for damaged in (contents.replace(bytes([4, 5, 0, 1]), bytes([4, 5, 0, 0])), contents[:-9]):
         assert damaged != contents
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"^cache .*name-v1.zip is corrupted \(.*delete it"):
-            cached(tmp_path, "name", one_row)
+            keep(tmp_path)
 
 
 def test_a_cache_that_fails_leaves_nothing(tmp_path):
     def fail(cache):
         one_row(cache)
-        raise OSError("No space left on device")
+        raise OSError("the emulator is gone")
 
-    with pytest.raises(OSError, match="No space"):
-        cached(tmp_path, "name", fail)
-    assert not list((tmp_path / "cache").iterdir())
-    assert cached(tmp_path, "name", one_row).meta == {"y": 1}
+    with pytest.raises(OSError, match="^the emulator is gone$"):
+        keep(tmp_path, fail)
+    assert not list(tmp_path.glob("*.zip")) + list(tmp_path.glob(".*.part"))
+    for name in ("name", "other"):  # of a process that was killed
+        (tmp_path / f".{name}-v1.zip.part").write_bytes(b"half")
+    assert keep(tmp_path).meta == {"y": 1}
+    assert not list(tmp_path.glob(".*.part"))
 
 
-def test_of_several_who_need_the_same_cache_one_makes_it(tmp_path):
+def test_of_several_who_need_the_same_cache_one_makes_it(tmp_path, capsys):
     """Threads here: the lock is the file's, so it parts them as it parts processes."""
     made = []
 
@@ -353,22 +514,128 @@ def test_of_several_who_need_the_same_cache_one_makes_it(tmp_path):
         one_row(cache)
 
     with ThreadPoolExecutor(3) as pool:
-        for loaded in pool.map(lambda _: cached(tmp_path, "name", make), range(3)):
+        for loaded in pool.map(lambda _: keep(tmp_path, make), range(3)):
             assert loaded.arrays["x"].tolist() == [[4, 5], [0, 1]]
     assert made == [1]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["name-v1.zip"]
+    assert visible(tmp_path) == ["name-v1.zip"]
+    assert "waiting for another process, which makes " in capsys.readouterr().out
 
 
-def test_a_root_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch, capsys):
-    root = tmp_path / "data"
+def test_where_caches_are_kept(tmp_path, monkeypatch, capsys):
+    """Below the user's cache, unless a folder is given; one that lies below the root is found."""
+    root, home = tmp_path / "data", tmp_path / "home"
     root.mkdir()
-    root.chmod(0o555)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for _ in range(2):
-        cached(root, "name", one_row)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("ARMODELS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def found(name: str, given=None, root=root):
+        cached(root, given, name, one_row)
+        (path,) = tmp_path.rglob(f"{name}-v1.zip")
+        return path.parent
+
+    assert found("a") == home / ".cache/armodels/cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert found("b") == tmp_path / "xdg/armodels/cache"
+    monkeypatch.setenv("ARMODELS_CACHE", str(tmp_path / "own"))
+    assert found("c") == tmp_path / "own"
+    assert found("c", str(tmp_path / "given")) == tmp_path / "own"  # there already
+    assert found("d", str(tmp_path / "given")) == tmp_path / "given"
     assert not list(root.iterdir())
-    assert (tmp_path / "home/.cache/armodels/cache/name-v1.zip").is_file()
-    assert capsys.readouterr().out.count(f"{root} cannot be written") == 1
+    (root / "cache").mkdir()
+    (tmp_path / "own/c-v1.zip").rename(root / "cache/c-v1.zip")
+    assert found("c") == root / "cache"
+    (tmp_path / "own").chmod(0o555)  # which does not hinder root, but says what is meant
+    assert capsys.readouterr().out == ""
+    assert found("e") == root / "cache"
+    told = capsys.readouterr().out
+    assert told == f"{tmp_path / 'own'} cannot be written; what is decoded goes to {root}/cache\n"
+    (tmp_path / "given").chmod(0o555)
+    with pytest.raises(OSError, match="kept in .*given, which cannot be written; name another"):
+        found("f", str(tmp_path / "given"))
+    (root / "cache").chmod(0o555)
+    with pytest.raises(OSError, match="kept in .*own or .*data/cache, which cannot be written"):
+        found("f")
+    (root / "cache").chmod(0o755)
+    monkeypatch.delenv("ARMODELS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user whom no one knows
+    assert found("g") == root / "cache"
+    assert capsys.readouterr().out == ""
+    monkeypatch.delenv("ARMODELS_DATA", raising=False)
+    with pytest.raises(ValueError, match="there is no home directory; say where"):
+        data_root(None)
+
+
+NOBODY = ("unshare", "--user", "--map-user=12345", "--map-group=12345", "env", "-u", "HOME")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode,
+    reason="needs the right to be a user whom the system does not know",
+)
+@pytest.mark.parametrize("named", [True, False], ids=["writable", "read-only"])
+def test_compiled_code_needs_no_home(tmp_path, named):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/kernel.py").write_text("def add(x):\n    return x + 1\n")
+    (tmp_path / "package").chmod(0o555)
+    tmp_path.chmod(0o777)
+    code = (
+        "from armodels.kernels import compiled\n"
+        "import kernel\n"
+        "print(compiled._compile(kernel.add)(1))"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith("ARMODELS_")}
+    package = [str(tmp_path / "package"), str(Path(collections.__file__).parents[2])]
+    env |= {"PYTHONPATH": os.pathsep.join(package), "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"ARMODELS_DATA": str(tmp_path / ("data" if named else "package"))}
+    child = [*NOBODY, sys.executable, "-c", code]
+    told = subprocess.run(child, cwd=tmp_path, env=env, capture_output=True, check=True).stdout
+    assert told == b"2\n"
+    (tmp_path / "package").chmod(0o755)
+    assert sorted(os.listdir(tmp_path)) == ["data", "package"][not named :]
+    assert not named or list((tmp_path / "data/cache/numba").rglob("kernel.add*"))
+
+
+def test_a_full_disk_is_told_before_it_is_full(tmp_path):
+    told = (
+        r"^cache .*name-v1.zip cannot be written \({}\): [0-9,.]+ [GM]B more are needed, "
+        r"[0-9,.]+ GB are free there; make room, or name a folder elsewhere with data.cache$"
+    )
+    with pytest.raises(OSError, match=told.format("no space left")):
+        keep(tmp_path, lambda cache: cache.scratch((2**50, 8)))
+    # A limit on files stands for a disk that fills up meanwhile: the same kind of error.
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from armodels.data.cache import cached\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        "try:\n"
+        "    cached(Path(), sys.argv[1], 'name', lambda cache: cache.scratch((3_000_000,)))\n"
+        "except OSError as error:\n"
+        "    print(error)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert re.match(told.format("File too large"), child.stdout.strip()), child.stdout
+    assert not visible(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="files without names: Linux")
+def test_a_scratch_array_has_its_place_on_the_disk(tmp_path):
+    """A memory map of a file with holes would kill the process where the disk is full."""
+
+    def make(cache):
+        array = cache.scratch((4, 2**20))
+        opened = [fd.stat() for fd in Path("/proc/self/fd").iterdir() if fd.exists()]
+        (blocks,) = {one.st_blocks for one in opened if one.st_size == array.nbytes}
+        assert blocks * 512 >= array.nbytes
+        one_row(cache)
+
+    keep(tmp_path, make)
 
 
 def test_rows_that_do_not_fit_stay_where_they_are(monkeypatch):
@@ -397,9 +664,9 @@ def test_a_model_trains_on_own_images(tree):
 SMALL = {"num_train": 12, "num_valid": 6, "num_test": 6, "episode_frames": 6, "size": (105, 80)}
 
 
-def atari(root, **keys):
+def atari(folder, **keys):
     return Atari(
-        **{"game": "pong", "levels": 256, "root": str(root), "num_noops": 30, **SMALL, **keys}
+        **{"game": "pong", "levels": 256, "cache": str(folder), "num_noops": 30, **SMALL, **keys}
     )
 
 
@@ -407,9 +674,7 @@ def atari(root, **keys):
 def test_the_same_settings_give_the_same_bytes_on_any_number_of_processes(tmp_path):
     for name, keys in (("one", {}), ("two", {"num_processes": 2}), ("other", {"seed": 1})):
         atari(tmp_path / name, policy="sticky", **keys).load()
-    one, two, other = (
-        next((tmp_path / name / "cache").iterdir()) for name in ("one", "two", "other")
-    )
+    one, two, other = (next((tmp_path / name).glob("*.zip")) for name in ("one", "two", "other"))
     assert one.name == two.name
     assert one.read_bytes() == two.read_bytes()
     assert other.name != one.name
@@ -424,7 +689,7 @@ def test_what_changes_the_frames_changes_the_file(tmp_path):
                {"num_train": 13}, {"seed": 1}]  # fmt: skip
     for keys in changes:
         atari(tmp_path, **keys).load()
-    files = list((tmp_path / "cache").iterdir())
+    files = list(tmp_path.glob("*.zip"))
     assert len({path.read_bytes() for path in files}) == len(files) == len(changes)
     assert len({atari(tmp_path, **keys).spec.name for keys in changes}) == len(changes)
 
@@ -516,7 +781,7 @@ def test_names_of_atari():
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs anime_faces.zip in $ARMODELS_DATA")
 def test_real_faces(tmp_path):
-    collection = images.collect(REAL)
+    collection = collections.collect(REAL)
     assert len(collection.names) == 8560
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as file:
         for i in range(500):

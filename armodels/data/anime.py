@@ -29,6 +29,7 @@ class Anime(Folder):
         test: Expected share of images to test on.
         skip_corrupt: Leave out images that cannot be decoded, and report them.
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
+        cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
     """
 
     near = True
@@ -43,6 +44,7 @@ class Anime(Folder):
         test: float = TEST,
         skip_corrupt: bool = False,
         root: str | None = None,
+        cache: str | None = None,
     ):
         folder = data_root(root) / "anime"
         packed = folder / FILE
@@ -56,6 +58,7 @@ class Anime(Folder):
             test=test,
             skip_corrupt=skip_corrupt,
             root=root,
+            cache=cache,
         )
 
     def _missing(self):

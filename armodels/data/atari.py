@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from armodels import show
 from armodels.data.base import Source, Splits, data_root
-from armodels.data.images import PARTS, Cache, Format, cached
+from armodels.data.cache import Cache, cached
+from armodels.data.images import PARTS, Format
 from armodels.spec import DataSpec
 
 POLICIES = ("random", "sticky")
@@ -131,8 +132,8 @@ class Atari(Source):
         num_test: Frames to test on, before any are dropped.
         seed: Of the episodes.
         num_processes: That record at once; None: as many as torch has threads.
-        root: Folder of the data, where ``cache/`` is; None: $ARMODELS_DATA, else
-            ~/.cache/armodels.
+        root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
+        cache: Folder of recorded frames; None: $ARMODELS_CACHE, else the user's cache.
 
     References:
         The Arcade Learning Environment (Bellemare et al., 2013) https://arxiv.org/abs/1207.4708
@@ -161,6 +162,7 @@ class Atari(Source):
         seed: int = DEFAULTS["seed"],
         num_processes: int | None = None,
         root: str | None = None,
+        cache: str | None = None,
     ):
         for name, value, choices in (
             ("policy", policy, POLICIES),
@@ -197,7 +199,7 @@ class Atari(Source):
         self.num_train, self.num_valid, self.num_test = num_train, num_valid, num_test
         self.seed = seed
         self.num_processes = num_processes
-        self.root = data_root(root)
+        self.root, self.cache = data_root(root), cache
 
     @property
     def spec(self):
@@ -216,7 +218,7 @@ class Atari(Source):
         version = self._check_emulator()
         spec = self.spec
         every = "-".join(f"{getattr(self, key):g}" for key in DEFAULTS)
-        loaded = cached(self.root, f"{spec.name}-{every}-ale{version}", self._record)
+        loaded = cached(self.root, self.cache, f"{spec.name}-{every}-ale{version}", self._record)
         kept = " and ".join(
             f"{loaded.meta['dropped'][part]:,} of {getattr(self, f'num_{part}'):,} {part} frames"
             for part in PARTS[1:]

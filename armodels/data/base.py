@@ -141,8 +141,19 @@ class Source(ABC):
 
 
 def data_root(root: str | None) -> Path:
-    """``root``, else $ARMODELS_DATA, else ~/.cache/armodels."""
-    return Path(root or os.environ.get("ARMODELS_DATA") or "~/.cache/armodels").expanduser()
+    """``root``, else $ARMODELS_DATA, else ~/.cache/armodels.
+
+    Raises:
+        ValueError: It lies below a home, and there is none.
+    """
+    path = root or os.environ.get("ARMODELS_DATA") or "~/.cache/armodels"
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"data is looked for in {path}, but there is no home directory; say where it is with "
+            f"data.root, or for good with the environment variable ARMODELS_DATA"
+        ) from error
 
 
 def read_files(

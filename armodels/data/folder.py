@@ -6,22 +6,12 @@ from pathlib import Path
 
 from armodels import show
 from armodels.data.base import Source, Splits, data_root
-from armodels.data.images import (
-    PARTS,
-    Cache,
-    Collection,
-    Format,
-    Shares,
-    cached,
-    collect,
-    decode,
-    write_splits,
-)
+from armodels.data.cache import Cache, cached
+from armodels.data.collections import MAX_SHOWN, Collection, collect
+from armodels.data.images import PARTS, Format, Shares, decode, write_splits
 from armodels.spec import ContextSpec, DataSpec
 
 VALID, TEST = 0.1, 0.1
-MAX_SHOWN = 5
-"""So many corrupt images are named in the log."""
 
 
 class Folder(Source):
@@ -42,8 +32,8 @@ class Folder(Source):
         valid: Expected share of images to select by.
         test: Expected share of images to test on.
         skip_corrupt: Leave out images that cannot be decoded, and report them.
-        root: Folder of the data, where ``cache/`` is; None: $ARMODELS_DATA, else
-            ~/.cache/armodels.
+        root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
+        cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
     """
 
     near = False
@@ -61,6 +51,7 @@ class Folder(Source):
         test: float = TEST,
         skip_corrupt: bool = False,
         root: str | None = None,
+        cache: str | None = None,
     ):
         self.path = Path(path).expanduser()
         self.name = name or f"folder-{_clean(self.path.resolve().stem)}"
@@ -68,7 +59,7 @@ class Folder(Source):
         self.labels = labels
         self.shares = Shares(valid, test)
         self.skip_corrupt = skip_corrupt
-        self.root = data_root(root)
+        self.root, self.cache = data_root(root), cache
 
     @cached_property
     def _collection(self) -> Collection:
@@ -82,7 +73,7 @@ class Folder(Source):
     @cached_property
     def _classes(self) -> list[str]:
         """Names of the classes, in the order of their labels."""
-        names = sorted(set(self._collection.classes))
+        names = self._collection.class_names
         if "" in names or len(names) < 2:
             bare = "an image lies in none" if "" in names else f"there is {', '.join(names)} alone"
             raise ValueError(
@@ -112,10 +103,15 @@ class Folder(Source):
             )
             write_splits(cache, collection, done, self.shares, near=self.near, labels=labels)
 
-        loaded = cached(self.root, "-".join([*settings, collection.digest]), make)
+        loaded = cached(self.root, self.cache, "-".join([*settings, collection.digest]), make)
+        for sentence in loaded.meta.get("left_out", []):
+            show.say(f"in {self.path}, left out are {sentence}")
         if skipped := loaded.meta["skipped"]:
             shown = "; ".join(skipped[:MAX_SHOWN]) + (" ..." if len(skipped) > MAX_SHOWN else "")
             show.warn(f"{len(skipped)} corrupt images of {self.path} left out: {shown}")
+        if animated := loaded.meta.get("animated"):
+            shown = ", ".join(animated[:MAX_SHOWN]) + (" ..." if len(animated) > MAX_SHOWN else "")
+            show.say(f"{len(animated)} images have several frames, the first is read: {shown}")
         if self.near:
             show.say(f"{loaded.meta['num_near']} near-duplicates share a split")
         if labels:

@@ -1,46 +1,30 @@
-"""What all sources of images share: decode, crop, resize, quantize, split by content, cache.
+"""What all sources of images share: crop, resize, quantize, decode, split by content.
 
-Pictures become uint8 arrays (C, H, W) once and for all. They lie in one file below the data root
-and are read through a memory map, so that a set may be larger than memory.
+Pictures become uint8 arrays (C, H, W) once and for all. They lie in one file, a cache, and are
+read through a memory map, so that a set may be larger than memory.
 """
 
-import contextlib
-import fcntl
 import hashlib
-import io
-import json
-import os
-import struct
-import zipfile
-import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 from tqdm import tqdm
 
 from armodels import show
+from armodels.data.cache import Cache
+from armodels.data.collections import UNDECODABLE, Collection, first_line, is_animated
 
 PARTS = ("train", "valid", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-SUFFIXES |= {".pgm", ".ppm", ".pbm"}
 NEAR = 5
 """Near-duplicates differ in at most so many of the 64 bits of ``perceptual_hash``."""
 
-_CACHE_VERSION = 1
 _CHUNK = 256  # pictures in work at once
-_UNDECODABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
-_UNDECODABLE += (zipfile.BadZipFile, RuntimeError, Image.DecompressionBombError)
-# Pillow and zipfile raise all of these, the last but one where a password is wanted.
 
 
 # Values
@@ -111,31 +95,6 @@ def quantize(values: np.ndarray, levels: int) -> np.ndarray:
     return (values.astype(np.uint16) * levels >> 8).astype(np.uint8)
 
 
-def as_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any usual mode as L or RGB, turned upright.
-
-    Transparent pictures are laid on white; 16-bit grey loses its lower 8 bits.
-
-    Raises:
-        ValueError: The mode has no agreed range (32-bit integers, floats) or is unusual.
-    """
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-    image = ImageOps.exif_transpose(image)
-    mode = image.mode
-    if wide:
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    if mode in ("1", "L"):
-        return image.convert("L")
-    if mode in ("P", "RGB", "CMYK", "YCbCr", "HSV"):
-        return image.convert("RGB")
-    raise ValueError(f"its mode is {mode}, which has no agreed range of values")
-
-
 def perceptual_hash(image: Image.Image) -> int:
     """64 bits: in an 8 x 9 miniature, is each pixel brighter than its left neighbour?
 
@@ -203,178 +162,14 @@ class Shares:
         return 2 if place < self.test else 1 if place < self.test + self.valid else 0
 
 
-# Collections of pictures
-
-
-class Collection(ABC):
-    """Pictures in files.
-
-    Attributes:
-        path: Where they are.
-        names: Of the pictures, below ``path``, in a fixed order.
-        classes: Of each picture, the name of its class, or "" where it has none.
-        digest: Changes when anything in the files changes.
-    """
-
-    path: Path
-    names: list[str]
-    classes: list[str]
-    digest: str
-
-    @abstractmethod
-    def contents(self, index: int) -> bytes:
-        """What picture ``index`` is made of."""
-
-    def picture(self, contents: bytes) -> Image.Image:
-        """As L or RGB."""
-        with Image.open(io.BytesIO(contents)) as image:
-            image.load()
-            return as_grey_or_rgb(image)
-
-
-class Tree(Collection):
-    """A folder and all its sub-folders; a class is a folder at the top."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        found = sorted(
-            file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()
-        )
-        self.names = [name for name in found if _is_picture(name)]
-        self.classes = _folders(self.names)
-        stats = [(name, (path / name).stat()) for name in self.names]
-        self.digest = _digest([(name, one.st_size, one.st_mtime_ns) for name, one in stats])
-
-    def contents(self, index):
-        return (self.path / self.names[index]).read_bytes()
-
-
-class Zip(Collection):
-    """A zip of pictures; a class is a folder at the top."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = _open_zip(path)
-        infos = sorted(self._file.infolist(), key=lambda info: info.filename)
-        infos = [info for info in infos if _is_picture(info.filename)]
-        self.names = [info.filename for info in infos]
-        self.classes = _folders(self.names)
-        self.digest = _digest([(info.filename, info.file_size, info.CRC) for info in infos])
-
-    def contents(self, index):
-        return self._file.read(self.names[index])
-
-
-class Npz(Collection):
-    """An ``.npz``: one array of pictures, and perhaps an array ``labels`` of integers.
-
-    The pictures are ``images`` or the only array besides: (N, H, W), (N, H, W, C) or (N, C, H, W)
-    of 1, 3 or 4 channels; uint8, or uint16 without channels.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        with _open_zip(path) as file:
-            infos = [(one.filename, one.file_size, one.CRC) for one in file.infolist()]
-            self.digest = _digest(infos)
-        try:
-            with np.load(path) as arrays:
-                others = [name for name in arrays.files if name != "labels"]
-                name = "images" if "images" in others else others[0] if len(others) == 1 else None
-                if name is None:
-                    raise ValueError(f"it holds {', '.join(arrays.files)} but no array `images`")
-                images = arrays[name]
-                labels = arrays["labels"] if "labels" in arrays.files else None
-        except (*_UNDECODABLE, EOFError) as error:
-            raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
-        channels = (1, 3, 4)
-        if images.ndim == 4 and images.shape[1] in channels and images.shape[3] not in channels:
-            images = images.transpose(0, 2, 3, 1)
-        if images.ndim == 4 and images.shape[3] == 1:
-            images = images[..., 0]
-        wide = images.dtype == np.uint16 and images.ndim == 3
-        if not (wide or images.dtype == np.uint8) or (
-            images.ndim != 3 and not (images.ndim == 4 and images.shape[3] in channels)
-        ):
-            raise ValueError(
-                f"{path} holds {images.dtype} of shape {images.shape}; pictures are uint8 (N, H, "
-                f"W), (N, H, W, C) or (N, C, H, W) of 1, 3 or 4 channels, or uint16 (N, H, W)"
-            )
-        if labels is not None and labels.shape != images.shape[:1]:
-            raise ValueError(f"{path} holds {len(images)} pictures, but labels {labels.shape}")
-        self._images = np.ascontiguousarray(images)
-        self.names = [f"[{i}]" for i in range(len(images))]
-        self.classes = [""] * len(images)
-        if labels is not None and len(labels):
-            digits = len(str(labels.max()))  # names are sorted as text
-            self.classes = [f"{one:0{digits}}" for one in labels.tolist()]
-
-    def contents(self, index):
-        return self._images[index].tobytes()
-
-    def picture(self, contents):
-        flat = np.frombuffer(contents, self._images.dtype)
-        return as_grey_or_rgb(Image.fromarray(flat.reshape(self._images.shape[1:])))
-
-
-def collect(path: Path) -> Collection:
-    """The pictures in a folder, a zip or an npz.
-
-    Raises:
-        ValueError: It holds none, or is none of these.
-    """
-    if path.is_dir():
-        made = Tree(path)
-    elif path.suffix.lower() == ".npz":
-        made = Npz(path)
-    elif path.suffix.lower() == ".zip":
-        made = Zip(path)
-    else:
-        raise ValueError(f"{path} is no folder, zip or npz of images")
-    if not made.names:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise ValueError(f"{path} holds no image; looked for files of {kinds}")
-    return made
-
-
-def _is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in SUFFIXES
-
-
-def _folders(names: Sequence[str]) -> list[str]:
-    """The first folder of each name below the folders that all names share."""
-    parts = [PurePosixPath(name).parts[:-1] for name in names]
-    shared = 0
-    while parts and all(len(one) > shared + 1 for one in parts):
-        if len({one[shared] for one in parts}) > 1:
-            break
-        shared += 1
-    return [one[shared] if len(one) > shared else "" for one in parts]
-
-
-def _digest(facts: Sequence[tuple]) -> str:
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is truncated or corrupted ({error}); copy it again") from error
-
-
-def _first_line(error: BaseException) -> str:
-    if type(error) is UnidentifiedImageError:  # whose own words name a place in memory
-        return "it is no image of a known kind"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+# Decoding
 
 
 class _One(NamedTuple):
     values: np.ndarray | None
     digest: bytes
     perceptual: int
+    animated: bool
     trouble: str
 
 
@@ -387,6 +182,7 @@ class Decoded:
         indices: Which picture of the collection each is.
         digests: SHA-256 of what each was made of.
         perceptual: ``perceptual_hash`` of each; 0 where not asked for.
+        animated: Names of those with further frames, which are left out.
         troubles: Of those left out: what was the matter.
     """
 
@@ -394,11 +190,12 @@ class Decoded:
     indices: list[int]
     digests: list[bytes]
     perceptual: list[int]
+    animated: list[str]
     troubles: list[str]
 
 
 def decode(
-    cache: "Cache", collection: Collection, form: Format, *, near: bool, skip_corrupt: bool
+    cache: Cache, collection: Collection, form: Format, *, near: bool, skip_corrupt: bool
 ) -> Decoded:
     """Decode all pictures, by several threads, onto the disk.
 
@@ -416,16 +213,20 @@ def decode(
     def one(index: int) -> _One:
         try:
             contents = collection.contents(index)
-            image = collection.picture(contents)
+            with collection.open(contents) as opened:
+                animated = is_animated(opened)
+                image = collection.picture(opened)
             values = form.values(image)
-        except _UNDECODABLE as error:
-            return _One(None, b"", 0, f"{collection.names[index]}: {_first_line(error)}")
+        except UNDECODABLE as error:
+            return _One(None, b"", 0, False, f"{collection.names[index]}: {first_line(error)}")
         digest = hashlib.sha256(contents).digest()
-        return _One(values, digest, perceptual_hash(image) if near else 0, "")
+        return _One(values, digest, perceptual_hash(image) if near else 0, animated, "")
 
     num = len(collection.names)
-    done = Decoded(cache.scratch((num, *form.shape)), [], [], [], [])
-    bar = tqdm(total=num, desc=f"decoding {collection.path.name}", unit="img", disable=None)
+    done = Decoded(cache.scratch((num, *form.shape)), [], [], [], [], [])
+    bar = tqdm(
+        total=num, desc=show.clean(f"decoding {collection.path.name}"), unit="img", disable=None
+    )
     with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow lets go of the lock
         for start in range(0, num, _CHUNK):
             rows = range(start, min(start + _CHUNK, num))
@@ -437,6 +238,8 @@ def decode(
                 done.indices.append(index)
                 done.digests.append(found.digest)
                 done.perceptual.append(found.perceptual)
+                if found.animated:
+                    done.animated.append(collection.names[index])
             if done.troubles and not skip_corrupt:
                 raise ValueError(
                     f"an image of {collection.path} cannot be used ({done.troubles[0]}); mend or "
@@ -449,7 +252,7 @@ def decode(
 
 
 def write_splits(
-    cache: "Cache",
+    cache: Cache,
     collection: Collection,
     done: Decoded,
     shares: Shares,
@@ -486,145 +289,18 @@ def write_splits(
         rows = order[parts[order] == i]
         if not len(rows):
             raise ValueError(
-                f"the hashes of the {len(order)} images of {collection.path} leave none for "
-                f"{part}; add images, or change data.valid or data.test"
+                f"the hashes of the {len(order)} images of {collection.path} "
+                f"({len(set(keys))} of them different) leave none for {part}; add images, or "
+                f"change data.valid or data.test"
             )
         cache.write(part, done.values, rows)
         if labels is not None:
             number = {name: i for i, name in enumerate(labels)}
             known = [number[collection.classes[index]] for index in done.indices]
             cache.write(f"labels-{part}", np.array(known, np.int32), rows)
-    cache.meta = {"skipped": done.troubles, "num_near": num_near}
-
-
-# Caches
-
-
-class Cache:
-    """A cache while it is made: ``write`` its arrays, set ``meta``."""
-
-    def __init__(self, file: zipfile.ZipFile, folder: Path):
-        self._file = file
-        self._folder = folder
-        self._scratch: list[BinaryIO] = []
-        self.shapes: dict[str, tuple[str, list[int]]] = {}
-        self.meta: dict[str, Any] = {}
-
-    def scratch(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A uint8 array on disk that vanishes with the cache's making."""
-        file = TemporaryFile(dir=self._folder)
-        self._scratch.append(file)
-        return np.memmap(file, np.uint8, "w+", shape=shape)
-
-    def write(self, name: str, array: np.ndarray, rows: np.ndarray) -> None:
-        """Append the given rows of an array as member ``name``."""
-        with self._file.open(name, "w", force_zip64=True) as member:
-            for start in range(0, len(rows), 1024):
-                member.write(np.ascontiguousarray(array[rows[start : start + 1024]]).data)
-        self.shapes[name] = (array.dtype.str, [len(rows), *array.shape[1:]])
-
-    def close(self) -> None:
-        """Let go of the scratch files."""
-        for file in self._scratch:
-            file.close()
-
-
-class Loaded(NamedTuple):
-    """A cache as read: arrays over a memory map of the file, and what was noted beside them."""
-
-    arrays: Mapping[str, Tensor]
-    meta: Mapping[str, Any]
-
-
-def cached(root: Path, name: str, make: Callable[[Cache], None]) -> Loaded:
-    """Read the cache ``root/cache/NAME-v1.zip``; make it first where there is none.
-
-    Where ``root`` cannot be written, ~/.cache/armodels/cache takes its place. Of several processes
-    that need the same cache, one makes it and the others wait.
-
-    Raises:
-        ValueError: The file is corrupted.
-        OSError: It cannot be written.
-    """
-    fallback = Path("~/.cache/armodels/cache").expanduser()
-    file = f"{name}-v{_CACHE_VERSION}.zip"
-    for folder in (root / "cache", fallback):
-        if (folder / file).is_file():
-            return _read_cache(folder / file)
-    folder = root / "cache"
-    if not _writable(folder):
-        folder = fallback
-        show.say(f"{root} cannot be written; what is decoded goes to {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file
-    with _only_one(path) as part:
-        if part is not None:
-            with zipfile.ZipFile(part, "w") as archive:
-                cache = Cache(archive, folder)
-                with contextlib.closing(cache):
-                    make(cache)
-                about = {"shapes": cache.shapes, "meta": cache.meta}
-                archive.writestr(zipfile.ZipInfo("about.json"), json.dumps(about))  # undated
-    return _read_cache(path)
-
-
-def _writable(folder: Path) -> bool:
-    while not folder.exists():
-        folder = folder.parent
-    # The mode counts for root too: who took away every right to write did not mean a cache.
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[BinaryIO | None]:
-    """A file that becomes ``path`` when all went well; None if another process has made it."""
-    part = path.with_name(f".{path.name}.part")
-    while True:
-        with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists():
-                if _is(file, part):  # made anew by opening it, after the other's became path
-                    part.unlink()
-                yield None
-                return
-            if not _is(file, part):  # whoever held the lock gave up and took its file along
-                continue
-            try:
-                file.truncate()
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-            return
-
-
-def _is(file: BinaryIO, path: Path) -> bool:
-    """Is the open file the one at ``path``?"""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
-
-
-def _read_cache(path: Path) -> Loaded:
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
-            if (bad := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{bad} does not have its checksum")
-            about = json.loads(archive.read("about.json"))
-            for name, (dtype, shape) in about["shapes"].items():
-                start = archive.getinfo(name).header_offset
-                raw.seek(start + 26)
-                start += 30 + sum(struct.unpack("<HH", raw.read(4)))  # name, extra field
-                # Copy on write: torch wants arrays that may be written, and the file stays.
-                arrays[name] = torch.from_numpy(
-                    np.memmap(path, dtype, "c", offset=start, shape=tuple(shape))
-                )
-    except (zipfile.BadZipFile, KeyError, ValueError, struct.error, zlib.error) as error:
-        raise ValueError(
-            f"cache {path} is corrupted ({_first_line(error)}); delete it and it is made anew"
-        ) from error
-    return Loaded(arrays, about["meta"])
+    cache.meta = {
+        "skipped": done.troubles,
+        "num_near": num_near,
+        "animated": done.animated,
+        "left_out": collection.left_out,
+    }

@@ -3,7 +3,9 @@
 from PIL import ImageOps
 
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.data.images import PARTS, Cache, Format, Zip, cached, decode
+from armodels.data.cache import Cache, cached
+from armodels.data.collections import Zip
+from armodels.data.images import PARTS, Format, decode
 from armodels.spec import DataSpec
 
 CHECKSUMS = {
@@ -18,8 +20,8 @@ SPLIT_SEED = 0
 class _Ink(Zip):
     """Drawings with bright strokes on a dark ground, as in MNIST."""
 
-    def picture(self, contents):
-        return ImageOps.invert(super().picture(contents).convert("L"))
+    def picture(self, image):
+        return ImageOps.invert(super().picture(image).convert("L"))
 
 
 class Omniglot(Source):
@@ -31,6 +33,7 @@ class Omniglot(Source):
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels. The files are
             ``omniglot-py/images_background.zip`` and ``images_evaluation.zip``.
         download: Fetch missing files through torchvision. Files that are present never are.
+        cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
 
     References:
         Human-level concept learning through probabilistic program induction (Lake et al., 2015)
@@ -46,9 +49,10 @@ class Omniglot(Source):
         levels: int = 2,
         root: str | None = None,
         download: bool = True,
+        cache: str | None = None,
     ):
         self.format = Format(size, 1, levels)
-        self.root = data_root(root)
+        self.root, self.cache = data_root(root), cache
         self.download = download
 
     @property
@@ -80,7 +84,7 @@ class Omniglot(Source):
 
         spec = self.spec
         name = f"{spec.name}-{background.digest}-{evaluation.digest}"
-        loaded = cached(self.root, name, make)
+        loaded = cached(self.root, self.cache, name, make)
         return Splits(spec, *(loaded.arrays[part] for part in PARTS))
 
     def _fetch(self) -> None:

@@ -28,8 +28,9 @@ _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 def _compile(function: Callable) -> Callable:
     options = {"nogil": True, "fastmath": _FASTMATH, "error_model": "numpy"}
+    homeless = os.path.expanduser("~") == "~" and "NUMBA_CACHE_DIR" not in os.environ
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=not homeless, **options)(function)
     except RuntimeError:  # there is no folder to keep compiled code in, so each process compiles
         return numba.njit(**options)(function)
 
