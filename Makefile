@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format bench mutate reproduce clean
+.PHONY: help install train test test-slow lint format bench mutate torture reproduce clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ bench: $(READY)  ## Measure sampling and training speed side by side
 
 mutate: $(READY)  ## Plant known bugs one by one and show that the tests catch each
 	$(BIN)/python scripts/mutate.py
+
+torture: $(READY)  ## Kill, damage, misconfigure and attack the real program; count what survives
+	$(BIN)/python scripts/torture.py
 
 reproduce: $(READY)  ## Train what docs/results.md has no record of, and write its tables
 	$(BIN)/python scripts/reproduce.py run
