@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from armodels.checks import Count, NotNegative, Seed
 from armodels.density import (
     IMPOSSIBLE,
     Completion,
@@ -343,11 +344,11 @@ class MixtureOfCategoricals(Baseline):
         self,
         spec: DataSpec,
         *,
-        num_components: int = 100,
+        num_components: Count = 100,
         smoothing: float = 2.0,
-        max_iter: int = 100,
-        tolerance: float = 0.001,
-        seed: int = 0,
+        max_iter: Count = 100,
+        tolerance: NotNegative = 0.001,
+        seed: Seed = 0,
     ):
         super().__init__(spec)
         if spec.levels is None:
@@ -588,7 +589,7 @@ class Histogram(SeparateValues):
         self,
         spec: DataSpec,
         *,
-        num_bins: int = 32,
+        num_bins: Count = 32,
         joint: bool = False,
         smoothing: float = 1.0,
     ):
@@ -809,13 +810,13 @@ class GMM(Baseline):
         self,
         spec: DataSpec,
         *,
-        num_components: int = 10,
+        num_components: Count = 10,
         covariance_type: str = "full",
         regularization: float = 1e-6,
-        max_iter: int = 100,
-        tolerance: float = 0.001,
-        num_init: int = 1,
-        seed: int = 0,
+        max_iter: Count = 100,
+        tolerance: NotNegative = 0.001,
+        num_init: Count = 1,
+        seed: Seed = 0,
     ):
         m, d = num_components, spec.num_dims
         shapes = {"full": (m, d, d), "tied": (1, d, d), "diag": (m, d), "spherical": (m, 1)}

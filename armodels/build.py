@@ -20,20 +20,27 @@ from armodels.networks.base import Network
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 
-ORDER_KEYS = {"order": str, "order_seed": int, "num_orders": int, "resample_orders": bool}
+ORDER_KEYS = {
+    "order": str,
+    "order_seed": checks.Seed,
+    "num_orders": checks.Count,
+    "resample_orders": bool,
+}
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
 
 PATH_KEYS = ("path", "root", "cache")
 """Keys of a data YAML that name a file or folder."""
 
 
-def instantiate(node: Mapping, *args, **objects) -> Any:
+def instantiate(node: Mapping, *args, prefix: str = "", **objects) -> Any:
     """The object that ``node._target_`` names, of its other keys, ``args`` and ``objects``.
+
+    ``prefix`` is that of its keys in a sentence about them, such as ``"model."``.
 
     The one call of Hydra's ``instantiate``. Its newer versions want to be told which targets may
     run: those are this package's, torch's and, as the user's own configs say, the user's own.
     """
-    _require_types(node)
+    _require_types(node, prefix)
     allow = getattr(hydra.utils, "execution_whitelist", None)
     target = node["_target_"]
     with allow("armodels.*", "torch.*", target) if allow else contextlib.nullcontext():
@@ -46,20 +53,20 @@ def instantiate(node: Mapping, *args, **objects) -> Any:
         raise InstantiationException(f"Error in call to target '{target}'") from error
 
 
-def _require_types(node: Mapping) -> None:
+def _require_types(node: Mapping, prefix: str) -> None:
     """Raise ValueError unless the arguments are of the kinds that the target's signature names."""
     target = hydra.utils.get_object(node["_target_"])
     made = target.__init__ if isinstance(target, type) else target
     try:
-        hints = typing.get_type_hints(made)
+        hints = typing.get_type_hints(made, include_extras=True)
     except (NameError, TypeError):  # of the user's own, which names what is not there to look at
         return
-    checks.require_types(node, hints)
+    checks.require_types(node, hints, prefix)
 
 
 def source(config: Mapping) -> Source:
     """The data source of a ``data`` config; nothing is read yet."""
-    return instantiate(config)
+    return instantiate(config, prefix="data.")
 
 
 def head(config: Mapping, spec: DataSpec, net: type[Network]) -> Head:
@@ -67,7 +74,7 @@ def head(config: Mapping, spec: DataSpec, net: type[Network]) -> Head:
     unsaid = "num_components" in config and config["num_components"] is None
     if unsaid and spec.levels is None:
         config = {**config, "num_components": net.num_components}
-    return instantiate(config, spec)
+    return instantiate(config, spec, prefix="head.")
 
 
 def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel:
@@ -84,18 +91,16 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     config = dict(config)
     target = hydra.utils.get_class(config["_target_"])
     if issubclass(target, DensityModel):
-        return instantiate(config, spec)
+        return instantiate(config, spec, prefix="model.")
     if not issubclass(target, Network):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     config = {"resample_orders": False} | config  # runs of before it was a key lack it
     checks.require_types(config, ORDER_KEYS, "model.")
     name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
     context = contexts.find(spec, config.pop("context"))
-    if num_orders < 1:
-        raise ValueError(f"model.num_orders is {num_orders}; it must be at least 1")
     made_head = head(head_config, spec, target)
     order = orders.make(name, spec.shape, joint=made_head.joint, seed=order_seed)
-    net = instantiate(config, spec, made_head.num_params, order, context=context)
+    net = instantiate(config, spec, made_head.num_params, order, prefix="model.", context=context)
     if resample_orders and net.any_order:
         raise ValueError(
             f"model {target.__name__} is trained on all orders as it is; use resample_orders=false"
@@ -124,9 +129,7 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
     Raises:
         ValueError: It follows no order, or it was not trained for so many.
     """
-    checks.require_types({"num_orders": num_orders}, {"num_orders": int}, "eval.")
-    if num_orders < 1:
-        raise ValueError(f"eval.num_orders is {num_orders}; it must be at least 1")
+    checks.require_keys({"eval": {"num_orders": num_orders}})
     if "order" not in config:
         name = type(model).__name__
         raise ValueError(f"model {name} follows no order; leave eval.num_orders at null")
@@ -160,12 +163,13 @@ def located(config: Mapping) -> dict:
 
 def optimizer(config: Mapping, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of an ``optimizer`` config."""
-    return instantiate(config, params)
+    checks.require_types(config, checks.OPTIMIZER, "optimizer.")
+    return instantiate(config, params, prefix="optimizer.")
 
 
 def schedule(config: Mapping) -> Schedule:
     """The learning-rate schedule of a ``schedule`` config."""
-    return instantiate(config)
+    return instantiate(config, prefix="schedule.")
 
 
 def plain(config: Any) -> Any:

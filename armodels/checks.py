@@ -1,10 +1,28 @@
-"""What a config's values must be: one sentence where one of them is something else."""
+"""What a config's values must be: one sentence where one of them is something else.
 
+A signature (or a table such as ``KEYS``) says the kind of each key as a type, and its range where
+it has one: ``num_layers: Count``, ``dropout: Share``, ``accelerator: Literal["auto", "cpu"]``.
+"""
+
+import math
 import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+LARGEST = 2**31 - 1
+"""No size, count or number of steps is larger; PyTorch's own sizes end near it."""
+
+DEEPEST = 1000
+"""No more layers follow one another: they would be built for hours, and never train."""
+
+LARGEST_FLOAT = 1e300
+"""What is larger, infinity and NaN are no numbers to compute with."""
+
+NUM_SEEDS = 2**32
+"""Of NumPy's frozen random streams, 0 .. NUM_SEEDS - 1."""
 
 _WORDS = {
     int: "a whole number",
@@ -15,8 +33,93 @@ _WORDS = {
 }
 
 
+_UNIONS = (typing.Union, types.UnionType)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a key may hold, as ``Annotated[int, Range(1, 9)]``.
+
+    Attributes:
+        least: The smallest.
+        most: The largest.
+        low_open: Whether ``least`` itself is outside.
+        high_open: Whether ``most`` itself is outside.
+    """
+
+    least: float
+    most: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        low = value > self.least if self.low_open else value >= self.least
+        return low and (value < self.most if self.high_open else value <= self.most)
+
+    def __str__(self) -> str:
+        low = f"above {self.least:g}" if self.low_open else f"at least {self.least:g}"
+        if self.most in (math.inf, LARGEST, DEEPEST):
+            return low
+        if self.low_open or self.high_open:
+            return f"{low} and {'below' if self.high_open else 'at most'} {self.most}"
+        return f"from {self.least} to {self.most}"
+
+    def broken_by(self, value: float) -> str:
+        """What the value, which is outside, must be."""
+        return f"at most {self.most}" if value > self.most in (LARGEST, DEEPEST) else str(self)
+
+
+Count = Annotated[int, Range(1, LARGEST)]
+"""How many there are of what there must be."""
+Number = Annotated[int, Range(0, LARGEST)]
+"""How many there are of what there may be none of."""
+Depth = Annotated[int, Range(1, DEEPEST)]
+"""How many layers follow one another."""
+DepthOrNone = Annotated[int, Range(0, DEEPEST)]
+Seed = Annotated[int, Range(0, NUM_SEEDS - 1)]
+Positive = Annotated[float, Range(0, low_open=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1, high_open=True)]
+"""A part of a whole that is not all of it, such as what dropout drops."""
+Factor = Annotated[float, Range(0, 1, low_open=True)]
+"""What something shrinks by at each step, or not at all."""
+Between = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
+Part = Annotated[float, Range(0, 1)]
+"""A part of a whole, none and all of it included."""
+
+KEYS: dict[str, Any] = {
+    "seed": Seed,
+    "eval.weights": Literal["ema", "raw"],
+    "eval.batch_size": Count,
+    "eval.num_orders": Count | None,
+    "samples.num": Number,
+    "samples.temperature": NotNegative,
+    "checkpoint": Literal["best", "last"],
+    "num": Count,
+    "num_inputs": Count,
+    "num_neighbours": Number,
+    "num_completions": Count,
+    "num_particles": Count,
+    "temperature": NotNegative,
+    "label": Number | None,
+    "keep": Part,
+    "port": Annotated[int, Range(0, 65535)],
+}
+"""Keys of the verbs' own configs, which no signature describes; one name means one thing."""
+
+OPTIMIZER: dict[str, Any] = {
+    "lr": Positive,
+    "betas": tuple[Share, Share],
+    "rho": Share,
+    "momentum": Share,
+    "eps": Positive,
+    "weight_decay": NotNegative,
+}
+"""Keys of PyTorch's optimizers, whose signatures know no ranges."""
+
+
 def require_types(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise ValueError unless each value is of the kind that is hinted at.
+    """Raise ValueError unless each value is of the kind, and in the range, that is hinted at.
 
     Args:
         values: Of a config: numbers, text, null, lists and dicts of them.
@@ -25,8 +128,17 @@ def require_types(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: s
         prefix: Of the key, in the sentence.
     """
     for name, value in values.items():
-        if name in hints and not _fits(value, hints[name]):
-            raise ValueError(f"{prefix}{name} is {value!r}; it must be {_said(hints[name])}")
+        if name in hints and (wanted := _wanted(value, hints[name])):
+            raise ValueError(f"{prefix}{name} is {value!r}; {wanted}")
+
+
+def require_keys(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the keys of a verb's own config are as ``KEYS`` says."""
+    require_types(config, KEYS)
+    for section in ("eval", "samples"):
+        names = {name: hint for name, hint in KEYS.items() if name.startswith(f"{section}.")}
+        hints = {name.partition(".")[2]: hint for name, hint in names.items()}
+        require_types(config.get(section) or {}, hints, f"{section}.")
 
 
 def require_at_least(values: Mapping[str, Any], **least: int) -> None:
@@ -43,28 +155,82 @@ def started_by_torchrun() -> bool:
     return all(name in os.environ for name in variables)
 
 
+def _wanted(value: Any, hint: Any) -> str | None:
+    """What the value must be instead; None where it is as hinted."""
+    if _fits(value, hint):
+        return None
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"choose {_listed(inner)}"
+    if origin is Annotated and _fits(value, inner[0]):
+        return f"it must be {next(one for one in inner[1:] if value not in one).broken_by(value)}"
+    if origin in _UNIONS:
+        for one in inner:  # such as a number that is out of its range, of a number or null
+            if typing.get_origin(one) is Annotated and _fits(value, typing.get_args(one)[0]):
+                return _wanted(value, one)
+    if origin in (list, Sequence, tuple) and isinstance(value, list):
+        right_length = origin is not tuple or Ellipsis in inner or len(value) == len(inner)
+        kind = inner[0]
+        if right_length and all(_fits(one, _kind(kind)) for one in value):
+            wrong = next(one for one in value if not _fits(one, kind))
+            return _wanted(wrong, kind).replace("it", "each", 1)
+    said = _said(hint)
+    return "it must be " + (said.replace("a number", "a finite number") if _huge(value) else said)
+
+
+def _huge(value: Any) -> bool:
+    return isinstance(value, float) and not abs(value) <= LARGEST_FLOAT
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float):
         return False
+    if hint is int:
+        return isinstance(value, int) and abs(value) < 2**63
     if hint is float:
-        return isinstance(value, (int, float))
+        return isinstance(value, (int, float)) and abs(value) <= LARGEST_FLOAT
     if hint in _WORDS:
         return isinstance(value, hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if isinstance(value, str) and {int, float} & {*inner} and str not in inner:
-            return False  # such as a learning rate, which may also be a tensor
+    if origin is Annotated:
+        return _fits(value, inner[0]) and all(value in one for one in inner[1:])
+    if origin is Literal:
+        return value in inner and type(value) in map(type, inner)
+    if origin in _UNIONS:
+        if any(_kind(one) in (int, float) for one in inner):
+            # Such as a learning rate, which may also be a tensor: no config says one.
+            inner = [one for one in inner if _said(one)]
         return any(_fits(value, one) for one in inner)
-    if origin in (list, Sequence):
+    if origin in (list, Sequence) or (origin is tuple and Ellipsis in inner):
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if origin is tuple:
+        fits = isinstance(value, list) and len(value) == len(inner)
+        return fits and all(map(_fits, value, inner))
     return True
+
+
+def _kind(hint: Any) -> Any:
+    """The type without its range."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def _said(hint: Any) -> str:
     if hint in _WORDS:
         return _WORDS[hint]
-    inner = [_said(one) for one in typing.get_args(hint)]
-    if typing.get_origin(hint) in (list, Sequence):
-        example = ", such as [100]" if typing.get_args(hint) == (int,) else ""
-        return f"a list of {inner[0].removeprefix('a ')}s{example}"
-    return " or ".join(filter(None, inner))
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _said(inner[0])
+    if origin is Literal:
+        return _listed(inner)
+    said = [_said(one) for one in inner if one is not Ellipsis]
+    if origin in (list, Sequence, tuple) and said and said[0]:
+        example = ", such as [100]" if origin is list and _kind(inner[0]) is int else ""
+        many = f"{len(said)} " if origin is tuple and Ellipsis not in inner else ""
+        return f"a list of {many}{said[0].removeprefix('a ')}s{example}"
+    return " or ".join(filter(None, said))
+
+
+def _listed(choices: Sequence) -> str:
+    """``a, b or c``."""
+    *most, last = map(str, choices)
+    return f"{', '.join(most)} or {last}" if most else last

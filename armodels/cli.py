@@ -179,6 +179,7 @@ def _require_numbers(name: str, config: dict) -> None:
         hints = {k: type(v) for k, v in said.items() if type(v) in (int, float, bool)}
         values = config.get(section, {}) if section else config
         checks.require_types(values, hints, f"{section}." if section else "")
+    checks.require_keys(config)
 
 
 def _note_failure(config: dict, record: dict) -> None:

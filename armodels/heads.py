@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from armodels.checks import Count
 from armodels.spec import DataSpec
 
 
@@ -153,7 +154,7 @@ class GaussianMixture(Head):
         self,
         spec: DataSpec,
         *,
-        num_components: int = 10,
+        num_components: Count = 10,
         mixing: str = "learned",
         min_log_scale: float = -7.0,
     ):
@@ -226,7 +227,7 @@ class DiscretizedLogisticMixture(Head):
     family = "discretized_logistic_mixture"
     joint = True
 
-    def __init__(self, spec: DataSpec, *, num_components: int = 10, min_log_scale: float = -7.0):
+    def __init__(self, spec: DataSpec, *, num_components: Count = 10, min_log_scale: float = -7.0):
         if spec.levels is None:
             raise ValueError(
                 f"head discretized_logistic_mixture needs data with levels, but {spec.name} has "
@@ -310,7 +311,7 @@ class DiscretizedLogisticMixture(Head):
         return parts.flatten(1)
 
 
-def auto(spec: DataSpec, *, num_components: int | None = None) -> Head:
+def auto(spec: DataSpec, *, num_components: Count | None = None) -> Head:
     """2 levels: Bernoulli; more levels: Categorical; real values: GaussianMixture.
 
     Args:

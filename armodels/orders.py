@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUM_SEEDS = 2**32
-"""Of NumPy's frozen random streams, 0 .. NUM_SEEDS - 1."""
+from armodels.checks import NUM_SEEDS
 
 
 def require_seed(**seeds: int) -> None:

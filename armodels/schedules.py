@@ -3,11 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 
+from armodels.checks import Factor, NotNegative, Number
+
 
 class Schedule(ABC):
     """Factor on the learning rate, after a linear warm-up over ``warmup_steps``."""
 
-    def __init__(self, warmup_steps: int = 0):
+    def __init__(self, warmup_steps: Number = 0):
         if warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps is {warmup_steps}; it must be 0 or more")
         self.warmup_steps = warmup_steps
@@ -41,7 +43,7 @@ class Cosine(Schedule):
     Differs from the paper: no restarts.
     """
 
-    def __init__(self, warmup_steps: int = 0, final: float = 0.0):
+    def __init__(self, warmup_steps: Number = 0, final: NotNegative = 0.0):
         super().__init__(warmup_steps)
         self.final = final
 
@@ -57,7 +59,7 @@ class Cosine(Schedule):
 class Exponential(Schedule):
     """The learning rate is multiplied by ``gamma`` at every step."""
 
-    def __init__(self, warmup_steps: int = 0, gamma: float = 0.9999):
+    def __init__(self, warmup_steps: Number = 0, gamma: Factor = 0.9999):
         super().__init__(warmup_steps)
         if not 0 < gamma <= 1:
             raise ValueError(f"schedule.gamma is {gamma}; it must lie in (0, 1]")

@@ -13,7 +13,8 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"show", "spec", "schedules", "checks", "names"},
+    {"show", "checks", "names"},
+    {"spec", "schedules"},
     {"contexts", "orders", "masks", "kernels"},
     {"networks", "heads"},
     {"density", "data"},
@@ -31,10 +32,10 @@ ONLY = {
     "kernels": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"contexts", "kernels", "show", "spec"},
+    "data": {"checks", "contexts", "kernels", "show", "spec"},
     "pictures": {"spec"},
     "density": {"networks.base", "heads", "orders", "spec"},
-    "baselines": {"density", "networks.base", "heads", "orders", "spec"},
+    "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}
 

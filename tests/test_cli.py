@@ -155,9 +155,9 @@ BAD = {
         ("train", *TINY, "eval.weights=best"),
         "eval.weights is 'best'; choose ema or raw",
     ),
-    "argument-of-another-package": (
+    "pair": (
         ("train", *TINY, "optimizer.betas=5", "trainer.max_steps=1"),
-        "torch.optim.AdamW refuses its config: TypeError: ",
+        "optimizer.betas is 5; it must be a list of 2 numbers",
     ),
     "order": (
         ("train", *TINY, "model.order=zigzag"),
@@ -245,7 +245,10 @@ BAD = {
         ("complete", "run=run", "known=[pH]"),
         "known is ['pH'], but tiny-image has no named columns",
     ),
-    "checkpoint": (("eval", "run=run", "checkpoint=first"), "run run has no checkpoint first.pt"),
+    "checkpoint": (
+        ("eval", "run=run", "checkpoint=first"),
+        "checkpoint is 'first'; choose best or last",
+    ),
     "split": (
         ("eval", "run=run", "split=val"),
         "split 'val' is unknown; choose from train, valid, test",
@@ -262,9 +265,9 @@ BAD = {
     "num": (("sample", "run=run", "num=0"), "num is 0; it must be at least 1"),
     "temperature": (
         ("sample", "run=run", "temperature=-1"),
-        "temperature is -1; it must be finite and 0 or more",
+        "temperature is -1; it must be at least 0",
     ),
-    "keep": (("complete", "run=run", "keep=2"), "keep is 2; it must lie between 0 and 1"),
+    "keep": (("complete", "run=run", "keep=2"), "keep is 2; it must be from 0 to 1"),
     "known": (
         ("complete", "run=run", "known=middle"),
         "known is 'middle'; choose from top, bottom, left, right, border, random",

@@ -25,7 +25,7 @@ from armodels.tasks.train import Settings, Trainer
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
 
-TIMES = ("seconds", "examples_per_s", "speed/examples_per_s")
+TIMES = ("started", "seconds", "examples_per_s", "speed/examples_per_s")
 
 
 # What two runs are compared by
@@ -335,8 +335,8 @@ def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
 
 
 def test_every_epoch_sees_every_example_once(tmp_path):
-    """SGD of rate 0 and a fixed model: the curve's points are means over batches."""
-    done(tmp_path, "train", *TINY, "optimizer=sgd", "optimizer.lr=0", "out=run",
+    """SGD of no rate to speak of and a fixed model: the curve's points are means over batches."""
+    done(tmp_path, "train", *TINY, "optimizer=sgd", "optimizer.lr=1e-99", "out=run",
          "trainer.precision=64-true", f"trainer.log_every={STEPS_PER_EPOCH}",
          "trainer.max_epochs=2")  # fmt: skip
     model = load_model(tmp_path / "run", checkpoint="last")
@@ -417,8 +417,8 @@ def test_valid_is_evaluated_once_for_each_checkpoint(tmp_path, monkeypatch):
 
 
 def test_early_stopping(tmp_path):
-    # At rate 0 nothing gets better after the first evaluation.
-    told = done(tmp_path, "train", *TINY, "optimizer.lr=0", "trainer.patience=3",
+    # At such a rate nothing gets better after the first evaluation.
+    told = done(tmp_path, "train", *TINY, "optimizer.lr=1e-99", "trainer.patience=3",
                 "trainer.max_epochs=20", "out=run")  # fmt: skip
     assert "no better valid likelihood in 3 evaluations" in told
     numbers = metrics(tmp_path / "run")

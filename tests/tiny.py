@@ -40,6 +40,7 @@ class Tiny(Source):
         )
 
     def load(self):
+        assert self.damage != "loud", "the data are read"
         spec = self.spec
         parts = [
             random_events(spec, n, 10 * self.seed + i).to(spec.dtype)

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from armodels import show
+from armodels.checks import Count, Number, Seed
 from armodels.data.base import Source, Splits, data_root
 from armodels.data.cache import Cache, cached
 from armodels.data.images import PARTS, Format
@@ -149,18 +150,18 @@ class Atari(Source):
         game: str = "breakout",
         policy: str = "random",
         repeat: float = DEFAULTS["repeat"],
-        num_noops: int = DEFAULTS["num_noops"],
-        frame_skip: int = DEFAULTS["frame_skip"],
-        episode_frames: int = DEFAULTS["episode_frames"],
+        num_noops: Number = DEFAULTS["num_noops"],
+        frame_skip: Count = DEFAULTS["frame_skip"],
+        episode_frames: Count = DEFAULTS["episode_frames"],
         size: tuple[int, int] = (42, 32),
         channels: int = 1,
         levels: int = 16,
         quantization: str = "uniform",
-        num_train: int = DEFAULTS["num_train"],
-        num_valid: int = DEFAULTS["num_valid"],
-        num_test: int = DEFAULTS["num_test"],
-        seed: int = DEFAULTS["seed"],
-        num_processes: int | None = None,
+        num_train: Count = DEFAULTS["num_train"],
+        num_valid: Count = DEFAULTS["num_valid"],
+        num_test: Count = DEFAULTS["num_test"],
+        seed: Seed = DEFAULTS["seed"],
+        num_processes: Count | None = None,
         root: str | None = None,
         cache: str | None = None,
     ):

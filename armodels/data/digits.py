@@ -2,6 +2,7 @@
 
 import torch
 
+from armodels.checks import Seed
 from armodels.data.base import Source, Splits, split_rows
 from armodels.spec import ContextSpec, DataSpec
 
@@ -23,7 +24,7 @@ class Digits(Source):
     Differs from the paper: scikit-learn holds its test set alone, which is split anew.
     """
 
-    def __init__(self, levels: int = 17, split_seed: int = 0):
+    def __init__(self, levels: int = 17, split_seed: Seed = 0):
         if levels not in (2, 17):
             raise ValueError(f"levels of digits is {levels}; choose 17 or 2")
         self.levels = levels

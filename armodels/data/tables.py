@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from armodels import show
+from armodels.checks import Seed
 from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
 from armodels.spec import DataSpec, Standardization
@@ -178,7 +179,7 @@ class Table(Source):
         delimiter: str | None = None,
         valid: float = 0.1,
         test: float = 0.1,
-        split_seed: int = 0,
+        split_seed: Seed = 0,
     ):
         if not (valid > 0 and test > 0 and valid + test < 1):
             raise ValueError(

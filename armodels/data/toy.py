@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armodels.checks import Count, Seed
 from armodels.data.base import Box, Source, Splits
 from armodels.spec import DataSpec
 
@@ -315,10 +316,10 @@ class Toy(Source):
         self,
         name: str = "eight_gaussians",
         num_dims: int | None = None,
-        num_train: int = 50_000,
-        num_valid: int = 10_000,
-        num_test: int = 10_000,
-        seed: int = 0,
+        num_train: Count = 50_000,
+        num_valid: Count = 10_000,
+        num_test: Count = 10_000,
+        seed: Seed = 0,
     ):
         if name not in DENSITIES and name not in CODES:
             raise ValueError(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from armodels.checks import Count, Depth
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
@@ -48,9 +49,9 @@ class ConvNADE(AnyOrderNetwork):
         num_params: int,
         order: Tensor,
         *,
-        num_channels: int = 32,
-        num_layers: int = 6,
-        kernel_size: int = 7,
+        num_channels: Count = 32,
+        num_layers: Depth = 6,
+        kernel_size: Count = 7,
         activation: str = "relu",
         encoding: str = "auto",
         context: ContextSpec | None = None,

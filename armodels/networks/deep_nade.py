@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from armodels.checks import Count
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
@@ -75,7 +76,7 @@ class DeepNADE(AnyOrderNetwork):
         num_params: int,
         order: Tensor,
         *,
-        hidden_sizes: list[int],
+        hidden_sizes: list[Count],
         activation: str = "relu",
         encoding: str = "auto",
         context: ContextSpec | None = None,

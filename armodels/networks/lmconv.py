@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
+from armodels.checks import Count, DepthOrNone, Share
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork
 from armodels.networks.layers import concat_elu
@@ -69,7 +70,7 @@ class LocalConv(nn.Module):
         num_groups: int,
         in_features: int,
         out_features: int,
-        kernel_size: int = 1,
+        kernel_size: Count = 1,
         dilation: int = 1,
         bias: bool = True,
     ):
@@ -239,12 +240,12 @@ class LMConv(FreeOrderNetwork):
         num_params: int,
         order: Tensor,
         *,
-        num_blocks: int = 4,
-        num_channels: int = 32,
-        kernel_size: int = 3,
-        dilations: list[int],
+        num_blocks: DepthOrNone = 4,
+        num_channels: Count = 32,
+        kernel_size: Count = 3,
+        dilations: list[Count],
         normalize: bool = True,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
+from armodels.checks import NUM_SEEDS, Count, Share
 from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork
@@ -82,10 +83,10 @@ class MADE(FreeOrderNetwork):
         num_params: int,
         order: Tensor,
         *,
-        hidden_sizes: list[int],
+        hidden_sizes: list[Count],
         activation: str = "relu",
         direct_connections: bool = False,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         connectivity: str = "even",
         encoding: str = "auto",
         connectivity_seed: int = 0,
@@ -139,7 +140,7 @@ class MADE(FreeOrderNetwork):
             if self.connectivity == "even":
                 degrees = masks.even_degrees(layer.out_features, self.num_steps)
             else:
-                layer_seed = (self._seed * len(self.hidden) + i) % orders.NUM_SEEDS
+                layer_seed = (self._seed * len(self.hidden) + i) % NUM_SEEDS
                 degrees = masks.random_degrees(
                     layer.out_features, self.num_steps, lowest, layer_seed
                 )

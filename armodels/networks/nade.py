@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from armodels.checks import Count
 from armodels.kernels import nade as kernels
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork
@@ -66,7 +67,7 @@ class NADE(FreeOrderNetwork):
         num_params: int,
         order: Tensor,
         *,
-        hidden_size: int = 500,
+        hidden_size: Count = 500,
         activation: str = "relu",
         encoding: str = "auto",
         context: ContextSpec | None = None,

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armodels.checks import Count, Depth, Share
 from armodels.networks import layers
 from armodels.networks.pixelcnn import (
     Above,
@@ -247,13 +248,13 @@ class RowLSTM(PixelRNN):
         num_params: int,
         order: Tensor,
         *,
-        num_layers: int = 4,
-        num_channels: int = 16,
-        kernel_size: int = 3,
-        first_kernel_size: int = 7,
-        num_output_channels: int = 32,
+        num_layers: Depth = 4,
+        num_channels: Count = 16,
+        kernel_size: Count = 3,
+        first_kernel_size: Count = 7,
+        num_output_channels: Count = 32,
         activation: str = "relu",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
@@ -447,12 +448,12 @@ class DiagonalBiLSTM(PixelRNN):
         num_params: int,
         order: Tensor,
         *,
-        num_layers: int = 3,
-        num_channels: int = 16,
-        first_kernel_size: int = 7,
-        num_output_channels: int = 32,
+        num_layers: Depth = 3,
+        num_channels: Count = 16,
+        first_kernel_size: Count = 7,
+        num_output_channels: Count = 32,
         activation: str = "relu",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armodels.checks import Count, DepthOrNone, Share
 from armodels.networks import layers
 from armodels.networks.layers import concat_elu
 from armodels.networks.shifted import Convolution, GatedBlock, Pixel, ShiftedNetwork, Whole
@@ -100,7 +101,7 @@ class SNAILBlock(nn.Module):
         num_resnets: int,
         num_keys: int,
         num_values: int,
-        dropout: float,
+        dropout: Share,
         context: ContextSpec | None,
     ):
         super().__init__()
@@ -162,12 +163,12 @@ class PixelSNAIL(ShiftedNetwork):
         num_params: int,
         order: Tensor,
         *,
-        num_channels: int = 32,
-        num_blocks: int = 4,
-        num_resnets: int = 2,
-        num_key_channels: int = 4,
-        num_value_channels: int = 32,
-        dropout: float = 0.0,
+        num_channels: Count = 32,
+        num_blocks: DepthOrNone = 4,
+        num_resnets: DepthOrNone = 2,
+        num_key_channels: Count = 4,
+        num_value_channels: Count = 32,
+        dropout: Share = 0.0,
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, num_channels, context)

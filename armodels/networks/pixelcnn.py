@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks
+from armodels.checks import Count, Depth, Share
 from armodels.networks import layers
 from armodels.networks.base import RasterNetwork
 from armodels.spec import ContextSpec, DataSpec
@@ -312,13 +313,13 @@ class PixelCNN(MaskedNetwork):
         num_params: int,
         order: Tensor,
         *,
-        num_layers: int = 7,
-        num_channels: int = 32,
-        kernel_size: int = 3,
-        first_kernel_size: int = 7,
+        num_layers: Depth = 7,
+        num_channels: Count = 32,
+        kernel_size: Count = 3,
+        first_kernel_size: Count = 7,
         residual: bool = True,
         activation: str = "relu",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):
@@ -481,12 +482,12 @@ class GatedPixelCNN(MaskedNetwork):
         num_params: int,
         order: Tensor,
         *,
-        num_layers: int = 7,
-        num_channels: int = 32,
-        kernel_size: int = 3,
-        first_kernel_size: int = 7,
+        num_layers: Depth = 7,
+        num_channels: Count = 32,
+        kernel_size: Count = 3,
+        first_kernel_size: Count = 7,
         activation: str = "relu",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):

@@ -4,6 +4,7 @@ import itertools
 
 from torch import Tensor, nn
 
+from armodels.checks import Count, Depth, DepthOrNone, Share
 from armodels.networks import layers
 from armodels.networks.shifted import (
     Convolution,
@@ -34,7 +35,7 @@ class Stream(nn.Module):
         sizes: list[tuple[int, int]],
         num_channels: int,
         num_resnets: int,
-        dropout: float,
+        dropout: Share,
         context: ContextSpec | None,
     ):
         super().__init__()
@@ -129,10 +130,10 @@ class PixelCNNPP(ShiftedNetwork):
         num_params: int,
         order: Tensor,
         *,
-        num_channels: int = 32,
-        num_resnets: int = 2,
-        num_stages: int = 2,
-        dropout: float = 0.0,
+        num_channels: Count = 32,
+        num_resnets: DepthOrNone = 2,
+        num_stages: Depth = 2,
+        dropout: Share = 0.0,
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, num_channels, context)

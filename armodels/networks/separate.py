@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from armodels import masks, orders
+from armodels.checks import Count, Share
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
@@ -68,9 +69,9 @@ class SeparateMLPs(FreeOrderNetwork):
         num_params: int,
         order: Tensor,
         *,
-        hidden_sizes: list[int],
+        hidden_sizes: list[Count],
         activation: str = "relu",
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         encoding: str = "auto",
         context: ContextSpec | None = None,
     ):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armodels.checks import Share
 from armodels.networks import layers
 from armodels.networks.base import RasterNetwork
 from armodels.networks.layers import concat_elu
@@ -411,7 +412,7 @@ class GatedBlock(nn.Module):
         num_skip: int = 0,
         gives: int | None = None,
         takes: int | None = None,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         context: ContextSpec | None = None,
     ):
         super().__init__()

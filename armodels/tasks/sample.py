@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import checks, contexts, pictures, run, show
+from armodels import contexts, pictures, run, show
 from armodels.spec import ContextSpec, bits_per_dim, nats
 from armodels.tasks.evaluate import draw_examples, load_split
 
@@ -43,7 +43,6 @@ def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
     num, inputs = config["num"], config["num_inputs"]
-    checks.require_at_least(config, num=1, num_inputs=1, num_neighbours=0)
     restored = run.from_config(config)
     if config["temperature"] == 0:
         show.say("temperature 0 follows the mode: expect (nearly) equal samples")

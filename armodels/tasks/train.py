@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels import build, checks, pictures, run, show
+from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.schedules import Schedule
@@ -80,6 +81,9 @@ def placed(rows: Tensor, device: torch.device) -> Tensor:
 BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
 """Fresh values are drawn for so many steps at once, as far as they are no more than so many."""
 
+MAX_THREADS = max(256, os.cpu_count() or 1)
+"""More threads than this are no help to anybody, and some systems die of starting them."""
+
 # What a stream is for; the first number of its key.
 _WEIGHTS, _EPOCH, _STEP, _NOISE, _SAMPLES = range(5)
 
@@ -88,44 +92,39 @@ _WEIGHTS, _EPOCH, _STEP, _NOISE, _SAMPLES = range(5)
 class Settings:
     """The ``trainer`` config; see configs/trainer/default.yaml for what each key means."""
 
-    max_epochs: int | None
-    max_steps: int | None
-    max_minutes: float | None
-    batch_size: int
-    accumulate: int
-    max_grad_norm: float | None
-    ema: float | None
-    patience: int | None
-    eval_every: float | None
-    log_every: int
-    checkpoint_every: float
-    accelerator: str
-    devices: int
-    precision: str
+    max_epochs: Number | None
+    max_steps: Number | None
+    max_minutes: NotNegative | None
+    batch_size: Count
+    accumulate: Count
+    max_grad_norm: Positive | None
+    ema: Between | None
+    patience: Count | None
+    eval_every: Positive | None
+    log_every: Count
+    checkpoint_every: NotNegative
+    accelerator: Literal["auto", "cpu", "cuda", "mps"]
+    devices: Count
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
     compile: bool
     cuda_graphs: bool
-    threads: int | None
+    threads: Annotated[int, Range(1, MAX_THREADS)] | None
     progress: bool
 
     def __post_init__(self):
-        checks.require_types(vars(self), get_type_hints(type(self)), "trainer.")
+        hints = get_type_hints(type(self), include_extras=True)
+        checks.require_types(vars(self), hints, "trainer.")
         if self.max_epochs is None and self.max_steps is None and self.max_minutes is None:
             raise ValueError("set trainer.max_epochs, trainer.max_steps or trainer.max_minutes")
-        for name in ("max_epochs", "max_steps", "max_minutes"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"trainer.{name} is {value}; it must be 0 or more")
-        for name in ("batch_size", "accumulate", "log_every", "devices", "patience", "threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"trainer.{name} is {value}; it must be at least 1")
-        for name in ("eval_every", "max_grad_norm"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ValueError(f"trainer.{name} is {value}; it must be positive")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"trainer.accumulate is {self.accumulate}, but a batch of trainer.batch_size="
+                f"{self.batch_size} cannot be split into more parts than it has examples"
+            )
         if self.cuda_graphs and not self.compile:
             raise ValueError(
                 "trainer.cuda_graphs=true replays compiled code: set trainer.compile=true"
             )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"trainer.ema is {self.ema}; it must lie between 0 and 1")
 
 
 @dataclass
@@ -227,7 +226,6 @@ class Trainer:
         self.optimizer = build.optimizer(chosen, params) if params else None
         self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
         self.average = Average(self.model, settings.ema) if settings.ema and params else None
-        run.check_weights(config["eval"]["weights"])
         self.weights = "ema" if self.average and config["eval"]["weights"] == "ema" else "raw"
         self.tracker: Tracker | None = None
         self._pending: list[tuple[int, Tensor, Tensor]] = []
@@ -725,6 +723,15 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
     return merged, directory, names
 
 
+def _refuse(config: Mapping[str, Any]) -> Settings:
+    """Raise ValueError for what can be refused before any data is read; else the settings."""
+    checks.require_keys(config)
+    settings = Settings(**config["trainer"])
+    build.schedule(config["schedule"])
+    build.optimizer(config["optimizer"], [torch.nn.Parameter(torch.zeros(1))])
+    return settings
+
+
 def main(config: Mapping[str, Any]) -> float:
     """Train one model; returns the best valid nats, which sweeps minimize."""
     with show.logged() as log:
@@ -737,7 +744,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         config, directory, changed = _take_up(config)
     else:
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
-    settings = Settings(**config["trainer"])
+    settings = _refuse(config)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = _fabric(settings)
