@@ -1,6 +1,8 @@
 """A run directory: what a training leaves behind, and how a model comes back from it."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pickle
@@ -8,7 +10,7 @@ import platform
 import socket
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,16 @@ def write_json(path: Path, content: Mapping) -> None:
     """Write ``content`` atomically, indented."""
     with atomic(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Write rows under the names of their columns, atomically; numbers are not rounded."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(names)
+    table.writerows(rows)
+    with atomic(path) as file:
+        file.write(text.getvalue().encode())
 
 
 class RunDirectory:

@@ -1,7 +1,8 @@
 """What a datum is, and what a number about it means."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -84,13 +85,52 @@ class Standardization:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not len(self.columns) == len(self.mean) == len(self.std):
             raise ValueError("a standardization needs a name, a mean and a std for each column")
-        if not all(0 < std < math.inf for std in self.std):
-            raise ValueError(f"a standardization has std {min(self.std)}, which must be above 0")
+        for name, std in zip(self.columns, self.std, strict=True):
+            if not 0 < std < math.inf:
+                raise ValueError(f"the std of column {name!r} is {std}; it must be above 0")
 
     @property
     def log_det(self) -> float:
         """log|dz/dx|, nats."""
         return -math.fsum(map(math.log, self.std))
+
+
+@dataclass(frozen=True)
+class Coding:
+    """Level i of every value of a vector stands for ``values[i]``, so that nothing is lost.
+
+    Attributes:
+        columns: Names of the values.
+        values: Whole numbers in the original units, ascending.
+    """
+
+    columns: tuple[str, ...]
+    values: tuple[int, ...]
+
+    def __post_init__(self):
+        for name in ("columns", "values"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.values) < 2 or any(a >= b for a, b in pairwise(self.values)):
+            raise ValueError(f"a coding needs ascending values, got {list(self.values)}")
+
+    def levels_of(self, x: Tensor) -> Tensor:
+        """Level of each value of ``x`` (N, D), in the original units; int64.
+
+        Raises:
+            ValueError: One has none; names it and its column.
+        """
+        values = torch.tensor(self.values, dtype=torch.double, device=x.device)
+        x = x.double().contiguous()
+        levels = torch.searchsorted(values, x).clamp(max=len(values) - 1)
+        wrong = (values[levels] != x).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            listed = ", ".join(map(str, self.values[:10])) + ", ..." * (len(self.values) > 10)
+            raise ValueError(
+                f"column {self.columns[column]!r} holds {float(x[row, column]):g}, which is none "
+                f"of the levels {listed}"
+            )
+        return levels
 
 
 @dataclass(frozen=True)
@@ -108,6 +148,7 @@ class DataSpec:
         contexts: What is stored beside the values, to condition a model on.
         standardization: By which the values were made of the user's, ``log_det`` included; None:
             they are in their original units.
+        coding: What the levels stand for; None: themselves.
     """
 
     name: str
@@ -118,6 +159,7 @@ class DataSpec:
     log_det: float = 0.0
     contexts: tuple[ContextSpec, ...] = ()
     standardization: Standardization | None = None
+    coding: Coding | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -125,6 +167,10 @@ class DataSpec:
         object.__setattr__(self, "contexts", tuple(contexts))
         if isinstance(self.standardization, dict):
             object.__setattr__(self, "standardization", Standardization(**self.standardization))
+        if isinstance(self.coding, dict):
+            object.__setattr__(self, "coding", Coding(**self.coding))
+        if self.coding is not None and len(self.coding.values) != self.levels:
+            raise ValueError(f"data {self.name!r} has {self.levels} levels, its coding others")
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} of data {self.name!r} is not one of {KINDS}")
         if self.measure not in MEASURES:
@@ -161,19 +207,47 @@ class DataSpec:
             )
         _check_values(f"data {self.name!r}", x, self.levels)
 
-    def standardized(self, x: Tensor) -> Tensor:
-        """Values (B, D) of the original units as a model knows them; ``x`` where they are."""
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the values of a table; None: the data has none."""
+        named = self.standardization or self.coding
+        return None if named is None else named.columns
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Values (N, D) of the original units as a model knows them; ``x`` where they are.
+
+        Raises:
+            ValueError: A value is none of the levels.
+        """
+        if self.coding is not None:
+            return self.coding.levels_of(x).to(self.dtype)
         if self.standardization is None:
             return x
         mean, std = self._scale(x)
         return ((x.double() - mean) / std).to(self.dtype)
 
     def original(self, x: Tensor) -> Tensor:
-        """Values in their original units: float64 where they were standardized, else ``x``."""
+        """Values in their original units: float64 where they were standardized, int64 where coded.
+
+        ``x`` itself where they are.
+        """
+        if self.coding is not None:
+            return torch.tensor(self.coding.values, device=x.device)[x.long()]
         if self.standardization is None:
             return x
         mean, std = self._scale(x)
         return x.double() * std + mean
+
+    def coded_like(self, other: "DataSpec") -> "DataSpec":
+        """The same data in the values of another table with the same columns."""
+        return replace(
+            self,
+            levels=other.levels,
+            measure=other.measure,
+            log_det=other.log_det,
+            standardization=other.standardization,
+            coding=other.coding,
+        )
 
     def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.standardization

@@ -42,6 +42,7 @@ NEVER = {"tasks.train": {"networks", "heads"}}
 DOORS = {
     "hydra": {"build", "cli"},
     "lightning_fabric": {"tasks.train", "tasks.evaluate", "run"},
+    "pandas": {"data.dialect", "data.files"},
     "lightning": set(),
     "pytorch_lightning": set(),
 }

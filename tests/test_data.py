@@ -649,9 +649,49 @@ def test_unknown_binarization():
         FashionMNIST("fixed")
 
 
+def test_binary_tables_of_ones_own(tmp_path):
+    """Any file of the layout is read for its width, and named by its contents."""
+
+    def save(path, parts):
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, **parts)
+
+    path = tmp_path / "binary_uci/adult.npz"
+    source = BinaryUCI("adult", root=str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"^adult.npz not found, .* \(known are connect4, "
+    ):
+        source.load()
+    names = set()
+    for bits in (np.eye(7), np.eye(7, dtype=bool), np.ones((7, 7), np.int64)):
+        parts = {"train": bits[:5], "valid": bits[5:6], "test": bits}
+        save(path, parts)
+        splits = BinaryUCI("adult", root=str(tmp_path)).load()
+        assert (splits.spec.shape, splits.spec.levels) == ((7,), 2)
+        for part, rows in parts.items():
+            assert (getattr(splits, part).numpy() == rows).all()
+            assert getattr(splits, part).dtype == torch.uint8
+        names.add(splits.spec.name)
+    assert len(names) == 3
+    assert all(re.fullmatch("binary_uci-adult-[0-9a-f]{8}", name) for name in names)
+    for change, sentence in (
+        ({"test": bits * 2.0}, "test of .*adult.npz must be 0 and 1, but holds 2.0 in row 1, col"),
+        ({"test": bits[:, 1:]}, "the arrays of .*adult.npz have different numbers of columns"),
+        ({"test": bits[0]}, r"adult.npz must hold train, valid and test, each \(N, D\)"),
+    ):
+        save(path, parts | change)
+        with pytest.raises(ValueError, match=sentence):
+            BinaryUCI("adult", root=str(tmp_path)).load()
+    path.write_bytes(b"PK no archive")
+    with pytest.raises(
+        ValueError, match="table .*adult.npz cannot be read as arrays: File is not"
+    ):
+        BinaryUCI("adult", root=str(tmp_path)).load()
+    with pytest.raises(ValueError, match=r"data.name is '../adult'; it names a file binary_uci/N"):
+        BinaryUCI("../adult")
+
+
 def test_unknown_tables():
-    with pytest.raises(ValueError, match="'adult' is unknown; choose from connect4, dna, mushr"):
-        BinaryUCI("adult")
     with pytest.raises(ValueError, match="fold of red_wine is 10; choose from 0 to 9"):
         RedWine(10)
 

@@ -126,10 +126,13 @@ class Source(ABC):
             ValueError: A file is corrupted.
         """
 
-    def whole(self) -> tuple[DataSpec, Tensor]:
+    def whole(self, *, missing: bool = False) -> tuple[DataSpec, Tensor]:
         """Every row in the order of the user's own file, without splits: what ``all`` names.
 
         The rows need not be fit to train on: one is enough.
+
+        Args:
+            missing: Take rows that lack values, which are NaN.
 
         Raises:
             ValueError: The data is no such file.

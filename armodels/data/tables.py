@@ -14,7 +14,8 @@ from armodels import show
 from armodels.checks import Seed
 from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.spec import DataSpec, Standardization
+from armodels.data.dialect import Options
+from armodels.spec import Coding, DataSpec, Standardization
 
 NO_DOWNLOAD = "armodels has no place to download them from"
 
@@ -36,14 +37,20 @@ SPLIT_SEED = 0
 FEW_VALUES = 0.05
 """Distinct values per row below which a column of a user's own table looks discrete."""
 
+MAX_LEVELS = 256
+
+EXACT = 2**53
+"""Whole numbers below it are themselves as floats."""
+
 
 class BinaryUCI(Source):
     """Binary attributes of UCI data sets, with the splits of the NADE and MADE papers.
 
     Args:
         name: ``"connect4"`` (16,000 / 4,000 / 47,557 rows of 126 values), ``"dna"``
-            (1,400 / 600 / 1,186 of 180), ``"mushrooms"`` (2,000 / 500 / 5,624 of 112) or
-            ``"nips"`` (400 / 100 / 1,240 of 500).
+            (1,400 / 600 / 1,186 of 180), ``"mushrooms"`` (2,000 / 500 / 5,624 of 112),
+            ``"nips"`` (400 / 100 / 1,240 of 500), or that of any file of the same layout, which
+            is then read for its width, and named by its checksum.
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels. The files are
             ``binary_uci/NAME.npz`` with arrays ``train``, ``valid`` and ``test`` of 0 and 1.
 
@@ -55,25 +62,54 @@ class BinaryUCI(Source):
     """
 
     def __init__(self, name: str = "mushrooms", root: str | None = None):
-        if name not in UCI_SIZES:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
             raise ValueError(
-                f"binary UCI data {name!r} is unknown; choose from {', '.join(UCI_SIZES)}"
+                f"data.name is {name!r}; it names a file binary_uci/NAME.npz, by letters, digits, "
+                f"dots, dashes and underscores"
             )
         self.name = name
         self.root = data_root(root)
 
     @property
     def spec(self):
-        shape = (UCI_SIZES[self.name],)
-        return DataSpec(f"binary_uci-{self.name}", "vector", shape, 2, "probability")
+        if self.name in UCI_SIZES:
+            width, name = UCI_SIZES[self.name], f"binary_uci-{self.name}"
+        else:
+            contents, parts = self._read
+            width = parts[0].shape[1]
+            digest = hashlib.md5(contents, usedforsecurity=False).hexdigest()
+            name = f"binary_uci-{self.name}-{digest[:8]}"
+        return DataSpec(name, "vector", (width,), 2, "probability")
+
+    @cached_property
+    def _read(self) -> tuple[bytes, list[np.ndarray]]:
+        """The contents of the file, and the arrays in it."""
+        file, folder = f"{self.name}.npz", self.root / "binary_uci"
+        checksums = {file: UCI_CHECKSUMS.get(file)}
+        known = "" if self.name in UCI_SIZES else f" (known are {', '.join(UCI_SIZES)})"
+        (contents,) = read_files(folder, checksums, None, NO_DOWNLOAD + known)
+        arrays = files.load_npz(
+            folder / file,
+            io.BytesIO(contents),
+            lambda names: {part: part for part in files.PARTS if part in names},
+        )
+        parts = list(arrays.values())
+        if len(parts) < len(files.PARTS) or any(part.ndim != 2 for part in parts):
+            raise ValueError(f"{folder / file} must hold train, valid and test, each (N, D)")
+        if len({part.shape[1] for part in parts}) > 1:
+            raise ValueError(f"the arrays of {folder / file} have different numbers of columns")
+        for part, rows in zip(files.PARTS, parts, strict=True):
+            good = np.isin(rows, (0, 1))
+            if not good.all():
+                row, column = np.argwhere(~good)[0]
+                raise ValueError(
+                    f"{part} of {folder / file} must be 0 and 1, but holds {rows[row, column]} in "
+                    f"row {row + 1}, column {column}"
+                )
+        return contents, [part.astype(np.uint8) for part in parts]
 
     def load(self):
-        file = f"{self.name}.npz"
-        checksums = {file: UCI_CHECKSUMS[file]}
-        (contents,) = read_files(self.root / "binary_uci", checksums, None, NO_DOWNLOAD)
-        with np.load(io.BytesIO(contents)) as arrays:
-            parts = [torch.from_numpy(arrays[part]) for part in ("train", "valid", "test")]
-        return Splits(self.spec, *parts)
+        return Splits(self.spec, *map(torch.from_numpy, self._read[1]))
 
 
 class RedWine(Source):
@@ -145,11 +181,12 @@ def _wine_rows(contents: bytes) -> np.ndarray:
 
 
 class Table(Source):
-    """A user's own table of real numbers: csv, tsv, npy, npz or parquet.
+    """A user's own table: text, npy, npz or parquet.
 
-    Each column has the mean and standard deviation of its training rows taken out. Both travel in
-    the spec, so also in every checkpoint; nats are those of the original units, and samples
-    are written in them.
+    A table of 0 and 1 alone has two levels, and so its nats are of probabilities. Of any other
+    table each column has the mean and standard deviation of its training rows taken out. Both
+    travel in the spec, so also in every checkpoint; nats are those of the original units, and
+    samples are written in them.
 
     Rows are counted from 1, without the header. The data is named by the file and a checksum of
     names, values and splits, so that no two tables share a ranking.
@@ -161,9 +198,16 @@ class Table(Source):
         drop: Names of those to leave out.
         array: Which array of a npz file; None: ``train``, ``valid`` and ``test`` where it has
             all three, which then are the splits, else its only one.
-        header: Whether the first line of a csv or tsv file holds names; None: it does if no cell
-            of it is a number.
-        delimiter: Of a csv file; None: found out among comma, semicolon, tab and bar.
+        header: Whether the first line of a text holds names; None: found out, or asked for.
+        delimiter: Of a text: ``"comma"``, ``"semicolon"``, ``"tab"``, ``"bar"``, ``"blanks"`` or a
+            character; None: found out.
+        decimal: Mark in numbers of a text, ``"point"`` or ``"comma"``; None: found out.
+        thousands: Mark in numbers of a text, such as ``"comma"`` or ``"blank"``; None: found out.
+        encoding: Of a text, such as ``"latin-1"``; None: found out.
+        levels: ``"binary"``: 2 where all values are 0 or 1, else None. ``"auto"``: as many as
+            there are different values where all are whole and at most 256 differ, else None. L,
+            of 2 to 256: all values are of {0 .. L-1}. None: real values.
+        missing: ``"refuse"`` a table that lacks cells, or ``"drop"`` the rows that lack one.
         valid: Fraction of the rows.
         test: Fraction of the rows.
         split_seed: Draws which rows are train, valid and test.
@@ -177,6 +221,11 @@ class Table(Source):
         array: str | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
+        decimal: str | None = None,
+        thousands: str | None = None,
+        encoding: str | None = None,
+        levels: int | str | None = None,
+        missing: str = "refuse",
         valid: float = 0.1,
         test: float = 0.1,
         split_seed: Seed = 0,
@@ -186,42 +235,102 @@ class Table(Source):
                 f"data.valid is {valid} and data.test {test}; both must be above 0, and leave "
                 f"rows to train on"
             )
+        if not (levels in (None, "binary", "auto") or levels in range(2, MAX_LEVELS + 1)):
+            raise ValueError(
+                f"data.levels is {levels!r}; choose binary, auto, null or a number from 2 to "
+                f"{MAX_LEVELS}"
+            )
+        if missing not in ("refuse", "drop"):
+            raise ValueError(f"data.missing is {missing!r}; choose refuse or drop")
         self.path = Path(path).expanduser()
         self.columns = None if columns is None else _listed(columns)
         self.drop = _listed(drop)
-        self.array, self.header, self.delimiter = array, header, delimiter
+        self.array = array
+        self.options = Options(header, delimiter, decimal, thousands, encoding)
+        self.levels, self.missing = levels, missing
         self.valid, self.test, self.split_seed = valid, test, split_seed
 
     # The number of columns and log_det stand in the file alone. Unlike a download it is here, so
     # it is read, once, as soon as the spec is asked for.
     @cached_property
     def _arrays(self) -> tuple[list[str], dict[str, np.ndarray]]:
-        """Names of the columns; the raw rows, (N, D) float64, by split where the file has them."""
-        tables = files.read_columns(
-            self.path, array=self.array, header=self.header, delimiter=self.delimiter
-        )
+        """Names of the columns; the raw rows, (N, D) float64, by split where the file has them.
+
+        Missing cells are NaN.
+        """
+        tables = files.read_columns(self.path, self.array, self.options)
         names, arrays = None, {}
         for part, table in tables.items():
-            found = self._choose(list(table))
+            found = self._choose(table)
             if names not in (None, found):
                 raise ValueError(
                     f"the arrays of table {self.path} have {len(names)} and {len(found)} columns"
                 )
             names = found
-            inside = f"{part} of " if part else ""
+            where = f"{part} of {self.path}" if part else str(self.path)
             arrays[part] = np.stack(
                 [
-                    files.to_numbers(table[name], f"column {name!r} of {inside}{self.path}")
+                    files.to_numbers(table, name, where, leave_out=self._leaving_out(name))
                     for name in names
                 ],
                 axis=1,
             )
         return names, arrays
 
+    def _leaving_out(self, name: str) -> str:
+        return show.override("data.drop", [*self.drop, name])
+
+    def _choose(self, table: files.Columns) -> list[str]:
+        names = list(table.cells)
+        for name in [*(self.columns or ()), *self.drop]:
+            if name not in names:
+                raise ValueError(
+                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}"
+                )
+        chosen = [n for n in (self.columns or names) if n not in self.drop]
+        if self.columns is None:
+            for name in [name for name in chosen if name in table.aside]:
+                chosen.remove(name)
+                show.say(
+                    f"column {name!r} of {self.path} is left out: {table.aside[name]} "
+                    f"({show.override('data.columns', names)} keeps it)"
+                )
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(
+                f"data.columns and data.drop keep the columns {chosen} of {self.path}; name at "
+                f"least one, and none twice"
+            )
+        return chosen
+
+    def _without_missing(self, part: str, rows: np.ndarray, names: list[str]) -> np.ndarray:
+        """The rows that are whole; all of them, where not told otherwise."""
+        lacking = np.isnan(rows)
+        if not lacking.any():
+            return rows
+        if self.missing == "drop":
+            whole = ~lacking.any(1)
+            where = f"{part} of {self.path}" if part else self.path
+            show.say(f"{(~whole).sum()} of {len(rows)} rows of {where} lack a cell, left out")
+            return rows[whole]
+        raise self._lacking(part, lacking, names)
+
+    def _lacking(self, part: str, lacking: np.ndarray, names: list[str]) -> ValueError:
+        column = int(lacking.any(0).argmax())
+        number, name = lacking[:, column].sum(), names[column]
+        where = f"{part} of {self.path}" if part else self.path
+        fill = show.command("complete", "RUN", table=self.path, num_completions=1)
+        return ValueError(
+            f"column {name!r} of {where} lacks {number} {'value' if number == 1 else 'values'}, "
+            f"the first in row {lacking[:, column].argmax() + 1}; train on the whole rows with "
+            f"data.missing=drop, and then {fill} fills the others; or leave the column out with "
+            f"{self._leaving_out(name)}"
+        )
+
     @cached_property
     def _parts(self) -> tuple[list[str], list[np.ndarray]]:
         """Names of the columns; the raw rows of train, valid and test, (N, D) float64."""
         names, arrays = self._arrays
+        arrays = {part: self._without_missing(part, rows, names) for part, rows in arrays.items()}
         if "" not in arrays:
             return names, [arrays[part] for part in files.PARTS]
         rows = arrays[""]
@@ -231,69 +340,116 @@ class Table(Source):
             raise ValueError(f"table {self.path} has {len(rows)} rows, too few for three splits")
         return names, [rows[chosen] for chosen in split_rows(len(rows), sizes, self.split_seed)]
 
-    def _choose(self, names: list[str]) -> list[str]:
-        for name in [*(self.columns or ()), *self.drop]:
-            if name not in names:
-                raise ValueError(
-                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}"
-                )
-        chosen = [n for n in (self.columns or names) if n not in self.drop]
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise ValueError(
-                f"data.columns and data.drop keep the columns {chosen} of {self.path}; name at "
-                f"least one, and none twice"
-            )
-        return chosen
-
     @cached_property
     def spec(self):
         names, parts = self._parts
-        train = parts[0]
-        if not len(train):
+        if not len(parts[0]):
             raise ValueError(f"table {self.path} has no rows to train on")
+        values = self._values(names, parts)
+        if values is not None:
+            return self._named(names, parts, coding=Coding(names, values))
+        scale = self._standardization(names, parts[0])
+        return self._named(names, parts, standardization=scale)
+
+    def _values(self, names: list[str], parts: Sequence[np.ndarray]) -> list[int] | None:
+        """What the levels stand for; None: the table has none."""
+        if self.levels is None:
+            return None
+        found = np.unique(np.concatenate([np.unique(part) for part in parts]))
+        whole = bool((found % 1 == 0).all() and (abs(found) < EXACT).all())
+        binary = bool(np.isin(found, (0, 1)).all())
+        if isinstance(self.levels, int):
+            if whole and 0 <= found[0] and found[-1] < self.levels:
+                return list(range(self.levels))
+            good = np.isin(np.concatenate(parts), np.arange(self.levels))
+            row, column = np.argwhere(~good)[0]
+            raise ValueError(
+                f"data.levels={self.levels} takes whole numbers from 0 to {self.levels - 1}, but "
+                f"column {names[column]!r} of {self.path} holds "
+                f"{np.concatenate(parts)[row, column]:g}; use data.levels=auto or null"
+            )
+        if binary:
+            show.say(f"table {self.path} is of 0 and 1 alone: 2 levels (data.levels=null: real)")
+            return [0, 1]
+        if self.levels == "auto" and whole and 1 < len(found) <= MAX_LEVELS:
+            show.say(
+                f"table {self.path} has {len(found)} levels: {found[0]:g} to {found[-1]:g} "
+                f"(data.levels=null: real)"
+            )
+            return found.astype(int).tolist()
+        if self.levels == "auto":
+            why = f"{len(found)} different numbers" if whole else "numbers that are not whole"
+            show.say(f"table {self.path} is real-valued, for it holds {why}")
+        return None
+
+    def _standardization(self, names: list[str], train: np.ndarray) -> Standardization:
         for name, same in zip(names, (train == train[0]).all(0), strict=True):
             if same:
                 raise ValueError(
                     f"column {name!r} of {self.path} is constant over the training rows, so it "
-                    f"has no density; leave it out with data.drop=[{name}]"
+                    f"has no density; leave it out with {self._leaving_out(name)}"
                 )
-        scale = Standardization(names, train.mean(0).tolist(), train.std(0).tolist())
-        return self._named(parts, scale)
+        # Squares of huge or tiny numbers are no numbers. A power of two changes no digit.
+        unit = np.exp2(np.frexp(abs(train).max(0))[1] - 1.0)
+        mean, std = (train / unit).mean(0) * unit, (train / unit).std(0) * unit
+        for name, one in zip(names, std, strict=True):
+            if not np.finfo(float).tiny <= one < np.inf:
+                raise ValueError(
+                    f"column {name!r} of {self.path} has a spread beyond what numbers can state; "
+                    f"bring it to other units, or leave it out with {self._leaving_out(name)}"
+                )
+        return Standardization(names, mean.tolist(), std.tolist())
 
-    def _named(self, parts: Sequence[np.ndarray], scale: Standardization) -> DataSpec:
-        checksum = hashlib.md5(repr(list(scale.columns)).encode(), usedforsecurity=False)
+    def _named(self, names: Sequence[str], parts: Sequence[np.ndarray], **units) -> DataSpec:
+        checksum = hashlib.md5(repr(list(names)).encode(), usedforsecurity=False)
         for part in parts:
             checksum.update(f"{len(part)} rows".encode() + part.tobytes())
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem)
-        return DataSpec(
-            f"table-{stem}-{checksum.hexdigest()[:8]}",
-            "vector",
-            (len(scale.columns),),
-            None,
-            "density",
-            log_det=scale.log_det,
-            standardization=scale,
-        )
+        name, scale = f"table-{stem}-{checksum.hexdigest()[:8]}", units.get("standardization")
+        if scale is not None:
+            return DataSpec(
+                name, "vector", (len(names),), None, "density", log_det=scale.log_det, **units
+            )
+        levels = len(units["coding"].values)
+        name += f"-L{levels}"
+        return DataSpec(name, "vector", (len(names),), levels, "probability", **units)
 
     def load(self):
         spec, (names, parts) = self.spec, self._parts
+        if spec.levels is None:
+            self._warn(names, parts)
+        return Splits(spec, *(spec.encoded(torch.from_numpy(part)) for part in parts))
+
+    def _warn(self, names: list[str], parts: Sequence[np.ndarray]) -> None:
+        """Of columns that have no density, or should have none."""
+        for name, column in zip(names, self._arrays[1].get("", np.empty((0, 0))).T, strict=False):
+            if len(names) > 1 and len(column) >= files.FEW_ROWS and files.counts_rows(column):
+                show.warn(
+                    f"column {name!r} numbers the rows of {self.path}; "
+                    f"{self._leaving_out(name)} leaves it out"
+                )
         counts = [len(np.unique(column)) for column in parts[0].T]
         limit = FEW_VALUES * len(parts[0])
         few = [f"{n} ({c})" for n, c in zip(names, counts, strict=True) if c < limit]
         if few:
+            exact = len(few) == len(names) and all((part % 1 == 0).all() for part in parts)
             show.warn(
                 f"columns of few distinct values: {', '.join(few)}; a density on such a column "
                 f"has no bound, and nats then say how narrow the model may get"
+                + "; data.levels=auto models whole numbers exactly"
+                * exact
             )
-        return Splits(spec, *(spec.standardized(torch.from_numpy(part)) for part in parts))
 
-    def whole(self):
+    def whole(self, *, missing: bool = False):
         names, arrays = self._arrays
+        for part, rows in arrays.items():
+            if not missing and np.isnan(rows).any():
+                raise self._lacking(part, np.isnan(rows), names)
         rows = np.concatenate(list(arrays.values()))
         if not len(rows):
             raise ValueError(f"table {self.path} has no rows")
         raw = Standardization(names, [0.0] * len(names), [1.0] * len(names))
-        return self._named([rows], raw), torch.from_numpy(rows)
+        return self._named(names, [rows], standardization=raw), torch.from_numpy(rows)
 
 
 def _listed(names: Sequence[str | int] | str | int) -> list[str]:

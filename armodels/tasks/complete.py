@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from armodels import contexts, pictures, run, show
+from armodels import build, contexts, pictures, run, show
 from armodels.density import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
@@ -33,7 +33,7 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
     if known not in KNOWN:
         raise ValueError(
             f"known is {known!r}; choose from {', '.join(KNOWN)}"
-            + ("" if spec.standardization is None else ", or a list of columns: known=[...]")
+            + ("" if spec.columns is None else ", or a list of columns: known=[...]")
         )
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is {keep}; it must lie between 0 and 1")
@@ -63,9 +63,9 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
 
 
 def _known_columns(known: list, spec: DataSpec) -> Tensor:
-    if spec.standardization is None:
+    if spec.columns is None:
         raise ValueError(f"known is {known}, but {spec.name} has no named columns")
-    columns, names = spec.standardization.columns, [str(name) for name in known]
+    columns, names = spec.columns, [str(name) for name in known]
     for name in names:
         if name not in columns:
             raise ValueError(f"known names {name!r}; the columns are {', '.join(columns)}")
@@ -142,9 +142,64 @@ def _context_of(
     return None if wanted is None else contexts.derive(wanted.name, x, spec)
 
 
+def fill_table(config: Mapping, restored: run.Restored) -> None:
+    """Fill the cells that rows of a table lack; write the table as CSV.
+
+    Cells that are there stay as they are. Rows that lack the same cells are completed together:
+    the known ones of each may come first in the order, and it is then exact.
+    """
+    spec, answers = restored.spec, config["num_completions"]
+    if spec.columns is None or restored.model.context is not None:
+        raise ValueError(f"table=FILE is for a model of a table, not one of {spec.name}")
+    source = {**restored.config["data"], "path": config["table"]}
+    source |= {"columns": list(spec.columns), "drop": []}
+    _, rows = build.source(source).whole(missing=True)
+    known = ~rows.isnan()
+    # Any value in the support stands where none is: it is ignored.
+    anything = spec.original(torch.zeros(1, spec.num_dims, dtype=spec.dtype)).double()
+    x = spec.encoded(torch.where(known, rows, anything))
+    patterns, which = known.unique(dim=0, return_inverse=True)
+    generator = torch.Generator().manual_seed(config["seed"])
+    filled = rows.repeat_interleave(answers, 0)
+    show.say(f"from   {restored.origin}")
+    for i, pattern in enumerate(patterns):
+        at = (which == i).nonzero().flatten()
+        if pattern.all():
+            continue
+        result = restored.model.complete(
+            x[at].repeat_interleave(answers, 0).to(restored.device),
+            pattern.to(restored.device),
+            num_particles=config["num_particles"],
+            temperature=config["temperature"],
+            generator=generator,
+            progress=True,
+        )
+        lacking = [name for name, there in zip(spec.columns, pattern, strict=True) if not there]
+        _tell(f"rows   {len(at)} lack {', '.join(lacking)}:", result, config["num_particles"])
+        drawn = spec.original(result.values.cpu()).double()
+        places = (at[:, None] * answers + torch.arange(answers)).flatten()
+        filled[places] = torch.where(pattern, filled[places], drawn)
+    if known.all():
+        show.warn(f"no row of table {config['table']} lacks a cell")
+    cells = (filled if spec.levels is None else filled.long()).tolist()
+    names = [*spec.columns]
+    if answers > 1:
+        names = ["row", "answer", *names]
+        cells = [[i // answers + 1, i % answers + 1, *row] for i, row in enumerate(cells)]
+    stem = Path(config["table"]).name.split(".")[0]
+    path = restored.folder_for(config["out"]) / f"{stem}-filled-seed{config['seed']}.csv"
+    run.write_csv(path, names, cells)
+    show.say(
+        f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled in each answer)"
+    )
+
+
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
     restored = run.from_config(config)
+    if config["table"]:
+        fill_table(config, restored)
+        return
     spec, seed, answers = restored.spec, config["seed"], config["num_completions"]
     known = config["known"]
     if isinstance(known, int):  # a column of a table without names
@@ -180,9 +235,7 @@ def main(config: Mapping) -> None:
     values = result.values.cpu().unflatten(0, (-1, answers))  # (B, answers, *event)
     show.say(f"from   {restored.origin}")
     show.say(f"known  {known}, {observed.double().mean():.0%} of {spec.name}")
-    show.say(f"method {result.method}{_meaning(result)}")
-    if (doubt := distrusted(result, config["num_particles"])) is not None:
-        show.warn(doubt)
+    _tell("method", result, config["num_particles"])
     folder = restored.folder_for(config["out"])
     np.savez_compressed(
         folder / f"{name}.npz",
@@ -191,12 +244,27 @@ def main(config: Mapping) -> None:
         completions=spec.original(values).numpy(),
     )
     show.say(f"wrote  {folder / name}.npz")
+    if spec.columns is not None:
+        table = torch.cat([truth[:, None], values], 1)
+        cells = spec.original(table.flatten(0, 1)).tolist()
+        run.write_csv(
+            folder / f"{name}.csv",
+            ["example", "answer", *spec.columns],
+            [[i // (answers + 1), i % (answers + 1), *row] for i, row in enumerate(cells)],
+        )
+        show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
     blanked = torch.where(observed, truth, torch.zeros_like(truth))
     rows = torch.cat([truth[:, None], blanked[:, None], values], 1).flatten(0, 1)
     picture = pictures.events(rows, spec, columns=answers + 2)
     if picture is not None:
         pictures.save(picture, folder / f"{name}.png")
         show.say(f"wrote  {folder / name}.png (truth, known part, answers)")
+
+
+def _tell(what: str, result: Completion, particles: int) -> None:
+    show.say(f"{what} {result.method}{_meaning(result)}")
+    if (doubt := distrusted(result, particles)) is not None:
+        show.warn(doubt)
 
 
 def _meaning(result: Completion) -> str:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -147,12 +147,15 @@ def load_split(
             f"other data as such"
         )
     spec, rows = source.whole() if split == "all" else (source.spec, None)
-    scales = spec.standardization, own.standardization
-    if None not in scales and scales[0].columns != scales[1].columns:
-        raise ValueError(
-            f"the model was trained on the columns {', '.join(scales[1].columns)} and cannot "
-            f"score {', '.join(scales[0].columns)}; choose them with data.columns"
-        )
+    given = spec
+    if None not in (spec.columns, own.columns):
+        if spec.columns != own.columns:
+            raise ValueError(
+                f"the model was trained on the columns {', '.join(own.columns)} and cannot "
+                f"score {', '.join(spec.columns)}; choose them with "
+                f"{show.override('data.columns', own.columns)}"
+            )
+        spec = spec.coded_like(own)
     if (spec.kind, spec.shape, spec.levels) != (own.kind, own.shape, own.levels):
         raise ValueError(
             f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
@@ -166,9 +169,8 @@ def load_split(
         splits = source.load()
         x = splits.split(split)
         context = splits.context(wanted, split, x, slice(None))
-    if scales[0] != scales[1]:
-        x = own.standardized(spec.original(x)).to(own.dtype)
-        spec = replace(spec, log_det=own.log_det, standardization=own.standardization)
+    if (given.standardization, given.coding) != (own.standardization, own.coding):
+        x = own.encoded(given.original(x)).to(own.dtype)
     return spec, x, context
 
 

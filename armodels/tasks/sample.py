@@ -83,6 +83,9 @@ def main(config: Mapping) -> None:
     mean = float(log_prob.double().mean())
     show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
     show.say(f"wrote  {folder / name}.npz")
+    if spec.columns is not None:
+        run.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
+        show.say(f"wrote  {folder / name}.csv")
     shown, caption = x, ""
     if truth is not None:
         given = context[:: num // len(truth)]

@@ -1,0 +1,454 @@
+"""Tables of text as people have them: encoding, delimiter, numbers, header.
+
+pandas reads the cells. How they are written is found out here on the first lines, because a wrong
+guess gives other numbers: what can be read in two ways is refused with the keys that say which.
+"""
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from armodels import show
+
+if TYPE_CHECKING:
+    import pandas
+
+DELIMITERS = {"tab": "\t", "semicolon": ";", "bar": "|", "comma": ",", "blanks": " "}
+"""Words for what may stand between cells; of two that fit as well, the earlier is taken."""
+
+MARKS = {"point": ".", "comma": ",", "blank": " ", "apostrophe": "'"}
+"""Words for what may stand inside a number."""
+
+ALONE = "\x1f"
+"""The delimiter of a single column: a control character that no table holds."""
+
+MISSING = {"", "?", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "<na>"}
+"""Cells of text, in small letters, that stand for no value."""
+
+SAMPLE = (200, 1_000_000)
+"""The first so many lines, of so many characters in all, show how a text is written."""
+
+FEW_ROWS = 10
+"""What so many rows have in common is no chance."""
+
+_EXPONENT = re.compile(r"(?<=[\d.])[dD](?=[-+]?\d+$)")
+"""Fortran's, for double precision."""
+
+
+class Numbers(NamedTuple):
+    """How cells of text write numbers."""
+
+    decimal: str = "."
+    thousands: str | None = None
+
+    def read(self, cell: str) -> float:
+        """What a cell says; NaN where it is missing.
+
+        Raises:
+            ValueError: It is no number so written.
+        """
+        text = cell.strip()
+        if text.lower() in MISSING:
+            return math.nan
+        if self.thousands is not None and self.thousands in text:
+            mark = re.escape(self.thousands)
+            if not re.fullmatch(rf"[-+]?\d{{1,3}}({mark}\d{{3}})+([^\d{mark}].*)?", text):
+                raise ValueError(cell)
+            text = text.replace(self.thousands, "")
+        if self.decimal == ",":
+            if "." in text or not re.fullmatch(r"[^,]*|[-+]?\d*,\d+(\D.*)?", text):
+                raise ValueError(cell)
+            text = text.replace(",", ".")
+        if "_" in text:  # Python reads 2020_01 as 202001
+            raise ValueError(cell)
+        return float(_EXPONENT.sub("e", text))
+
+    def marks(self) -> list[tuple[str, str]]:
+        """What it is by key, the most telling last."""
+        marks = [("decimal", self.decimal)]
+        return marks if self.thousands is None else [*marks, ("thousands", self.thousands)]
+
+    def reads(self, cell: str) -> bool:
+        """Whether a cell is a number so written, and not missing."""
+        try:
+            return not math.isnan(self.read(cell))
+        except ValueError:
+            return False
+
+
+WAYS = (Numbers(), Numbers(","), Numbers(".", ","), Numbers(",", "."))
+"""How numbers are found to be written where nobody says it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about a text; None is found out.
+
+    Attributes:
+        header: Whether the first line holds names.
+        delimiter: A word of ``DELIMITERS``, or the character itself.
+        decimal: ``"point"`` or ``"comma"``, or the character itself.
+        thousands: A word of ``MARKS``, or the character itself.
+        encoding: As Python names it.
+    """
+
+    header: bool | None = None
+    delimiter: str | None = None
+    decimal: str | None = None
+    thousands: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self):
+        decimal, thousands = self.mark("decimal", MARKS), self.mark("thousands", MARKS)
+        if decimal not in (None, ".", ","):
+            raise ValueError(f"data.decimal is {self.decimal!r}; choose point or comma")
+        if thousands is not None and thousands == decimal:
+            raise ValueError(f"data.decimal and data.thousands are both {decimal!r}")
+        self.mark("delimiter", DELIMITERS)
+
+    def mark(self, key: str, words: dict[str, str]) -> str | None:
+        """The one character that an option stands for."""
+        said = getattr(self, key)
+        if said is None:
+            return None
+        mark = words.get(said, said)
+        if len(mark) != 1 or mark.isalnum() or mark in '"\n\r':
+            raise ValueError(
+                f"data.{key} is {said!r}; choose from {', '.join(words)}, or give one character"
+            )
+        return mark
+
+    def ways(self) -> Sequence[Numbers]:
+        """How numbers may be written."""
+        decimal, thousands = self.mark("decimal", MARKS), self.mark("thousands", MARKS)
+        if thousands is not None:
+            return [Numbers(decimal or ("," if thousands == "." else "."), thousands)]
+        return [way for way in WAYS if decimal in (None, way.decimal)]
+
+
+def overrides(*marks: tuple[str, str]) -> str:
+    """What to type for marks by key, such as ``data.decimal=comma``."""
+    words = {mark: word for word, mark in (MARKS | DELIMITERS).items()}
+    return " ".join(show.override(f"data.{key}", words.get(mark, mark)) for key, mark in marks)
+
+
+class Layout(NamedTuple):
+    """One way to split the first lines into cells; the largest fits best."""
+
+    agrees: bool
+    """Whether every line has as many cells."""
+    share: float
+    """Of the cells that are not missing, how many are numbers."""
+    agreement: float
+    """How many of the lines have as many cells as most."""
+    delimiter: str
+    rows: list[list[str]]
+    ways: list[Numbers]
+    """How the numbers may be written; of several it cannot be told."""
+    width: int
+    """Cells that most lines have."""
+
+
+class Text:
+    """A table of text.
+
+    Args:
+        path: What messages call it.
+        content: Its bytes.
+        options: What the user says about it.
+
+    Attributes:
+        names: Of the columns; "" where the file gives none.
+        numbers: How they are written.
+        frame: A column each: numbers where pandas reads it so, else text.
+
+    Raises:
+        ValueError: It is no table, or can be read in two ways.
+    """
+
+    def __init__(self, path: Path, content: bytes, options: Options):
+        self.path, self.options = path, options
+        self._cut(self._decoded(content))
+        layout = self._layout()
+        self.delimiter, rows, self.numbers = layout.delimiter, layout.rows, layout.ways[0]
+        commented = self._commented(rows)
+        header = not commented and self._has_header(rows)
+        self.names = commented or (_names(rows) if header else [""] * len(rows[0]))
+        self._require_width(rows[header:])
+        self.frame = self._read(header)
+        self._tell(bool(commented))
+
+    def _tell(self, commented: bool) -> None:
+        if self.comments:
+            use = "; the last of them names the columns" if commented else ""
+            show.say(f"table {self.path}: {len(self.comments)} comments (#) at its top{use}")
+        if self.numbers != Numbers():
+            marks = [] if self.delimiter == ALONE else [("delimiter", self.delimiter)]
+            said = overrides(*marks, *self.numbers.marks())
+            show.say(f"table {self.path} is read with {said}")
+
+    # Its characters
+
+    def _decoded(self, content: bytes) -> str:
+        said = self.options.encoding
+        if said is not None:
+            try:
+                return content.decode(said).removeprefix("\ufeff")
+            except (LookupError, UnicodeError) as error:
+                raise ValueError(
+                    f"table {self.path} cannot be read with data.encoding={said}: {error}"
+                ) from error
+        marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        for name in ("utf-16",) if marked else ("utf-8-sig", "cp1252", "latin-1"):
+            try:
+                text = content.decode(name)
+            except UnicodeError as error:
+                why = error
+                continue
+            if "\0" in text:
+                raise ValueError(
+                    f"table {self.path} is no text: it holds NUL characters; if it is UTF-16, "
+                    f"use data.encoding=utf-16-le"
+                )
+            if name != "utf-8-sig":
+                said = f"data.encoding={name}"
+                show.say(f"table {self.path} is not UTF-8, and is read with {said}")
+            return text
+        raise ValueError(f"table {self.path} cannot be read as text: {why}")
+
+    def _cut(self, text: str) -> None:
+        """Lines end as in Unix; comments at the top; the body below them; its first lines."""
+        text = io.StringIO(text, newline=None).getvalue()
+        self.comments, start = [], 0
+        for line in io.StringIO(text):
+            if line.strip() and not line.startswith("#"):
+                break
+            self.comments += [line[1:].strip()] if line.strip() else []
+            start += len(line)
+        self.body = text[start:]
+        if not self.body:
+            raise ValueError(f"table {self.path} is empty")
+        lines, length = [], 0
+        for line in io.StringIO(self.body):
+            length += len(line)
+            if len(lines) == SAMPLE[0] or (length > SAMPLE[1] and len(lines) > 1):
+                break
+            lines.append(line)
+        self.sample = "".join(lines)
+
+    # Its cells
+
+    def _split(self, lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+        """Rows of cells, without blank lines; takes no more lines than it needs."""
+        if delimiter == " ":
+            rows = (
+                [cell.strip('"') for cell in re.findall(r'"[^"]*"|\S+', line)] for line in lines
+            )
+        else:
+            rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        try:
+            for row in rows:
+                if len(row) > 1 or (row and row[0].strip()):
+                    yield row
+        except csv.Error as error:
+            raise ValueError(f"table {self.path} cannot be read as text: {error}") from error
+
+    def _require_width(self, rows: Iterable[list[str]]) -> None:
+        for i, row in enumerate(rows):
+            if len(row) != len(self.names):
+                raise ValueError(
+                    f"table {self.path} has {len(self.names)} columns, but {len(row)} in row "
+                    f"{i + 1} (split by {overrides(('delimiter', self.delimiter))}, which may be "
+                    f"another)"
+                )
+
+    def _layout(self) -> Layout:
+        """The one layout that fits best.
+
+        Raises:
+            ValueError: Another one fits as well.
+        """
+        said = self.options.mark("delimiter", DELIMITERS)
+        found = [self._try(mark) for mark in ([said] if said else [*DELIMITERS.values(), ALONE])]
+        alone = None if said else found.pop()
+        found = [one for one in found if said or one.width > 1]
+        best = max(found, key=lambda one: one[:3], default=alone)  # of equals the first
+        if found and alone is not None and alone.share == 1 and alone[:3] >= best[:3]:
+            best = self._column_or(best, alone, found)
+        cells = [cell for row in best.rows for cell in row]
+        for mark in best.ways[0]:
+            # A mark of numbers that the user names is no delimiter, save of numbers in quotes.
+            if not said and mark == best.delimiter and not any(mark in cell for cell in cells):
+                raise ValueError(
+                    f"table {self.path} would be split at the mark of its numbers; name its "
+                    f"delimiter, too, as in {overrides(('delimiter', ';'))}"
+                )
+        if len(best.ways) > 1:
+            doubtful = next(c for c in cells if all(way.reads(c) for way in best.ways))
+            raise ValueError(
+                f"table {self.path} holds {doubtful!r:.40}, whose mark may be of decimals or of "
+                f"thousands; use " + " or ".join(overrides(way.marks()[-1]) for way in best.ways)
+            )
+        return best
+
+    def _try(self, delimiter: str) -> Layout:
+        rows = list(self._split(io.StringIO(self.sample), delimiter)) or [[""]]
+        if len(rows) > 2 and len(self.sample) < len(self.body):
+            rows.pop()  # a quoted cell may go on
+        below = rows[1:] or rows
+        width = Counter(map(len, below)).most_common(1)[0][0]
+        agreement = sum(len(row) == width for row in below) / len(below)
+        agrees = agreement == 1 and (len(rows[0]) == width or _is_short(rows))
+        ways, share = self._ways([cell for row in below for cell in row])
+        return Layout(agrees, share, agreement, delimiter, rows, ways, width)
+
+    def _ways(self, cells: Sequence[str]) -> tuple[list[Numbers], float]:
+        """Ways that read most of the cells, and how many of those that are not missing."""
+        ways = self.options.ways()
+        cells = [cell for cell in cells if cell.strip().lower() not in MISSING]
+        read = [sum(map(way.reads, cells)) for way in ways]
+        best = [way for way, number in zip(ways, read, strict=True) if number == max(read)]
+        if Numbers() in best:
+            best = [Numbers()]
+        elif Numbers(",") in best:  # no mark of thousands beside it
+            best = [way for way in best if way != Numbers(",", ".")]
+        return best, max(read) / max(1, len(cells))
+
+    def _column_or(self, best: Layout, alone: Layout, found: Sequence[Layout]) -> Layout:
+        """A single column of numbers with commas, or the columns that its commas would part."""
+        if all(len(one.rows[0]) == 1 for one in found):  # below the one name
+            return alone
+        if not any(way.reads(alone.rows[0][0]) for way in alone.ways):  # below several names
+            return best
+        if self.options.decimal or self.options.thousands:
+            return alone
+        raise ValueError(
+            f"table {self.path} can be read in two ways: {alone.rows[-1][0]!r:.40} is "
+            f"{best.width} numbers, or one; use {overrides(('delimiter', best.delimiter))}, or "
+            + " or ".join(overrides(way.marks()[-1]) for way in alone.ways)
+        )
+
+    # Its header
+
+    def _has_header(self, rows: list[list[str]]) -> bool:
+        """Whether the first row holds names.
+
+        Raises:
+            ValueError: It cannot be told.
+        """
+        if self.options.header is not None:
+            return self.options.header
+        first, below = rows[0], rows[1:]
+        told = {i: cell for i, cell in enumerate(first) if cell.strip().lower() not in MISSING}
+        numbers = [cell for cell in told.values() if self.numbers.reads(cell)]
+        if told and not numbers:
+            return True
+        words = [
+            cell
+            for i, cell in told.items()
+            # A word that comes again below is a value; another one may be a name.
+            if not self.numbers.reads(cell) and cell not in [row[i] for row in below if row[i:]]
+        ]
+        if words:
+            doubt = f"it holds the number {numbers[0]!r} and the word {words[0]!r}"
+        elif not told:
+            doubt = "its cells are empty"
+        elif self._may_be_names(rows, list(told)):
+            doubt = f"its numbers, such as {numbers[0]!r}, are unlike those below it"
+        else:
+            return False
+        raise ValueError(
+            f"the first row of table {self.path} may hold names or values: {doubt}; use "
+            f"data.header=true or data.header=false"
+        )
+
+    def _may_be_names(self, rows: list[list[str]], columns: list[int]) -> bool:
+        """Whether a first row of numbers counts up, or is of another kind than all below it."""
+        first = [rows[0][i].strip() for i in columns]
+        values = [self.numbers.read(cell) for cell in first if self.numbers.reads(cell)]
+        below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in columns]
+        below = [[cell for cell in cells if self.numbers.reads(cell)] for cells in below]
+        if len(set(first)) < len(first) or len(values) < len(first) or not all(below):
+            return False
+        if all(cell.isdigit() for cell in first):
+            counts = len(first) > 1 and all(b - a == 1 for a, b in pairwise(values))
+            return counts or not any(cell.lstrip("+-").isdigit() for c in below for cell in c)
+        # Such as wavelengths: they rise from column to column, each far from the values below it.
+        if len(first) == 1 or not all(a < b for a, b in pairwise(values)):
+            return False
+        if min(map(len, below)) < FEW_ROWS:
+            return False
+        for value, cells in zip(values, below, strict=True):
+            low, *_, high = sorted(map(self.numbers.read, cells))
+            if 2 * low - high <= value <= 2 * high - low:
+                return False
+        return True
+
+    def _commented(self, rows: list[list[str]]) -> list[str]:
+        """Names in the last comment, where ``numpy.savetxt`` writes them; none."""
+        if self.options.header is not None or not self.comments:
+            return []
+        names = next(self._split([self.comments[-1]], self.delimiter), [])
+        fit = len(names) == len(rows[0]) and not any(map(self.numbers.reads, names))
+        return names if fit and all(map(self.numbers.reads, rows[0])) else []
+
+    # All of it
+
+    def _read(self, header: bool) -> "pandas.DataFrame":
+        import pandas
+
+        body, width = io.StringIO(self.body), len(self.names)
+        if header:
+            next(self._split(iter(body.readline, ""), self.delimiter))
+        start = body.tell()
+        cases = {case for word in MISSING for case in (word, word.upper(), word.capitalize())}
+        exact = {}
+        if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
+            exact["float_precision"] = "round_trip"  # later versions have no other
+        try:
+            frame = pandas.read_csv(
+                body,
+                sep=r"\s+" if self.delimiter == " " else self.delimiter,
+                header=None,
+                names=range(width),
+                decimal=self.numbers.decimal,
+                # pandas would read 1,2,3 as 123.
+                dtype=None if self.numbers.thousands is None else str,
+                na_values=sorted({*cases, "NaN", "NaT"}),
+                keep_default_na=False,
+                skipinitialspace=True,
+                low_memory=False,
+                **exact,
+            )
+        except pandas.errors.EmptyDataError:
+            return pandas.DataFrame({i: [] for i in range(width)})
+        except pandas.errors.ParserError as error:
+            self._require_width(self._split(io.StringIO(self.body[start:]), self.delimiter))
+            raise ValueError(
+                f"table {self.path} cannot be read as text: {' '.join(str(error).split())}"
+            ) from error
+        if width > 1 and frame[width - 1].isna().any():  # so pandas fills a row that is too short
+            self._require_width(self._split(io.StringIO(self.body[start:]), self.delimiter))
+        return frame
+
+
+def _is_short(rows: list[list[str]]) -> bool:
+    """Whether the first row lacks one cell: R leaves the row names without a name."""
+    return len(rows) > 1 and len(rows[0]) > 1 and len(rows[0]) == len(rows[1]) - 1
+
+
+def _names(rows: list[list[str]]) -> list[str]:
+    """Names in the first row, "" where there is none."""
+    first = [*rows[0]]
+    if _is_short(rows):  # or every other line ends in a delimiter
+        ended = all(not row[-1].strip() for row in rows[1:])
+        first = [*first, ""] if ended else ["", *first]
+    # What pandas calls a column without a name is none.
+    return ["" if re.fullmatch(r"Unnamed: \d+", name.strip()) else name.strip() for name in first]
