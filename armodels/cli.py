@@ -1,19 +1,24 @@
 """The command line: a verb, then Hydra overrides. Nothing here imports torch until a task runs."""
 
+import contextlib
 import difflib
 import functools
 import importlib
+import io
 import json
+import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from armodels import __version__, checks, names
+from armodels import __version__, checks, errors, names, show, typed
 
 
 class Verb(NamedTuple):
@@ -38,8 +43,6 @@ VERBS = {
     "list": Verb("list", "models, data, heads and experiments"),
     "tensorboard": Verb("tensorboard", "open TensorBoard on run directories", "logdir"),
 }
-_HYDRA_FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"}
-_HYDRA_FLAGS_WITH_VALUE |= {"--cfg", "-c", "--package", "-p", "--info", "-i"}
 _FLAGS = {"compare": {"--csv": "format=csv", "--markdown": "format=markdown"}}
 
 USAGE = f"""armodels {__version__}: autoregressive density models with exact likelihoods
@@ -64,57 +67,129 @@ HYDRA_FULL_ERROR=1 shows tracebacks; see README.md and docs/ for more.
 """
 
 
+class Stopped(KeyboardInterrupt):
+    """Stopped by a signal."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.exit_code = 128 + number
+        self.name = signal.Signals(number).name
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """One sentence on standard error, then exit."""
-    print(f"armodels: error: {message}", file=sys.stderr)
+    show.tell(f"error: {message}")
     sys.exit(code)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    program, *args = sys.argv
+    logging.raiseExceptions = False  # of other packages, whose lines may go where nobody reads
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    show.lost, show.muted = None, False
+    code: Any = 0
+    try:
+        _answer(*sys.argv)
+    except SystemExit as stop:
+        code = stop.code
+    except BrokenPipeError as error:  # of what Hydra prints
+        show.lost = error
+    lost = show.flushed()
+    if isinstance(lost, BrokenPipeError):
+        code = code or 141  # as of a program that SIGPIPE ended: its reader wants no more
+    elif lost is not None and not code:
+        show.tell(f"error: not everything could be printed: {lost.strerror}")
+        code = 1
+    sys.exit(code)
+
+
+def _answer(program: str, *args: str) -> None:
     if args[:1] and args[0] in ("-sc", "--shell-completion"):
-        return complete_words(program, args)
+        return complete_words(program, [*args])
     if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return None
-    if args[0] in ("--version", "-V"):
-        print(f"armodels {__version__}")
-        return None
+        return show.say(USAGE.rstrip())
     name = args[0]
+    if name in ("--version", "-V") or (name in VERBS and "--version" in args):
+        return show.say(f"armodels {__version__}")
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, 1)
         hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(VERBS)}"
         fail(f"{name!r} is no verb of armodels; {hint}", 2)
-    return run_verb(program, name, args[1:])
+    return run_verb(program, name, [*args[1:]])
 
 
 def run_verb(program: str, name: str, args: list[str]) -> None:
     """Hand one verb to Hydra and turn what goes wrong into one sentence and an exit code."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        fail("the shell's directory is gone; change to one that exists")
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us rather than Hydra's printer
-    if sys.path[0] != os.getcwd():
-        sys.path.insert(0, os.getcwd())  # users' own classes, named by _target_
-    with tempfile.TemporaryDirectory(prefix="armodels-") as scratch:
-        # Jobs of a sweep may run in other processes: they report their failures in this file.
-        os.environ["ARMODELS_FAILURES"] = failures = str(Path(scratch) / "failures")
-        sys.argv = [program, *_translate(name, args)]
+    if sys.path[0] != here:
+        sys.path.insert(0, here)  # users' own classes, named by _target_
+    try:
+        translated = _translate(name, args)
+    except ValueError as error:
+        fail(str(error), 2)
+    with tempfile.TemporaryDirectory(prefix="armodels-") as scratch, _signals():
+        # Jobs of a sweep may run in other processes: they report in this file.
+        os.environ["ARMODELS_JOBS"] = jobs = str(Path(scratch) / "jobs")
+        sys.argv = [program, *translated]
         if checks.started_by_torchrun() and os.environ["RANK"] != "0":
-            # Rank 0 owns the directory and the log.
+            show.muted = True  # rank 0 owns the directory and the log
             folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
             sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
         try:
+            os.environ["ARMODELS_SWEPT"] = " ".join(_swept(translated))
             _hydra_main(name)
         except KeyboardInterrupt as stop:
-            print(f"armodels: {str(stop) or 'interrupted'}", file=sys.stderr)
+            show.tell(str(stop) or _stopped(name, args, getattr(stop, "name", "Ctrl-C")))
             sys.exit(getattr(stop, "exit_code", 130))
+        except BrokenPipeError:
+            raise
         except Exception as error:
             if full_error:
                 raise
-            fail(explain(error, name, sys.argv[1:]))
-        if Path(failures).is_file():
-            lines = Path(failures).read_text().splitlines()
-            _report_failures([json.loads(line) for line in lines], full_error)
+            fail(errors.explain(error, name, translated))
+        if Path(jobs).is_file():
+            lines = Path(jobs).read_text(encoding="utf-8").splitlines()
+            _report([json.loads(line) for line in lines], name, translated, full_error)
+
+
+def _stopped(name: str, args: list[str], by: str) -> str:
+    """What is said where a verb was stopped that has nothing of its own to say."""
+    again = " ".join(["armodels", name, *map(show.shell, args)])
+    return f"{name} was stopped by {by}; no file is left half-written; run it again: {again}"
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Inside the block a signal that asks for an end raises Stopped; a second one ends at once.
+
+    A signal that is ignored (nohup, a job in the background of a script) stays so.
+    """
+    kept = {}
+
+    def stop(number, frame):
+        for one in kept:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
+        for number in filter(None, (getattr(signal, f"SIG{n}", None) for n in _ENDS)):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                kept[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+_ENDS = ("INT", "TERM", "HUP")  # Windows has no HUP
 
 
 def _hydra_main(name: str) -> None:
@@ -144,39 +219,61 @@ def _hydra_compatibility() -> dict[str, str]:
 
 def _job(name: str, config) -> float | None:
     """Run a verb's task. A failure is recorded, not raised, so that a sweep goes on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    plain = {}
+    swept = name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN
+    plain: dict = {}
+    record = {}
+    value: float | None = float("nan")
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
         plain = OmegaConf.to_container(config, resolve=True)
-        _require_numbers(name, plain)
-        return importlib.import_module(f"armodels.tasks.{VERBS[name].module}").main(plain)
+        _require_types(name, plain)
+        task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
+        with show.quiet() if swept else contextlib.nullcontext():
+            value = task.main(plain)
     except Exception as error:
         record = {
-            "overrides": OmegaConf.to_container(config.overrides) if "overrides" in config else [],
-            "error": explain(error, name, sys.argv[1:]),
+            "error": errors.explain(error, name, sys.argv[1:]),
             "traceback": traceback.format_exc(),
         }
         if "directory" in plain:
             _note_failure(plain, record)
-        with open(os.environ["ARMODELS_FAILURES"], "a") as file:
+    if swept or record:
+        record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
+        record["directory"] = plain.get("resume") or plain.get("directory")
+        with open(os.environ["ARMODELS_JOBS"], "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        return float("nan")
+    if swept:
+        show.say(_job_line(HydraConfig.get().job.num, record))
+    return value
 
 
-def _require_numbers(name: str, config: dict) -> None:
-    """Raise ValueError where the verb's own YAML has a number or a switch, and the config not."""
-    from importlib.resources import files
+def _job_line(number: int, record: dict) -> str:
+    """How one job of a sweep ended."""
+    from armodels.run import RunDirectory
 
-    import yaml
+    keys = os.environ["ARMODELS_SWEPT"].split()
+    chosen = [item for item in record["overrides"] if item.partition("=")[0] in keys]
+    what = f"job {number}  {' '.join(chosen)}".rstrip()
+    if "error" in record:
+        return f"{what}: failed: {record['error']}"
+    metrics = RunDirectory(record["directory"]).read_metrics()
+    valid, test = metrics["valid"]["nats"], metrics["test"]["nats"]
+    return f"{what}: valid {valid:.4f}, test {test:.4f} nats, {metrics['seconds']:.0f} s"
 
-    shipped = yaml.safe_load(files("armodels.configs").joinpath(f"{name}.yaml").read_text())
+
+def _require_types(name: str, config: dict) -> None:
+    """Raise ValueError where the verb's YAML has a number, a switch or a name, and config not."""
+    shipped = errors.read_verb(name)[0]
     sections = {key: value for key, value in shipped.items() if isinstance(value, dict)}
     for section, said in {"": shipped, **sections}.items():
         hints = {k: type(v) for k, v in said.items() if type(v) in (int, float, bool)}
+        hints |= {k: str | None for k in said if k in typed.TEXT}
         values = config.get(section, {}) if section else config
         checks.require_types(values, hints, f"{section}." if section else "")
     checks.require_keys(config)
@@ -213,48 +310,61 @@ def _note_failure(config: dict, record: dict) -> None:
             file.write(record["traceback"])
 
 
-def _report_failures(records: list[dict], full_error: bool) -> NoReturn:
-    """One sentence a failed job; the exit code says that there were some."""
-    for record in records:
+def _report(records: list[dict], name: str, args: list[str], full_error: bool) -> None:
+    """The table of a sweep, one sentence a failed job, and an exit code if there were any."""
+    if typed.is_sweep(args) and name == "train":
+        _show_table([record["directory"] for record in records if record["directory"]])
+    failed = [record for record in records if "error" in record]
+    for record in failed:
         if full_error:
             print(record["traceback"], file=sys.stderr)
         if len(records) > 1 and record["overrides"]:
-            print(f"armodels: failed: {' '.join(record['overrides'])}", file=sys.stderr)
-        print(f"armodels: error: {record['error']}", file=sys.stderr)
-    sys.exit(1)
+            show.tell(f"failed: {' '.join(record['overrides'])}")
+        show.tell(f"error: {record['error']}")
+    if failed:
+        sys.exit(1)
+
+
+def _show_table(folders: list[str]) -> None:
+    """The table of the runs of a sweep, and how to go on."""
+    from armodels.tasks import compare
+
+    begun = [os.path.relpath(one) for one in folders if (Path(one) / "status.json").is_file()]
+    if begun:
+        show.say()
+        compare.main({**errors.read_verb("compare")[0], "runs": begun})
+        show.say()
+        show.say(f"Next: {show.command('tensorboard', logdir=os.path.commonpath(begun))}")
 
 
 def _translate(name: str, args: list[str]) -> list[str]:
-    """Bare paths and the verb's flags, as Hydra overrides."""
+    """What was typed after a verb, as Hydra's words."""
     verb, flags = VERBS[name], _FLAGS.get(name, {})
-    paths, rest = [], []
-    takes_value = False  # after a Hydra flag such as --config-dir
-    for arg in args:
-        if arg in flags:
-            rest.append(flags[arg])
-        elif takes_value or arg.startswith("-") or "=" in arg.split("/")[0] or not verb.path_key:
-            takes_value = arg in _HYDRA_FLAGS_WITH_VALUE
-            rest.append(arg)
-        else:
-            paths.append(arg)
-    if not paths:
-        return rest
-    if len(paths) > 1 and not verb.many:
-        fail(f"armodels {name} takes one path, got {' '.join(paths)}", 2)
-    quoted = ["'" + path.replace("'", "\\'") + "'" for path in paths]
-    value = f"[{','.join(quoted)}]" if verb.many else quoted[0]
-    return [f"{verb.path_key}={value}", *rest]
+    words = typed.translate(
+        args,
+        verb=name,
+        path_key=verb.path_key,
+        many=verb.many,
+        flags=flags,
+        suggest=lambda key, value: errors.suggest(key, value, name, args),
+    )
+    given = dict(word.partition("=")[::2] for word in words)
+    if all(given.get(key, "null") != "null" for key in ("resume", "out")):
+        raise ValueError(
+            f"resume={given['resume']} goes on in its own directory; leave out={given['out']} away"
+        )
+    return [flags.get(word, word) for word in words]
 
 
 def _run_dir(resume: str | None, out: str | None, default: str) -> str:
     """Where a run writes; a run to resume is looked up before anything is created."""
-    if resume:
-        if not (Path(resume) / "config.yaml").is_file():
-            raise FileNotFoundError(
-                f"{resume} is not a run directory: it has no config.yaml to resume from"
-            )
-        return resume
-    return out or default
+    if not resume:
+        return out or default
+    if not (Path(resume) / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{resume} is not a run directory: it has no config.yaml to resume from"
+        )
+    return os.path.abspath(resume)
 
 
 def _run_name(seed, name: str | None, tags) -> str:
@@ -264,19 +374,21 @@ def _run_name(seed, name: str | None, tags) -> str:
     settings = HydraConfig.get()
     choices = settings.runtime.choices
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "-", str(choices[key])) for key in ("data", "model")]
-    swept = {*(settings.sweeper.get("params") or {}), *_swept(sys.argv[1:])}
+    swept = {*(settings.sweeper.get("params") or {}), *os.environ["ARMODELS_SWEPT"].split()}
     names.read_tags(tags)  # refuses them before anything is made
     last = names.run_name(settings.overrides.task, seed, name=name, swept=swept)
     return "/".join([*parts, last])
 
 
-def _swept(args: list[str]) -> set[str]:
+def _swept(args: list[str]) -> list[str]:
     """Keys of the command line that a sweep varies."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    if not typed.is_sweep(args):
+        return []
     given = [arg for arg in args if "=" in arg and not arg.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(given)
-    return {item.key_or_group for item in overrides if item.is_sweep_override()}
+    return sorted({item.key_or_group for item in overrides if item.is_sweep_override()})
 
 
 @functools.cache
@@ -311,114 +423,3 @@ def complete_words(program: str, args: list[str]) -> None:
         sys.argv = [program, *args]
         return _hydra_main(words[1])
     return None
-
-
-# Errors
-
-
-def explain(error: BaseException, name: str, args: list[str]) -> str:
-    """One sentence for the user: what, where, what to do."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    chain = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
-    kinds = {type(link).__name__: link for link in reversed(chain)}
-    if "OverrideParseException" in kinds:
-        return _bad_override(str(kinds["OverrideParseException"]))
-    if "MissingConfigException" in kinds:
-        return _bad_choice(str(kinds["MissingConfigException"]))
-    text = str(error)
-    if key := re.search(r"Could not override '([^']+)'", text):
-        return _bad_key(key.group(1), name, args)
-    if value := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        key, _, values = value.group(1).partition("=")
-        return f"{key}={values} is a sweep, which needs -m; a list is written {key}=[{values}]"
-    if "InterpolationResolutionError" in kinds and len(chain) > 1:
-        return _sentence(chain[-1])
-    if "InstantiationException" in kinds and len(chain) > 1:
-        target = re.search(r"target '([^']+)'", str(kinds["InstantiationException"]))
-        return _sentence(chain[-1], f"{target.group(1)} refuses its config: " if target else "")
-    if isinstance(error, OmegaConfBaseException):
-        return " ".join(str(error).split())
-    if "ConfigCompositionException" in kinds or "HydraException" in kinds:
-        return " ".join(text.split())
-    return _sentence(error)
-
-
-def _sentence(error: BaseException, where: str = "") -> str:
-    """The message; of an error that nobody foresaw, also where, its type and how to see more."""
-    text = " ".join(str(error).split())
-    if isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError)) and text:
-        if "out of memory" in text.lower():
-            text = f"out of memory; lower trainer.batch_size or raise trainer.accumulate ({text})"
-        return text
-    return f"{where}{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
-
-
-def _bad_override(message: str) -> str:
-    first = message.splitlines()[0]
-    if "mismatched input '='" in message:
-        return f"{first}; a value that holds = must be quoted: \"key='a=b'\""
-    return first
-
-
-def _bad_choice(message: str) -> str:
-    """Hydra's message names the group and lists the choices on lines of their own."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    wanted = re.search(r"Could not find '([^']+)'", lines[0])
-    if not wanted or "/" not in wanted.group(1):
-        return " ".join(lines)
-    group, _, choice = wanted.group(1).rpartition("/")
-    after = [s.startswith("Available options") for s in lines].index(True) + 1
-    stop = [s.startswith("Config search path") for s in lines].index(True)
-    names = [item.removeprefix(f"{group}/") for item in lines[after:stop]]
-    close = difflib.get_close_matches(choice, names, 1)
-    hint = f"did you mean {group}={close[0]}? " if close else ""
-    return f"{group}={choice} is unknown; {hint}choose from {', '.join(sorted(names))}"
-
-
-def _bad_key(key: str, name: str, args: list[str]) -> str:
-    """The key does not exist, at all or under what was chosen for its group."""
-    from importlib.resources import files
-
-    import yaml
-
-    def names(node, prefix=""):
-        for child, value in node.items():
-            if not child.startswith("_"):
-                yield f"{prefix}{child}"
-                if isinstance(value, dict):
-                    yield from names(value, f"{prefix}{child}.")
-
-    def read(path) -> dict:
-        return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
-
-    given = dict(arg.partition("=")[::2] for arg in args if "=" in arg)
-    if (saved := given.get("resume")) and key in names(read(Path(saved) / "config.yaml")):
-        return f"{key} of a run that is resumed cannot change; start a new run instead"
-    configs = files("armodels.configs")
-    verb = read(configs / f"{name}.yaml")
-    chosen = [item for item in verb.pop("defaults") if isinstance(item, dict)]
-    choices = {group: choice for item in chosen for group, choice in item.items()}
-    verb.pop("hydra", None)
-    group, _, last = key.rpartition(".")
-    if group in choices:
-        options = {p.name.removesuffix(".yaml"): p for p in (configs / group).iterdir()}
-        takes = {option: sorted(names(read(path))) for option, path in options.items()}
-        for choice in given.get(group, str(choices[group])).split(","):  # of a sweep, the one
-            own = takes.get(choice, [])
-            if last in own or not own:
-                continue
-            if close := difflib.get_close_matches(last, own, 1):
-                return f"{key} is no key of armodels {name}; did you mean {group}.{close[0]}?"
-            others = [other for other in sorted(takes) if last in takes[other]]
-            several = " or another" if len(others) > 3 else ""
-            hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
-            return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
-    known = [*names(verb), *choices]
-    for group, choice in choices.items():
-        known += [f"{group}.{one}" for one in names(read(configs / group / f"{choice}.yaml"))]
-    close = difflib.get_close_matches(key, [k for k in known if k != key], 1, 0.5)
-    hint = f"did you mean {close[0]}?" if close else f"see armodels {name} --cfg job"
-    return f"{key} is no key of armodels {name}; {hint}"

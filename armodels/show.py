@@ -20,6 +20,7 @@ lost: OSError | None = None
 muted = False
 """Whether this process prints nothing, as all but the first of several do."""
 
+_quiet = False
 _log: "Log | None" = None
 
 _PLAIN = str.maketrans({"±": "+-", "≤": "<=", "≥": ">=", "×": "x", "…": "...", "–": "-", "−": "-"})
@@ -29,14 +30,42 @@ _PLAIN = str.maketrans({"±": "+-", "≤": "<=", "≥": ">=", "×": "x", "…": 
 def say(text: object = "") -> None:
     """Print a line on standard output, and keep it in the log of the run where one is open."""
     _note(str(text))
-    _print(str(text), sys.stdout)
+    if not _quiet:
+        _print(str(text), sys.stdout)
 
 
 def warn(text: object) -> None:
     """Print a warning on standard error, and keep it in the log of the run where one is open."""
-    line = f"armodels: warning: {text}"
-    _note(line)
-    _print(line, sys.stderr)
+    tell(f"warning: {text}")
+
+
+def tell(text: object) -> None:
+    """Print ``armodels: text`` on standard error, and keep it in the log, too."""
+    _note(f"armodels: {text}")
+    _print(f"armodels: {text}", sys.stderr)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block, what is said goes into the log alone; warnings are printed still."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def flushed() -> OSError | None:
+    """What kept something from being printed, after whatever still waits to be."""
+    global lost
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        lost = lost or error
+        _let_go(sys.stdout)
+    return lost
 
 
 def clean(text: str) -> str:
@@ -71,10 +100,15 @@ def _print(text: str, stream: TextIO | None) -> None:
             stream.write(f"{text}\n")
         stream.flush()
     except OSError as error:
-        lost = lost or error
-        # Python flushes its streams again as it ends, and would complain.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if stream is sys.stdout:
+            lost = lost or error
+        _let_go(stream)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Whatever is written from here on is dropped: Python flushes again as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _note(text: str) -> None:
@@ -137,9 +171,14 @@ def command(verb: str, *paths: str | Path, **overrides: Any) -> str:
         paths: Bare paths.
         overrides: Values by key; ``data__path`` stands for ``data.path``.
     """
-    words = [shell(str(path)) for path in paths]
+    words = [shell(_bare(str(path))) for path in paths]
     words += [override(key.replace("__", "."), value) for key, value in overrides.items()]
     return " ".join(["armodels", verb, *words])
+
+
+def _bare(path: str) -> str:
+    """A path that is no flag and no ``key=value``."""
+    return f"./{path}" if path[:1] in ("-", "~") or "=" in path.split("/")[0] else path
 
 
 def override(key: str, value: Any) -> str:
@@ -152,14 +191,19 @@ def override(key: str, value: Any) -> str:
     return shell(f"{key}={hydra(value)}")
 
 
-def hydra(value: Any) -> str:
-    """A value as Hydra's command line has it: text that it would not take as typed is quoted."""
+def hydra(value: Any, *, references: bool = False) -> str:
+    """A value as Hydra's command line has it: text that it would not take as typed is quoted.
+
+    Args:
+        value: Text, a number, a switch, None, or a list of them.
+        references: Whether ``${key}`` in a text stands for the value of that key.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(hydra, value))}]"
+        return f"[{','.join(hydra(one, references=references) for one in value)}]"
     if isinstance(value, (int, float)):
         return str(value)
     text = str(value)
@@ -172,7 +216,9 @@ def hydra(value: Any) -> str:
     # A backslash is itself, save before a quote, where it must be doubled; ${ would be replaced.
     text = re.sub(r"(\\*)'", lambda m: 2 * m.group(1) + r"\'", text)
     text = re.sub(r"\\+$", lambda m: 2 * m.group(), text)
-    return "'" + re.sub(r"(\\*)\$\{", lambda m: 2 * m.group(1) + r"\${", text) + "'"
+    if not references:
+        text = re.sub(r"(\\*)\$\{", lambda m: 2 * m.group(1) + r"\${", text)
+    return f"'{text}'"
 
 
 def shell(word: str) -> str:

@@ -15,13 +15,13 @@ ROOT = Path(armodels.__file__).parent
 LAYERS = [
     {"show", "checks", "names"},
     {"spec", "schedules"},
-    {"contexts", "orders", "masks", "kernels"},
+    {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads"},
     {"density", "data"},
     {"baselines"},
     {"build", "pictures"},
     {"run", "tracking"},
-    {"tasks"},
+    {"tasks", "errors"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,212 @@
+"""Errors as one sentence: what, where, what to do."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from armodels import show
+
+
+def explain(error: BaseException, name: str, args: list[str]) -> str:
+    """One sentence for the user.
+
+    Args:
+        error: Whatever went wrong.
+        name: The verb.
+        args: What was typed after it.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    kinds = {type(link).__name__: link for link in reversed(chain)}
+    if parsed := kinds.get("OverrideParseException"):
+        return _bad_override(parsed.override, name)
+    if "MissingConfigException" in kinds:
+        return _bad_choice(str(kinds["MissingConfigException"]))
+    text = str(error)
+    if key := re.search(r"Could not override '([^']+)'", text):
+        return _bad_key(key.group(1), name, args)
+    if value := re.search(r"Ambiguous value for argument '(.+)'", text):
+        key, _, values = value.group(1).partition("=")
+        return f"{key}={values} is a sweep, which needs -m; a list is written {key}=[{values}]"
+    if "InterpolationResolutionError" in kinds and len(chain) > 1:
+        return _sentence(chain[-1])
+    if "InstantiationException" in kinds and len(chain) > 1:
+        target = re.search(r"target '([^']+)'", str(kinds["InstantiationException"]))
+        return _sentence(chain[-1], f"{target.group(1)} refuses its config: " if target else "")
+    if isinstance(error, OmegaConfBaseException):
+        return " ".join(str(error).split())
+    if "ConfigCompositionException" in kinds or "HydraException" in kinds:
+        return " ".join(text.split())
+    return _sentence(error)
+
+
+def _sentence(error: BaseException, where: str = "") -> str:
+    """The message; of an error that nobody foresaw, also where, its type and how to see more."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError)) and text:
+        if "out of memory" in text.lower():
+            text = f"out of memory; lower trainer.batch_size or raise trainer.accumulate ({text})"
+        return text
+    return f"{where}{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
+
+
+def _bad_override(item: str, name: str) -> str:
+    """What Hydra's grammar does not take, and how to quote it."""
+    key, sign, value = item.partition("=")
+    if not sign:
+        return f"{item!r} is no key=value; {suggest('', item, name) or 'see armodels --help'}"
+    if value[:1] in "[{" and value[-1:] in "]}":
+        parts = [part.strip(" '\"") for part in value[1:-1].split(",")]
+        example = show.override(key, [part for part in parts if part])
+        return (
+            f"{key}={value} cannot be read; a list is written {key}=[a,b], and names with other "
+            f"signs than letters, digits, dots and hyphens are quoted, such as {example}"
+        )
+    return (
+        f"{key}={value} cannot be read; text with such signs is quoted: "
+        f"{show.override(key, value)}"
+    )
+
+
+def _bad_choice(message: str) -> str:
+    """Hydra's message names the group and lists the choices on lines of their own."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    wanted = re.search(r"Could not find '([^']+)'", lines[0])
+    if not wanted or "/" not in wanted.group(1):
+        return " ".join(lines)
+    group, _, choice = wanted.group(1).rpartition("/")
+    if group in ("hydra/sweeper", "hydra/launcher"):
+        plugin = f"hydra-{choice.partition('_')[0]}-{group.partition('/')[2]}"
+        return f"{group}={choice} comes with a plugin that is not installed: pip install {plugin}"
+    after = [s.startswith("Available options") for s in lines].index(True) + 1
+    stop = [s.startswith("Config search path") for s in lines].index(True)
+    names = [item.removeprefix(f"{group}/") for item in lines[after:stop]]
+    close = difflib.get_close_matches(choice, names, 1)
+    hint = f"did you mean {group}={close[0]}? " if close else ""
+    return f"{group}={choice} is unknown; {hint}choose from {', '.join(sorted(names))}"
+
+
+# Keys
+
+
+def _names(node: dict, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a nested config."""
+    for child, value in node.items():
+        if not child.startswith("_"):
+            yield f"{prefix}{child}"
+            if isinstance(value, dict):
+                yield from _names(value, f"{prefix}{child}.")
+
+
+def _read(path: Any) -> dict:
+    import yaml
+
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def read_verb(name: str) -> tuple[dict, dict[str, str]]:
+    """The YAML of a verb, and its choices by group."""
+    verb = _read(files("armodels.configs") / f"{name}.yaml")
+    chosen = [item for item in verb.pop("defaults") if isinstance(item, dict)]
+    verb.pop("hydra", None)
+    choices = {group: choice for item in chosen for group, choice in item.items()}
+    return verb, {group: choice for group, choice in choices.items() if " " not in group}
+
+
+def _given(args: list[str]) -> dict[str, str]:
+    return dict(arg.partition("=")[::2] for arg in args if "=" in arg)
+
+
+def _known(name: str, args: list[str]) -> list[str]:
+    """Every key of a verb, under what was chosen for its groups."""
+    verb, choices = read_verb(name)
+    known = [*_names(verb), *choices]
+    for group, choice in (
+        choices | {k: v for k, v in _given(args).items() if k in choices}
+    ).items():
+        folder = files("armodels.configs") / group
+        known += [f"{group}.{one}" for one in _names(_read(folder / f"{choice}.yaml"))]
+    return known
+
+
+_WORDS = {"epochs": "max_epochs", "steps": "max_steps", "iterations": "max_steps",
+          "learning_rate": "lr", "gpus": "devices", "workers": "threads", "checkpoint": "resume",
+          "dataset": "data", "network": "model", "output": "out", "output_dir": "out",
+          "random_seed": "seed"}  # fmt: skip
+"""Keys as other programs call them."""
+
+
+def suggest(key: str, value: str, name: str, args: list[str] | None = None) -> str:
+    """The ``key=value`` that was meant, as far as it can be told; else nothing.
+
+    Args:
+        key: As typed; empty where a value stands alone.
+        value: As typed; empty where there is none.
+        name: The verb.
+        args: What else was typed.
+    """
+    known = _known(name, args or [])
+    if not key:
+        return _choice_of(value, name)
+    last = key.rpartition(".")[2]
+    last = last if any(one.rpartition(".")[2] == last for one in known) else _WORDS.get(last, last)
+    same = [one for one in known if one == key] or [
+        one for one in known if one.rpartition(".")[2] == last
+    ]
+    close = same or difflib.get_close_matches(key, [one for one in known if one != key], 1, 0.5)
+    if not close:
+        return ""
+    best = min(close, key=lambda one: (not one.startswith(("trainer.", "optimizer.")), one))
+    return f"{best}={value}" if value else best
+
+
+def _choice_of(word: str, name: str) -> str:
+    """``group=word`` where a group of the verb has such a choice, ``resume=word`` of a run."""
+    verb, choices = read_verb(name)
+    if "resume" in verb and (Path(word) / "config.yaml").is_file():
+        return show.override("resume", word)
+    folders = {group: files("armodels.configs") / group for group in choices}
+    if name == "list" and (files("armodels.configs") / word).is_dir():
+        return f"group={word}"
+    return next((f"{g}={word}" for g, f in folders.items() if (f / f"{word}.yaml").is_file()), "")
+
+
+def _bad_key(key: str, name: str, args: list[str]) -> str:
+    """The key does not exist, at all or under what was chosen for its group."""
+    given = _given(args)
+    saved = given.get("resume", "").strip("'\"")
+    if saved and key in _names(_read(Path(saved) / "config.yaml")):
+        return f"{key} of a run that is resumed cannot change; start a new run instead"
+    word = next((arg for arg in args if arg.startswith(f"{key}=")), "")
+    if word and os.path.exists(word):
+        return f"{key} is no key of armodels {name}; a path that holds = is written ./{word}"
+    verb, choices = read_verb(name)
+    value = given.get(key, "")
+    if "run" in verb and "run" not in given and (value.endswith(".pt") or os.path.exists(value)):
+        hint = show.override("run", value)
+        return f"{key} is no key of armodels {name}; did you mean {hint}?"
+    configs = files("armodels.configs")
+    group, _, last = key.rpartition(".")
+    if group in choices:
+        options = {p.name.removesuffix(".yaml"): p for p in (configs / group).iterdir()}
+        takes = {option: sorted(_names(_read(path))) for option, path in options.items()}
+        for choice in given.get(group, str(choices[group])).split(","):  # of a sweep, the one
+            own = takes.get(choice, [])
+            if last in own or not own:
+                continue
+            if close := difflib.get_close_matches(last, own, 1):
+                return f"{key} is no key of armodels {name}; did you mean {group}.{close[0]}?"
+            others = [other for other in sorted(takes) if last in takes[other]]
+            several = " or another" if len(others) > 3 else ""
+            hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
+            return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
+    close = suggest(key, "", name, args)
+    hint = f"did you mean {close}?" if close else f"see armodels {name} --cfg job"
+    return f"{key} is no key of armodels {name}; {hint}"
