@@ -87,7 +87,8 @@ def main() -> None:
     logging.raiseExceptions = False  # of other packages, whose lines may go where nobody reads
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a stream that somebody replaced
+                stream.reconfigure(errors="backslashreplace")
     show.lost, show.muted = None, False
     code: Any = 0
     try:
