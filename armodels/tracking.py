@@ -1,8 +1,10 @@
 """What a run tells while it goes: TensorBoard events and metrics.csv.
 
-Tags are the same in every run, so that runs overlay. Hyperparameters go into the run's own event
-file as one session-start and one session-end summary: TensorBoard then shows the union of all
-runs' columns, with every scalar as a live metric.
+Tags are the same in every run, so that runs overlay. TensorBoard's first page sorts them by what
+stands before the slash, hence their names: ``train`` and ``valid`` (the curves) come before
+``view`` (pictures), ``watch`` (rate, gradients, speed) and ``with_best`` (single points).
+Hyperparameters go into the run's own event file as one session-start and one session-end summary:
+TensorBoard then shows the union of all runs' columns, with every scalar as a live metric.
 """
 
 import csv
@@ -15,7 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from armodels import pictures
+from armodels import names, pictures
 
 COLUMNS = (
     "step",
@@ -24,13 +26,32 @@ COLUMNS = (
     "train/nats",
     "valid/nats",
     "valid/bits_per_dim",
-    "train/lr",
-    "train/grad_norm",
-    "speed/examples_per_s",
+    "watch/lr",
+    "watch/grad_norm",
+    "watch/examples_per_s",
 )
 
-HPARAMS = ("choices", "data", "model", "head", "optimizer", "schedule", "trainer", "seed")
-"""Keys of a run's config that TensorBoard's HParams page shows."""
+RENAMED = {
+    "train/lr": "watch/lr",
+    "train/grad_norm": "watch/grad_norm",
+    "speed/examples_per_s": "watch/examples_per_s",
+}
+"""Columns of runs of before, and what they are called now."""
+
+HPARAMS = ("data", "model", "head", "optimizer", "schedule", "trainer")
+"""Parts of a run's config that TensorBoard's HParams page shows, each key as a column."""
+
+FIRST = {
+    "choices.model": "1 model",
+    "choices.data": "2 data",
+    "seed": "3 seed",
+    "optimizer.lr": "4 lr",
+    "sizes": "5 sizes",
+    "name": "6 name",
+    "tags": "7 tags",
+    "choices.experiment": "8 experiment",
+}
+"""Columns that come first: TensorBoard sorts them by name, those that differ before the others."""
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
@@ -51,6 +72,31 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
         elif value is not None:
             flat[name] = str(value)
     return flat
+
+
+def hparams(config: Mapping) -> dict[str, float | bool | str]:
+    """Columns of the HParams page and their values, of a run's config.
+
+    What changes no number (where it ran, how often it was saved) is left out, and so are names of
+    classes, which the choices say shorter.
+    """
+    model = config["model"]
+    sizes = [key for key in model if key.startswith(("hidden_", "num_")) and key != "num_orders"]
+    said = {
+        "choices": config["choices"],
+        "seed": config["seed"],
+        "sizes": ", ".join(f"{key} {model[key]}" for key in sizes if model[key] is not None),
+        "name": config.get("name"),
+        "tags": ", ".join(map(str, config.get("tags") or [])) or None,
+        **{key: config[key] for key in HPARAMS},
+    }
+    flat = {
+        key: value
+        for key, value in flatten(said).items()
+        if not key.endswith("_target_")
+        and (not key.startswith("trainer.") or names.what_was_trained([f"{key}="]))
+    }
+    return {FIRST.get(key, key): value for key, value in flat.items()}
 
 
 def _session(tag: str, **info) -> Summary:
@@ -92,9 +138,10 @@ class Tracker:
         self.writer = _open_writer(directory, purge_step=step + 1 if step else None)
         self._csv = directory / "metrics.csv"
         rows = []
-        if step and self._csv.is_file():
+        if self._csv.is_file():  # also at step 0: a baseline that was fitted has its row there
             with open(self._csv, newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in rows]
         with open(self._csv, "w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
@@ -103,7 +150,7 @@ class Tracker:
     def start(self, config: Mapping) -> None:
         """The hyperparameters of a run's config, before its first step."""
         info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-        for name, value in flatten({key: config[key] for key in HPARAMS}).items():
+        for name, value in hparams(config).items():
             if isinstance(value, bool):
                 info.hparams[name].bool_value = value
             elif isinstance(value, float):
@@ -112,6 +159,9 @@ class Tracker:
                 info.hparams[name].string_value = value
         summary = _session(metadata.SESSION_START_INFO_TAG, session_start_info=info)
         self.writer.file_writer.add_summary(summary)
+        typed = {"overrides": config.get("overrides"), "started": config.get("started")}
+        lines = [f"    {key}: {value}" for key, value in typed.items() if value]  # as code
+        self.writer.add_text("run", "\n".join(lines))
 
     def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
         """One row of metrics.csv and its points; tags by keyword, ``/`` written as ``__``."""
@@ -124,7 +174,7 @@ class Tracker:
             )
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """A point that belongs to the end of the run, not to its curve."""
+        """A point that belongs to no row of the table."""
         self.writer.add_scalar(tag, value, step)
 
     def picture(self, tag: str, picture: Tensor, step: int, file: Path | None = None) -> None:

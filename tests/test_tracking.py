@@ -15,7 +15,7 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from armodels.run import RunDirectory
-from armodels.tracking import HPARAMS, Tracker, flatten
+from armodels.tracking import Tracker, flatten, hparams
 
 SWEEP = {
     "made": ("model.hidden_sizes=[6]", "trainer.ema=0.5"),
@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
     shared = [item for item in TINY if "hidden" not in item and "samples.num" not in item]
     for model, keys in SWEEP.items():
         args = (*shared, f"model={model}", *keys, "samples.num=4", "trainer.max_steps=9")
-        done(folder, "train", "-m", *args, "seed=1,2", "trainer.log_every=3")
+        done(folder, "train", "-m", *args, "seed=1,2", "tags=[a,b]",
+             "trainer.log_every=3")  # fmt: skip
     return folder
 
 
@@ -58,14 +59,19 @@ def test_hparams_backend_reads_every_run(folder):
     union = set()
     for path in runs(folder).values():
         config = RunDirectory(path).read_config()
-        union |= set(flatten({key: config[key] for key in HPARAMS}))
+        union |= set(hparams(config))
     # A key that has one value in all runs may be left out by the backend: none of ours is.
     assert names == union
-    assert {"model.hidden_sizes", "model.hidden_size", "model.smoothing", "seed"} <= names
+    assert {"model.hidden_sizes", "model.hidden_size", "model.smoothing"} <= names
     types = {info.name: info.type for info in experiment.hparam_infos}
-    assert types["optimizer.lr"] == types["seed"] == api_pb2.DATA_TYPE_FLOAT64
+    assert types["4 lr"] == types["3 seed"] == api_pb2.DATA_TYPE_FLOAT64
     assert types["trainer.compile"] == api_pb2.DATA_TYPE_BOOL
-    assert types["model._target_"] == api_pb2.DATA_TYPE_STRING
+    assert types["1 model"] == api_pb2.DATA_TYPE_STRING
+    # Those that differ stand before the others, each part by name.
+    columns = [info.name for info in experiment.hparam_infos]
+    assert columns[:3] == ["1 model", "3 seed", "5 sizes"]
+    assert columns[columns.index("2 data") :][:3] == ["2 data", "4 lr", "7 tags"]
+    assert not [name for name in columns if "_target_" in name or "progress" in name]
     groups = list_session_groups.Handler(
         request, backend, "", api_pb2.ListSessionGroupsRequest(
             start_index=0, slice_size=100, allowed_statuses=[
@@ -79,15 +85,15 @@ def test_hparams_backend_reads_every_run(folder):
     for name, path in runs(folder).items():
         session, numbers = sessions[name], RunDirectory(path).read_metrics()
         assert session.status == api_pb2.STATUS_SUCCESS
-        assert 0 <= session.end_time_secs - session.start_time_secs < 60
+        assert 0 <= session.end_time_secs - session.start_time_secs < 600
         values = {m.name.tag: m.value for m in session.metric_values}
         for split in ("valid", "test"):
             for unit in ("nats", "bits_per_dim"):
-                told = values[f"best/{split}_{unit}"]
+                told = values[f"with_best/{split}_{unit}"]
                 assert told == pytest.approx(numbers[split][unit], rel=1e-6)  # float32 there
         assert "valid/nats" in values
-    values = {s.hparams["model._target_"].string_value for s in groups.session_groups}
-    assert len(values) == 3
+    values = {s.hparams["5 sizes"].string_value for s in groups.session_groups}
+    assert values == {"hidden_sizes [6]", "hidden_size 6", ""}
 
 
 def scalars(path) -> dict[str, list[int]]:
@@ -95,14 +101,14 @@ def scalars(path) -> dict[str, list[int]]:
     return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-CURVES = ("train/nats", "train/lr", "train/grad_norm", "speed/examples_per_s", "valid/nats",
+CURVES = ("train/nats", "watch/lr", "watch/grad_norm", "watch/examples_per_s", "valid/nats",
           "valid/bits_per_dim")  # fmt: skip
 
 
 def test_tags_and_grids(folder):
     for name, path in runs(folder).items():
         tags = set(scalars(path))
-        best = {f"best/{split}_{unit}" for split in ("valid", "test")
+        best = {f"with_best/{split}_{unit}" for split in ("valid", "test")
                 for unit in ("nats", "bits_per_dim")}  # fmt: skip
         trained = not name.startswith("tiny/independent")
         curves = set(CURVES) if trained else {"valid/nats", "valid/bits_per_dim"}
@@ -110,11 +116,11 @@ def test_tags_and_grids(folder):
         images = EventAccumulator(str(path), size_guidance={"images": 0}).Reload()
         steps = {tag: [e.step for e in images.Images(tag)] for tag in images.Tags()["images"]}
         expected = [7, 9] if trained else [0]
-        assert steps["samples"] == expected
-        assert steps["log_prob"] == expected
+        assert steps["view/samples"] == expected
+        assert steps["view/surprise"] == expected
         pictures = sorted(p.name for p in (path / "samples").glob("*.png"))
         assert pictures == [f"step-{step:07d}.png" for step in expected]
-        assert images.Images("samples")[0].width > 100
+        assert images.Images("view/samples")[0].width > 100
         assert len(list(path.glob("events.*"))) == 1
 
 
@@ -126,6 +132,8 @@ def test_values_agree_with_the_table(folder):
         for tag in set(CURVES) & set(scalars(path)):
             told = [(e.step, e.value) for e in events.Scalars(tag)]
             table = [(int(row["step"]), float(row[tag])) for row in rows if row[tag]]
+            if "/independent/" in str(path):  # a line across the plot, as long as the curves
+                table += [(9, table[0][1])]
             assert [step for step, _ in told] == [step for step, _ in table]
             assert [v for _, v in told] == pytest.approx([v for _, v in table], rel=1e-6)
 
@@ -152,7 +160,7 @@ def test_a_resumed_run_has_no_zigzag(number, tmp_path):
     assert keys == sorted(set(keys))
     # The numbers of the end are told once: those of the last end.
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    last = events.Scalars("best/test_nats")[-1]
+    last = events.Scalars("with_best/test_nats")[-1]
     numbers = json.loads((tmp_path / "run/metrics.json").read_text())
     assert last.step == 18
     assert last.value == pytest.approx(numbers["test"]["nats"], rel=1e-6)
@@ -166,6 +174,32 @@ def test_a_run_resumed_within_a_second_is_read_in_order(tmp_path):
     names = sorted(path.name for path in tmp_path.glob("events*"))
     assert len(names) == 3
     assert "~" not in names[-1]
+
+
+def test_pages_show_curves_then_samples():
+    """TensorBoard sorts tags by what stands before the slash, and then by the rest."""
+    tags = [*CURVES, "with_best/test_nats", "view/samples", "view/surprise",
+            "view/true_and_learned_density"]  # fmt: skip
+    groups = list(dict.fromkeys(tag.split("/")[0] for tag in sorted(tags)))
+    assert groups == ["train", "valid", "view", "watch", "with_best"]
+    assert [tag for tag in sorted(tags) if tag.startswith("view")][0] == "view/samples"
+
+
+def test_the_table_of_an_older_run_goes_on(tmp_path):
+    old = "step,epoch,train/nats,train/lr,train/grad_norm,speed/examples_per_s"
+    (tmp_path / "metrics.csv").write_text(f"{old}\n1,0.1,9,2,3,4\n2,0.2,8,2,3,4\n")
+    Tracker(tmp_path, 1).close(success=True)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [row[f"watch/{name}"] for name in ("lr", "grad_norm", "examples_per_s")] == list("234")
+
+
+def test_a_baseline_that_goes_on_keeps_its_table(folder):
+    path = next((folder / "outputs/tiny/independent").iterdir())
+    before = (path / "metrics.csv").read_text()
+    assert len(before.splitlines()) == 2
+    done(folder, "train", f"resume={path.relative_to(folder)}")
+    assert (path / "metrics.csv").read_text() == before
 
 
 def test_flatten():

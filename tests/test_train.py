@@ -25,7 +25,7 @@ from armodels.tasks.train import Settings, Trainer
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
 
-TIMES = ("started", "seconds", "examples_per_s", "speed/examples_per_s")
+TIMES = ("started", "seconds", "examples_per_s", "watch/examples_per_s")
 
 
 # What two runs are compared by
@@ -267,7 +267,7 @@ def test_accumulation_is_the_same_step(model, tmp_path):
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-12, atol=1e-14)
     norms = [
-        [float(r["train/grad_norm"] or 0) for r in curve(tmp_path / f"by{n}")] for n in (1, 4)
+        [float(r["watch/grad_norm"] or 0) for r in curve(tmp_path / f"by{n}")] for n in (1, 4)
     ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-9)
 
@@ -290,7 +290,7 @@ def test_one_step_is_the_gradient_of_the_mean(tmp_path):
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     for run, factor in (("one", 1.0), ("clipped", 0.01 / norm)):
         row = curve(tmp_path / run)[0]
-        assert float(row["train/grad_norm"]) == pytest.approx(norm)
+        assert float(row["watch/grad_norm"]) == pytest.approx(norm)
         assert float(row["train/nats"]) == pytest.approx(loss)
         after = weights(tmp_path / run)
         for name, p in model.named_parameters():
@@ -460,7 +460,7 @@ def test_schedules():
 def test_the_schedule_drives_the_rate(tmp_path):
     done(tmp_path, "train", *TINY, "trainer.max_steps=8", "schedule.warmup_steps=2",
          "trainer.log_every=1", "optimizer.lr=0.01", "out=run")  # fmt: skip
-    rates = [float(row["train/lr"]) for row in curve(tmp_path / "run") if row["train/lr"]]
+    rates = [float(row["watch/lr"]) for row in curve(tmp_path / "run") if row["watch/lr"]]
     schedule = Cosine(2)
     assert rates == pytest.approx([0.01 * schedule(i, 8) for i in range(8)])
 

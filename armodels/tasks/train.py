@@ -403,9 +403,9 @@ class Trainer:
                 state.step / self.steps_per_epoch,
                 self._seconds(),
                 train__nats=train_nats,
-                train__lr=self.optimizer.param_groups[0]["lr"],
-                train__grad_norm=self._last_norm,
-                speed__examples_per_s=speed,
+                watch__lr=self.optimizer.param_groups[0]["lr"],
+                watch__grad_norm=self._last_norm,
+                watch__examples_per_s=speed,
             )
 
     def _seconds(self) -> float:
@@ -479,14 +479,14 @@ class Trainer:
             picture = pictures.events(samples, spec)
             if picture is not None:
                 file = self.directory.samples / f"step-{step:07d}.png"
-                self.tracker.picture("samples", picture, step, file)
+                self.tracker.picture("view/samples", picture, step, file)
         if spec.kind == "image":
             shown = self.splits.split("valid")[:16].to(self.fabric.device)
             context = self.splits.context(self.model.context, "valid", shown, slice(16))
             with torch.no_grad():
                 log_prob = self.model.log_prob_map(shown, context)
             if log_prob is not None:
-                self.tracker.picture("log_prob", pictures.heat_maps(log_prob), step)
+                self.tracker.picture("view/surprise", pictures.heat_maps(log_prob), step)
         if self.splits.box is not None:
             points, shape = pictures.lattice(self.splits.box)
             with torch.no_grad():
@@ -494,7 +494,7 @@ class Trainer:
             panels = [self.splits.true_log_prob(points), learned + spec.log_det]
             picture = pictures.density([panel.view(shape) for panel in panels])
             file = self.directory.samples / f"density-{step:07d}.png"
-            self.tracker.picture("density", picture, step, file)
+            self.tracker.picture("view/true_and_learned_density", picture, step, file)
 
     def _contexts_to_draw(self, number: int) -> Tensor | None:
         """Every label in turn; other contexts as they come in valid."""
@@ -528,6 +528,9 @@ class Trainer:
         if self.optimizer is None:
             if state.valid_step is None:
                 self.validate()
+                if self.tracker and self.total:  # a line as long as the curves beside it
+                    for name in ("nats", "bits_per_dim"):
+                        self.tracker.scalar(f"valid/{name}", state.valid[name], self.total)
             self._finish_clock()
             self.save_last()
             return
@@ -781,7 +784,7 @@ def _train(trainer: Trainer) -> float:
             for split in ("valid", "test"):
                 for name in ("nats", "bits_per_dim"):
                     value = metrics[split][name]
-                    trainer.tracker.scalar(f"best/{split}_{name}", value, metrics["steps"])
+                    trainer.tracker.scalar(f"with_best/{split}_{name}", value, metrics["steps"])
             directory.write_metrics(metrics)
             directory.write_status("done")
             _conclude(trainer, metrics)
