@@ -1,4 +1,7 @@
-"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state."""
+"""Learning-rate schedules: pure functions of the step, so that a resumed run needs no state.
+
+Where a run's time is limited, they are functions of the share of it that is over, too.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,27 +17,33 @@ class Schedule(ABC):
             raise ValueError(f"schedule.warmup_steps is {warmup_steps}; it must be 0 or more")
         self.warmup_steps = warmup_steps
 
-    def __call__(self, step: int, total: int | None) -> float:
-        """Factor at ``step``, counted from 0, of ``total`` steps (None: limited by time alone)."""
+    def __call__(self, step: int, total: int | None, share: float = 0.0) -> float:
+        """Factor on the learning rate.
+
+        Args:
+            step: Counted from 0.
+            total: How many steps there are; None: as many as the time allows.
+            share: How much of the time is over, from 0 to 1; 0: it has no limit.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         rest = None if total is None else max(total - self.warmup_steps, 1)
-        return self._decay(step - self.warmup_steps, rest)
+        return self._decay(step - self.warmup_steps, rest, share)
 
     @abstractmethod
-    def _decay(self, step: int, total: int | None) -> float:
+    def _decay(self, step: int, total: int | None, share: float) -> float:
         """Factor after the warm-up, both counts starting there."""
 
 
 class Constant(Schedule):
     """The same learning rate throughout."""
 
-    def _decay(self, step, total):
+    def _decay(self, step, total, share):
         return 1.0
 
 
 class Cosine(Schedule):
-    """Half a cosine from 1 down to ``final`` at the last step.
+    """Half a cosine from 1 down to ``final`` at the last step, or where the time ends.
 
     References:
         SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)
@@ -47,13 +56,10 @@ class Cosine(Schedule):
         super().__init__(warmup_steps)
         self.final = final
 
-    def _decay(self, step, total):
-        if total is None:
-            raise ValueError(
-                "schedule=cosine needs trainer.max_epochs or trainer.max_steps: "
-                "it cannot tell where trainer.max_minutes alone will end"
-            )
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / total))
+    def _decay(self, step, total, share):
+        angle = 0.0 if total is None else math.pi * step / total
+        angle = max(angle, math.pi * share)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(angle))
 
 
 class Exponential(Schedule):
@@ -65,5 +71,5 @@ class Exponential(Schedule):
             raise ValueError(f"schedule.gamma is {gamma}; it must lie in (0, 1]")
         self.gamma = gamma
 
-    def _decay(self, step, total):
+    def _decay(self, step, total, share):
         return self.gamma**step

@@ -13,7 +13,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"show", "checks", "names"},
+    {"show", "checks", "limits", "names"},
     {"spec", "schedules"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads"},

@@ -12,7 +12,7 @@ import yaml
 from command import TINY, armodels
 
 import armodels as package
-from armodels import build, checks, cli
+from armodels import build, checks, cli, errors
 from armodels.spec import DataSpec
 from armodels.tasks.train import Settings
 
@@ -68,7 +68,7 @@ def refusal(group: str, config: dict, spec: DataSpec) -> str:
     try:
         build_one(group, config, spec)
     except Exception as error:
-        told = cli.explain(error, "train", [])
+        told = errors.explain(error, "train", [])
         return "" if "HYDRA_FULL_ERROR" in told else told
     return ""
 

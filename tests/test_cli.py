@@ -142,11 +142,6 @@ BAD = {
         ("train", "trainer.max_epochs=null", "trainer.max_steps=null"),
         "set trainer.max_epochs, trainer.max_steps or trainer.max_minutes",
     ),
-    "endless-cosine": (
-        ("train", *TINY, "trainer.max_epochs=null", "trainer.max_minutes=1", "schedule=cosine"),
-        "schedule=cosine needs trainer.max_epochs or trainer.max_steps: "
-        "it cannot tell where trainer.max_minutes alone will end",
-    ),
     "weights": (
         ("train", *TINY, "eval.weights=best"),
         "eval.weights is 'best'; choose ema or raw",

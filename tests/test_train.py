@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from command import QUICK, TINY, armodels, done, fork, process, snapshot
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from armodels import baselines, build
+from armodels import baselines, build, limits
+from armodels.density import AutoregressiveModel
 from armodels.run import RunDirectory, load_checkpoint, load_model
 from armodels.schedules import Constant, Cosine, Exponential
 from armodels.tasks import train
@@ -64,7 +67,7 @@ def assert_equal(a, b, where="checkpoint"):
 def checkpoint(run: Path, name: str = "last") -> dict:
     """A checkpoint without times and the way it was called."""
     content = load_checkpoint(RunDirectory(run).checkpoint(name))
-    del content["config"], content["state"]["seconds"]
+    del content["config"], content["state"]["seconds"], content["state"]["spent"]
     return content
 
 
@@ -160,12 +163,52 @@ def test_ctrl_c_in_the_last_evaluation_keeps_what_was_trained(tmp_path, monkeypa
         patched.setattr(train, "evaluate", stopped)
         told = armodels(tmp_path, *args, "out=run")
     assert told.code == 130
-    line = "interrupted; go on with: armodels train resume=run"
+    line = "stopped while evaluating valid; go on with: armodels train resume=run"
     assert told.err.strip().splitlines()[-1] == f"armodels: {line}"
     status = RunDirectory(tmp_path / "run").read_status()
     assert (status["status"], status["reason"]) == ("interrupted", line)
     assert load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"] == 3
     done(tmp_path, "train", "resume=run")
+    done(tmp_path, *args, "out=whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "where", ["initializing", "evaluating valid", "drawing", "evaluating test"]
+)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkeypatch):
+    """And what was missing then is all that is done when the run goes on."""
+    args = ("train", *TINY, "trainer.max_epochs=2")
+    number, evaluated = signal.Signals[name], []
+
+    def stop(*args, **options):
+        os.kill(os.getpid(), number)
+        while True:  # until the signal is there
+            pass
+
+    def watched(*args, name, **options):
+        if where == f"evaluating {name}":
+            stop()
+        evaluated.append(name)
+        return evaluate(*args, name=name, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "evaluate", watched)
+        if where == "initializing":
+            patched.setattr(AutoregressiveModel, "initialize", stop)
+        if where == "drawing":
+            patched.setattr(Trainer, "_draw", stop)
+        told = armodels(tmp_path, *args, "out=run")
+    assert told.code == 128 + number
+    line = f"stopped while {where}; go on with: armodels train resume=run"
+    assert told.err.strip().splitlines()[-1] == f"armodels: {line}"
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert (status["status"], status["reason"]) == ("interrupted", line)
+    where = "nowhere"
+    monkeypatch.setattr(train, "evaluate", watched)
+    done(tmp_path, "train", "resume=run")
+    assert evaluated == ["valid", "valid", "test"]
     done(tmp_path, *args, "out=whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -451,6 +494,12 @@ def test_schedules():
     assert [Constant(2)(i, None) for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
     exponential = Exponential(1, 0.5)
     assert [exponential(i, None) for i in range(4)] == [1.0, 1.0, 0.5, 0.25]
+    # Of time: whichever is further on.
+    assert [cosine(i, None, 0.5) for i in (4, 9)] == pytest.approx(2 * [0.55])
+    assert cosine(9, 24, 0.5) == pytest.approx(0.55)
+    assert cosine(14, 24, 0.1) == pytest.approx(0.55)
+    assert cosine(7, None, 1.0) == pytest.approx(0.1)
+    assert Constant(0)(3, None, 0.5) == 1.0
     with pytest.raises(ValueError, match="schedule.gamma is 2"):
         Exponential(gamma=2)
     with pytest.raises(ValueError, match="schedule.warmup_steps is -1"):
@@ -471,7 +520,7 @@ def test_the_schedule_drives_the_rate(tmp_path):
         (("trainer.max_epochs=2",), 14),
         (("trainer.max_epochs=2", "trainer.max_steps=9"), 9),
         (("trainer.max_steps=0",), 0),
-        (("trainer.max_epochs=null", "trainer.max_minutes=0", "schedule=constant"), 0),
+        (("trainer.max_epochs=0",), 0),
     ],
 )
 def test_limits(limit, steps, tmp_path):
@@ -479,12 +528,67 @@ def test_limits(limit, steps, tmp_path):
     assert metrics(tmp_path / "run")["steps"] == steps
 
 
-def test_a_limit_of_minutes(tmp_path):
-    done(tmp_path, "train", *TINY, "trainer.max_epochs=null", "trainer.max_minutes=0.01",
-         "schedule=constant", "out=run")  # fmt: skip
-    numbers = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert 0.6 <= numbers["seconds"] < 10
-    assert numbers["steps"] > 10
+class Clock:
+    """A clock that goes on by so many seconds whenever it is read."""
+
+    def __init__(self, tick: float):
+        self.tick, self.time = tick, 0.0
+
+    def __call__(self) -> float:
+        self.time += self.tick
+        return self.time
+
+
+def test_a_limit_of_minutes_holds_everything(tmp_path, monkeypatch):
+    """The cosine ends where the time for training does, and the evaluations come within it."""
+    clock = Clock(1.0)
+    monkeypatch.setattr(limits, "now", clock)
+    told = done(tmp_path, "train", *TINY, "trainer.max_epochs=null", "trainer.max_minutes=10",
+                "trainer.log_every=1", "optimizer.lr=0.01", "out=run")  # fmt: skip
+    assert "10.0 min in all, training until " in told
+    rates = [float(row["train/lr"]) for row in curve(tmp_path / "run") if row["train/lr"]]
+    assert len(rates) > 100
+    assert rates[0] == pytest.approx(0.01, rel=0.01)
+    assert rates[len(rates) // 2] == pytest.approx(0.005, rel=0.1)
+    assert rates[-1] < 1e-6
+    assert rates == sorted(rates, reverse=True)
+    assert clock.time < 600
+    spent = load_checkpoint(tmp_path / "run/checkpoints/last.pt")["state"]["spent"]
+    assert 500 < spent < 600
+
+
+def test_a_limit_that_holds_no_evaluation(tmp_path, monkeypatch):
+    """Training has all of it; the evaluations follow by the command that is named."""
+    monkeypatch.setattr(limits, "now", Clock(1.0))
+    limit = ("trainer.max_epochs=null", "trainer.max_minutes=0.5")
+    result = armodels(tmp_path, "train", *TINY, *limit, "eval.batch_size=1", "out=run")
+    assert result.code == 1
+    assert "trainer.max_minutes=0.5 holds no exact evaluation" in result.err
+    told = result.err.strip().splitlines()[-1]
+    assert told.startswith("armodels: error: trainer.max_minutes=0.5 ended between two steps; ")
+    step = load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"]
+    assert step > 0
+    words = ("train", "resume=run", "trainer.max_minutes=null", f"trainer.max_steps={step}")
+    assert told.endswith(f"armodels {' '.join(words)}")
+    status = RunDirectory(tmp_path / "run").read_status()
+    assert status["status"] == "interrupted"
+    assert status["reason"] in told
+    done(tmp_path, *words)
+    assert metrics(tmp_path / "run")["steps"] == step
+
+
+def test_the_bell_ends_what_takes_too_long(tmp_path, monkeypatch):
+    def long(*args, **options):
+        while True:
+            pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AutoregressiveModel, "initialize", long)
+        told = armodels(tmp_path, "train", *TINY, "trainer.max_minutes=0.02", "out=run").error
+    assert told.startswith(
+        "trainer.max_minutes=0.02 ended while initializing; try: armodels train"
+    )
+    assert RunDirectory(tmp_path / "run").read_status()["status"] == "interrupted"
 
 
 # Failing

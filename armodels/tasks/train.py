@@ -9,7 +9,6 @@ import contextlib
 import copy
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,22 +21,14 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, checks, pictures, run, show
+from armodels import build, checks, limits, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.schedules import Schedule
 from armodels.spec import nats
-from armodels.tasks.evaluate import describe, evaluate
+from armodels.tasks.evaluate import describe, evaluate, log_probs
 from armodels.tracking import Tracker
-
-
-class Interrupted(KeyboardInterrupt):
-    """Stopped by a signal, after everything was saved."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.exit_code = 128 + number
 
 
 def stream(*key: int) -> int:
@@ -94,7 +85,7 @@ class Settings:
 
     max_epochs: Number | None
     max_steps: Number | None
-    max_minutes: NotNegative | None
+    max_minutes: Positive | None
     batch_size: Count
     accumulate: Count
     max_grad_norm: Positive | None
@@ -132,7 +123,8 @@ class State:
     """Where a training stands; with the weights, all that a checkpoint must hold."""
 
     step: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training and evaluations on valid
+    spent: float = 0.0  # of everything, what loads and tests the model included
     examples: int = 0
     best_nats: float = math.inf
     best_step: int = 0
@@ -192,6 +184,7 @@ class Trainer:
         model: Built, not yet initialized.
         splits: The data.
         directory: Where the run writes.
+        budget: The time of the run, which may have begun before; None: it begins now.
     """
 
     def __init__(
@@ -202,6 +195,7 @@ class Trainer:
         model: DensityModel,
         splits: Splits,
         directory: run.RunDirectory,
+        budget: limits.Budget | None = None,
     ):
         self.config = config
         self.settings = settings
@@ -217,7 +211,6 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(self.train) / settings.batch_size)
         self.total = self._total_steps()
         self.schedule: Schedule = build.schedule(config["schedule"])
-        self.schedule(0, self.total)  # refuses at once what it cannot schedule
         params = [p for p in self.model.parameters() if p.requires_grad]
         chosen = dict(config["optimizer"])
         if settings.precision == "16-mixed":
@@ -235,7 +228,10 @@ class Trainer:
         self.block_steps = max(1, min(fit, BLOCK_STEPS))
         self._block: tuple[tuple[int, int], Tensor] = ((-1, -1), torch.empty(0))
         self._saved_at = time.monotonic()
-        self._signal: int | None = None
+        self.budget = budget or limits.Budget(settings.max_minutes)
+        self.watch = limits.Watch(self.budget)
+        self._doing = "before the first step"
+        self._seconds_of: dict[str, float] = {}  # that an evaluation of a split takes
 
     def _total_steps(self) -> int | None:
         limits = []
@@ -260,6 +256,7 @@ class Trainer:
     def save_last(self) -> None:
         """Write last.pt, from which the run goes on as if it had never stopped."""
         self._flush_losses()
+        self.state.spent = self.budget.spent
         if self.fabric.is_global_zero:
             optimizer = self.optimizer.state_dict() if self.optimizer else None
             self.directory.save("last", {**self._state_dict(), "optimizer": optimizer})
@@ -286,6 +283,7 @@ class Trainer:
         if self.average and checkpoint["ema"]:
             self.average.load_state_dict(checkpoint["ema"])
         self.state = State(**checkpoint["state"])
+        self.budget.before = self.state.spent
 
     # One step
 
@@ -326,7 +324,7 @@ class Trainer:
         rows = self._rows(step)
         mine = rows[fabric.global_rank :: fabric.world_size]
         seed_draws(stream(_STEP, self.seed, step, fabric.global_rank), fabric.device)
-        factor = self.schedule(step, self.total)
+        factor = self.schedule(step, self.total, self._share())
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         log_prob = torch.zeros((), device=fabric.device)
@@ -416,16 +414,27 @@ class Trainer:
 
     def _evaluate(self, split: str) -> dict[str, float]:
         x = self.splits.split(split)
-        result = evaluate(
-            self.model,
-            x,
-            self.config["eval"]["batch_size"],
-            context=self.splits.context(self.model.context, split, x, slice(None)),
-            fabric=self.fabric,
-            progress=self.settings.progress and self.fabric.is_global_zero,
-            name=split,
-        )
+        started = limits.now()
+        with self._at_once(f"evaluating {split}"):
+            result = evaluate(
+                self.model,
+                x,
+                self.config["eval"]["batch_size"],
+                context=self.splits.context(self.model.context, split, x, slice(None)),
+                fabric=self.fabric,
+                progress=self.settings.progress and self.fabric.is_global_zero,
+                name=split,
+            )
+        self._seconds_of[split] = limits.now() - started
         return result.report(self.splits.spec)
+
+    @contextlib.contextmanager
+    def _at_once(self, doing: str) -> Iterator[None]:
+        """A request to stop needs not wait for the end of the block: nothing is lost by it."""
+        self._doing = f"while {doing}"
+        with self.watch.at_once():
+            yield
+        self._doing = "between two steps"
 
     def validate(self) -> None:
         """Evaluate on valid, keep the best, draw pictures."""
@@ -433,34 +442,38 @@ class Trainer:
         state = self.state
         with self._chosen_weights():
             state.valid, state.valid_step = self._evaluate("valid"), state.step
-            if not math.isfinite(state.valid["nats"]):
-                last = self.directory.checkpoint("last")
-                raise FloatingPointError(
-                    f"valid has {state.valid['nats']} nats at step {state.step}; "
-                    + (
-                        f"the last good checkpoint is {last}"
-                        if self.optimizer
-                        else "the model as fitted holds some of it for impossible: "
-                        "raise its margin or smoothing, or choose another"
-                    )
+        if not math.isfinite(state.valid["nats"]):
+            last = self.directory.checkpoint("last")
+            raise FloatingPointError(
+                f"valid has {state.valid['nats']} nats at step {state.step}; "
+                + (
+                    f"the last good checkpoint is {last}"
+                    if self.optimizer
+                    else "the model as fitted holds some of it for impossible: "
+                    "raise its margin or smoothing, or choose another"
                 )
-            if self.tracker:
-                self.tracker.row(
-                    state.step,
-                    state.step / self.steps_per_epoch,
-                    self._seconds(),
-                    valid__nats=state.valid["nats"],
-                    valid__bits_per_dim=state.valid["bits_per_dim"],
-                )
-                self._draw()
+            )
+        if self.tracker:
+            self.tracker.row(
+                state.step,
+                state.step / self.steps_per_epoch,
+                self._seconds(),
+                valid__nats=state.valid["nats"],
+                valid__bits_per_dim=state.valid["bits_per_dim"],
+            )
         state.evaluations_since_best += 1
         if state.valid["nats"] < state.best_nats:
             state.best_nats, state.best_step = state.valid["nats"], state.step
             state.evaluations_since_best = 0
             if self.fabric.is_global_zero:
                 self.directory.save("best", self._state_dict())
-        mark = "" if state.evaluations_since_best else " *"
-        show.say(f"step {state.step}: {describe('valid', state.valid)}{mark}")
+        best = "" if state.evaluations_since_best else " *"
+        show.say(f"step {state.step}: {describe('valid', state.valid)}{best}")
+        if self.tracker:
+            started = limits.now()
+            with self._chosen_weights(), self._at_once("drawing"):
+                self._draw()
+            self._seconds_of["pictures"] = limits.now() - started
 
     def _draw(self) -> None:
         """Samples, and what the model thinks of data it was not trained on."""
@@ -510,7 +523,12 @@ class Trainer:
     # The loop
 
     def fit(self) -> None:
-        """Train until a limit is reached, then hold the best weights."""
+        """Train until a limit is reached, then hold the best weights.
+
+        Raises:
+            limits.Stopped: A signal asked; everything is saved.
+            limits.OutOfTime: The time ended before the evaluations did; everything is saved.
+        """
         settings, state, fabric = self.settings, self.state, self.fabric
         self._started = time.monotonic()
         self._last_norm = math.nan
@@ -518,7 +536,7 @@ class Trainer:
             if self.tracker:
                 show.say("initializing from the training split")
             x = self.splits.split("train")
-            with torch.no_grad():
+            with torch.no_grad(), self._at_once("initializing"):
                 self.model.initialize(
                     (b.to(fabric.device) for b in x.split(1000)),
                     progress=settings.progress and fabric.is_global_zero,
@@ -534,6 +552,8 @@ class Trainer:
             self._finish_clock()
             self.save_last()
             return
+        with self._at_once("measuring how long an evaluation takes"):
+            holds_evaluations = self._plan()
         net = self.model
         if settings.compile:
             # A graph is of one shape: the smaller batch that ends an epoch gets its own.
@@ -542,8 +562,6 @@ class Trainer:
         net, self.optimizer = fabric.setup(net, self.optimizer)
         if not self.directory.checkpoint("last").is_file():
             self.save_last()
-        every = settings.eval_every
-        every = None if every is None else max(1, round(every * self.steps_per_epoch))
         self._spoke = (time.monotonic(), state.examples)
         bar = tqdm(
             total=self.total,
@@ -552,31 +570,120 @@ class Trainer:
             unit="step",
             disable=not (settings.progress and fabric.is_global_zero),
         )
-        with bar, self._signals(), flushed_denormals():
+        with bar, flushed_denormals():
+            if state.step and state.valid_step != state.step:
+                self._validate_if_due()  # the evaluation in which the run was stopped
             while not self._over():
                 self.model.train()
                 self._step(net)
                 bar.update()
                 if state.step % settings.log_every == 0:
                     self._log_point(bar)
-                if every and state.step % every == 0:
-                    self.validate()
+                if self._validate_if_due():
                     self._save_and_restart_clock()
                 elif time.monotonic() - self._saved_at >= settings.checkpoint_every:
                     self._save_and_restart_clock()
-                if self._stop_asked():
+                if self._agree(self.watch.asked is not None):
                     self._save_and_restart_clock()
-                    raise Interrupted(
-                        self._signal or signal.SIGTERM,
-                        f"stopped at step {state.step}; "
-                        f"go on with: {show.command('train', resume=self.directory.path)}",
-                    )
+                    told = self._stopped(f"at step {state.step}")
+                    raise limits.Stopped(self.watch.asked or limits.SIGNALS[-1], told)
             self._flush_losses()
         if state.valid_step != state.step:
             self._save_and_restart_clock()  # an exact evaluation may take longer than training
+            if not holds_evaluations:
+                raise limits.OutOfTime
             self.validate()
         self._finish_clock()
         self.save_last()
+
+    def _validate_if_due(self) -> bool:
+        """Evaluate where an evaluation is due at this step, and fits; whether it did.
+
+        Raises:
+            limits.Stopped, limits.OutOfTime: Everything is saved; it is done when the run goes on.
+        """
+        every = self.settings.eval_every
+        if not every or self.state.step % max(1, round(every * self.steps_per_epoch)):
+            return False
+        seconds = self._seconds_of.get("valid", 0.0) + self._seconds_of.get("pictures", 0.0)
+        if self.settings.max_minutes and self._agree(not self.budget.fits(seconds)):
+            return False
+        try:
+            self.validate()
+        except (limits.Stopped, limits.OutOfTime):
+            self._save_and_restart_clock()
+            raise
+        self._reserve()
+        return True
+
+    # Time
+
+    def _plan(self) -> bool:
+        """Measure how long the evaluations take; whether the time of the run holds them."""
+        if self.settings.max_minutes is None:
+            return True
+        self.model.eval()
+        num, per_example = 1, 0.0
+        x = self.splits.split("valid")
+        while True:
+            rows = slice(num)
+            context = self.splits.context(self.model.context, "valid", x[rows], rows)
+            started = limits.now()
+            log_probs(self.model, x[rows], num, context=context)
+            per_example = (limits.now() - started) / min(num, len(x))
+            if num >= min(self.config["eval"]["batch_size"], len(x)) or per_example * num > 0.2:
+                break
+            num *= 4
+        per_example = self._agreed(per_example) / self.fabric.world_size
+        for split in ("valid", "test"):
+            self._seconds_of[split] = per_example * len(self.splits.split(split))
+        fits = self._reserve()
+        valid, test = (limits.spoken(self._seconds_of[split]) for split in ("valid", "test"))
+        limit = limits.spoken(self.budget.limit)
+        told = f"an evaluation of valid takes about {valid}, the one of test {test}"
+        if fits:
+            until = limits.spoken(self.budget.end)
+            show.say(f"time   {limit} in all, training until {until}: {told}")
+        else:
+            show.warn(
+                f"trainer.max_minutes={self.settings.max_minutes:g} holds no exact evaluation "
+                f"({told}): the run trains until then, saves, and says how to evaluate"
+            )
+        return fits
+
+    def _share(self) -> float:
+        """How much of the time is over; 0 without a limit."""
+        return self._agreed(self.budget.share) if self.settings.max_minutes else 0.0
+
+    def _reserve(self) -> bool:
+        """Keep time for the last evaluations; whether there is enough."""
+        names = ("valid", "pictures", "test")
+        return self.budget.reserve(sum(self._seconds_of.get(name, 0.0) for name in names))
+
+    def _stopped(self, when: str) -> str:
+        again = show.command("train", resume=self.directory.path)
+        return f"stopped {when}; go on with: {again}"
+
+    def interrupted(self, stop: BaseException) -> BaseException:
+        """What a stop becomes for the user: where the run stands, and how it goes on."""
+        if isinstance(stop, limits.OutOfTime):
+            evaluate_only = show.command(
+                "train", resume=self.directory.path, trainer__max_minutes=None,
+                trainer__max_steps=self.state.step,
+            )  # fmt: skip
+            more = show.command(
+                "train", resume=self.directory.path,
+                trainer__max_minutes=2 * self.settings.max_minutes,
+            )  # fmt: skip
+            begun = self.directory.checkpoint("last").is_file()
+            how = f"evaluate what is saved with: {evaluate_only}" if begun else f"try: {more}"
+            return limits.OutOfTime(
+                f"trainer.max_minutes={self.settings.max_minutes:g} ended {self._doing}; {how}"
+            )
+        if str(stop):
+            return stop
+        number = getattr(stop, "number", limits.SIGNALS[0])
+        return limits.Stopped(number, self._stopped(self._doing))
 
     def _save_and_restart_clock(self) -> None:
         self._finish_clock()
@@ -596,39 +703,18 @@ class Trainer:
             return True
         if settings.max_minutes is None:
             return False
-        return self._agree(self._seconds() >= 60 * settings.max_minutes)
-
-    def _stop_asked(self) -> bool:
-        return self._agree(self._signal is not None)
+        return self._agree(self.budget.spent >= self.budget.end)
 
     def _agree(self, flag: bool) -> bool:
         """Processes must stop at the same step: any asks, all stop."""
+        return self._agreed(float(flag)) > 0
+
+    def _agreed(self, value: float) -> float:
+        """The largest of all processes: what they do must not differ by their clocks."""
         if self.fabric.world_size == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(flags, reduce_op="max") > 0)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM wait for the end of the step."""
-
-        def remember(number, frame):
-            if self._signal is not None:  # asked twice: at once
-                raise KeyboardInterrupt
-            self._signal = number
-            show.say("stopping after this step")
-
-        kept = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                kept[number] = signal.signal(number, remember)
-        except ValueError:
-            pass  # not the main thread: whoever started it handles signals
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
+            return value
+        values = torch.tensor(value, device=self.fabric.device)
+        return float(self.fabric.all_reduce(values, reduce_op="max"))
 
     def final_metrics(self) -> dict:
         """What the best weights had on valid and, evaluated for the only time, on test."""
@@ -748,6 +834,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     else:
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
     settings = _refuse(config)
+    budget = limits.Budget(settings.max_minutes)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = _fabric(settings)
@@ -758,7 +845,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     model = build.model(config["model"], config["head"], source.spec)  # refused before any load
     splits = source.load()  # which may make the folder of the data
     config = build.located(config)
-    trainer = Trainer(config, settings, fabric, model, splits, directory)
+    trainer = Trainer(config, settings, fabric, model, splits, directory, budget)
     if resuming:
         trainer.load_last()
         if changed:
@@ -778,8 +865,9 @@ def _train(trainer: Trainer) -> float:
         trainer.tracker = Tracker(directory.path, trainer.state.step)
         trainer.tracker.start(trainer.config)
     try:
-        trainer.fit()
-        metrics = trainer.final_metrics()
+        with trainer.watch:
+            trainer.fit()
+            metrics = trainer.final_metrics()
         if speaks:
             for split in ("valid", "test"):
                 for name in ("nats", "bits_per_dim"):
@@ -789,15 +877,11 @@ def _train(trainer: Trainer) -> float:
             directory.write_status("done")
             _conclude(trainer, metrics)
         success = True
-    except KeyboardInterrupt as stop:
-        if not isinstance(stop, Interrupted):  # not in the loop, which waits for its step
-            stop = Interrupted(
-                signal.SIGINT,
-                f"interrupted; go on with: {show.command('train', resume=directory.path)}",
-            )
+    except (KeyboardInterrupt, limits.OutOfTime) as stop:
+        told = trainer.interrupted(stop)
         if speaks:
-            directory.write_status("interrupted", str(stop))
-        raise stop from None
+            directory.write_status("interrupted", str(told))
+        raise told from None
     finally:
         if trainer.tracker:
             trainer.tracker.close(success=success)
