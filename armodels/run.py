@@ -310,13 +310,27 @@ def load_model(path: str | Path, **options) -> DensityModel:
     return restore(path, **options).model
 
 
-def pick_device(name: str) -> str:
-    """``auto``: the accelerator if there is one, else the CPU; other names as torch has them."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def pick_device(name: str, key: str = "device") -> str:
+    """``auto``: the accelerator if there is one, else the CPU; other names as torch has them.
+
+    Args:
+        name: Such as ``cpu``, ``cuda`` or ``cuda:1``.
+        key: In which it was given, for sentences.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    kind, _, index = name.partition(":")
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((one for one, there in found.items() if there), "cpu")
+    if kind not in ("cpu", *found) or not (index or "0").isdigit():
+        raise ValueError(f"{key} is {name!r}; choose auto, cpu, cuda or mps")
+    if not found.get(kind, True):
+        raise ValueError(f"{key}={name}: torch finds no such device here; use {key}=cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{key}={name}: there are {torch.cuda.device_count()}, from cuda:0 on")
+    return name
 
 
 def environment() -> dict:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from armodels import show
 
 TEXT = frozenset(
-    "run resume out image mask logdir path root cache name split group game array delimiter "
-    "trust".split()
+    "run resume out image mask table logdir path root cache name split group game array delimiter "
+    "decimal thousands encoding trust".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
@@ -78,9 +78,8 @@ def translate(
         elif re.match(r"-+\w", word):
             if flag not in FLAGS:
                 raise ValueError(_unknown_flag(word, words, suggest, [*FLAGS, *flags]))
-            rest.append(word)
-            if word in VALUE_FLAGS:
-                rest += _value_of(word, words)
+            value = _value_of(word, words)
+            rest += [word] if "=" in word or value is None else [word, value]
         elif _is_override(word, path_key):
             rest.append(_override(word, sweep, suggest))
         elif path_key:
@@ -119,15 +118,25 @@ def _several(verb: str, path_key: str, paths: list[str], rest: list[str], many: 
     return f"armodels {verb} got both {given} and {bare}; {instead}"
 
 
-def _value_of(flag: str, words: Iterator[str]) -> list[str]:
-    """The word after a flag that takes one."""
-    value = next(words, None)
-    if value is None and flag not in ("--info", "-i"):
-        raise ValueError(f"{flag} needs a value, such as {flag} {_EXAMPLES.get(flag, 'conf')}")
-    return [] if value is None else [value]
+_ONE_OF = {"--cfg": "job hydra all",
+           "--info": "all config defaults defaults-tree plugins searchpath"}  # fmt: skip
 
 
-_EXAMPLES = {"--cfg": "job", "-c": "job", "--package": "model", "-p": "model"}
+def _value_of(word: str, words: Iterator[str]) -> str | None:
+    """What a flag is given, in the same word or in the next."""
+    flag, sign, value = word.partition("=")
+    if flag not in VALUE_FLAGS:
+        return None
+    if not sign:
+        value = next(words, "")
+    flag = {"-c": "--cfg", "-i": "--info", "-p": "--package"}.get(flag, flag)
+    allowed = _ONE_OF.get(flag, "").split()
+    if not value and flag != "--info":
+        raise ValueError(f"{flag} needs a value, such as {flag} {(allowed or ['conf'])[0]}")
+    if value and allowed and value not in allowed:
+        several = " or ".join([", ".join(allowed[:-1]), allowed[-1]])
+        raise ValueError(f"{flag} is {value!r}; choose {several}")
+    return value or None
 
 
 def _refuse_blanks(args: list[str]) -> None:
@@ -187,7 +196,8 @@ def _unknown_flag(
         if value.startswith("-") or "=" in value:
             value = ""
     key = flag.lstrip("-").replace("-", "_")
-    hint = suggest(key, value) or f"{key}={value or 'VALUE'}"
+    hint = "" if "." in key else suggest(key, value)
+    hint = hint or f"{key}={value or 'VALUE'}"
     return f"{flag} is no flag of armodels: settings are written key=value, such as {hint}"
 
 

@@ -72,6 +72,7 @@ def test_numbers_lists_and_switches_are_themselves():
         "armodels eval run=\"'my run (2)'\" split=test data.path=x"
     )
     assert show.command("compare", "a b", "c") == "armodels compare 'a b' c"
+    assert show.command("compare", "a=b/c", "-x") == "armodels compare ./a=b/c ./-x"
 
 
 def test_no_control_character_reaches_the_terminal(capsys):

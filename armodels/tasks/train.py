@@ -769,6 +769,7 @@ def _fabric(settings: Settings) -> Fabric:
     The environment is named, not detected: Fabric would take the tasks of a Slurm allocation for
     processes of its own.
     """
+    run.pick_device(settings.accelerator, "trainer.accelerator")
     if not checks.started_by_torchrun():
         if settings.devices > 1:
             raise ValueError(
