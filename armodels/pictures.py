@@ -1,12 +1,14 @@
-"""Pictures of data: sample grids, heat maps and densities, as uint8 tensors (3, H, W)."""
+"""Pictures of data: grids of images, bitmaps of vectors and heat maps, uint8 tensors (3, H, W)."""
 
 import math
-from pathlib import Path
+from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional
 
 from armodels.spec import ContextSpec, DataSpec
 
@@ -15,6 +17,11 @@ _COLOURS = np.array(
     [[0, 0, 4], [51, 10, 95], [120, 28, 109], [186, 54, 85], [237, 105, 37], [252, 180, 24]]
     + [[252, 255, 164]]
 )
+
+_HATCH = ((64, 158, 163), (172, 216, 219))
+"""Colours of what is unknown: neither greys nor colours of the map above."""
+
+_LEAST, _PADDING, _LINE, _FONT = 48, 2, 18, 13
 
 
 def colour(values: Tensor, low: float, high: float) -> Tensor:
@@ -25,7 +32,13 @@ def colour(values: Tensor, low: float, high: float) -> Tensor:
     return torch.from_numpy(np.stack(channels, -3).round().astype(np.uint8))
 
 
-def grid(images: Tensor, *, columns: int = 8, least: int = 48) -> Tensor:
+def _magnified(images: Tensor, least: int) -> Tensor:
+    """Small images made of larger pixels: to at least so many of ours, (..., H, W)."""
+    factor = max(1, math.ceil(least / min(images.shape[-2:])))
+    return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def grid(images: Tensor, *, columns: int = 8, least: int = _LEAST) -> Tensor:
     """Images side by side: (N, 3, H, W) uint8 -> (3, H', W').
 
     Args:
@@ -35,9 +48,33 @@ def grid(images: Tensor, *, columns: int = 8, least: int = 48) -> Tensor:
     """
     from torchvision.utils import make_grid  # seconds to import: only where a picture is made
 
-    factor = max(1, math.ceil(least / min(images.shape[-2:])))
-    images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return make_grid(images, nrow=columns, padding=2, pad_value=64)
+    return make_grid(_magnified(images, least), nrow=columns, padding=_PADDING, pad_value=64)
+
+
+def _hatched(images: Tensor, known: Tensor, least: int) -> Tensor:
+    """Magnified images whose unknown pixels are hatched in a colour that no grey picture has.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        known: (N, C, H, W) bool; of a pixel known in part, every other stripe is as it is.
+        least: As for ``grid``.
+    """
+    images, known = _magnified(images, least), _magnified(known, least)
+    height, width = images.shape[-2:]
+    stripe = (torch.arange(height)[:, None] + torch.arange(width)) // 3 % 2 == 0
+    hatch = torch.where(stripe, *(torch.tensor(one).view(3, 1, 1) for one in _HATCH))
+    hidden = torch.where(known.any(1), ~known.all(1) & stripe, True)
+    return torch.where(hidden[:, None], hatch.to(torch.uint8), images)
+
+
+def _titled(picture: Tensor, titles: Sequence[tuple[str, int, int]]) -> Tensor:
+    """Words above a picture, each centred over its (left, right)."""
+    above = Image.new("RGB", (picture.shape[-1], _LINE), "white")
+    draw, font = ImageDraw.Draw(above), ImageFont.load_default(_FONT)
+    for text, left, right in titles:
+        free = right - left - font.getlength(text)
+        draw.text((max(left, left + free / 2), 1), text, "black", font)
+    return torch.cat([torch.from_numpy(np.array(above)).permute(2, 0, 1), picture], 1)
 
 
 def _grey_or_rgb(x: Tensor, spec: DataSpec) -> Tensor:
@@ -51,54 +88,66 @@ def _grey_or_rgb(x: Tensor, spec: DataSpec) -> Tensor:
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
 
 
-def beside(
-    truth: Tensor, context: Tensor, given: ContextSpec, spec: DataSpec, answers: Tensor
-) -> Tensor:
-    """What was given, several answers, and the truth, one row an input, for ``events``.
-
-    Args:
-        truth: (N, *event).
-        context: (N, *context).
-        given: What the context is; an image is brought to the events' size, anything else is
-            left blank.
-        spec: Of the events.
-        answers: (N A, *event), those of one input side by side.
-
-    Returns:
-        (N (A + 2), *event).
-    """
-    shown = torch.zeros_like(truth)
-    if len(given.shape) == 3 and spec.kind == "image":
-        image = torch.nn.functional.interpolate(context.double(), spec.shape[1:], mode="nearest")
-        shown = image.expand_as(truth).to(truth.dtype)
-    answers = answers.unflatten(0, (len(truth), -1))
-    return torch.cat([shown[:, None], answers, truth[:, None]], 1).flatten(0, 1)
-
-
-def events(x: Tensor, spec: DataSpec, *, columns: int = 8) -> Tensor | None:
+def events(
+    x: Tensor,
+    spec: DataSpec,
+    *,
+    columns: int = 8,
+    titles: Sequence[tuple[str, int]] = (),
+    known: Tensor | None = None,
+) -> Tensor | None:
     """A picture of events (N, *event), or None where the kind of data has none.
 
-    Images stand in a grid; pairs of real values become a histogram; other vectors and sequences
-    with levels a bitmap, one row an example.
+    Images stand in a grid; vectors and sequences with levels are a bitmap, one row an example.
+
+    Args:
+        x: The events, row by row of the grid.
+        spec: What they are.
+        columns: Events in a row.
+        titles: Words over the columns, each with the number of columns that it names. Of vectors
+            and sequences, those columns of all rows stand below it.
+        known: (N, *event) bool: the other values are hatched, whatever they are.
     """
     x = x.detach().cpu()
     if spec.kind == "image":
-        return grid(_grey_or_rgb(x, spec), columns=columns)
-    if spec.levels is not None:
-        return grid(colour(x.double(), 0, spec.levels - 1)[None], columns=1, least=256)
-    if spec.num_dims == 2:
-        return histogram(x)
-    return None
+        images = _grey_or_rgb(x, spec)
+        picture = grid(
+            images if known is None else _hatched(images, known, _LEAST), columns=columns
+        )
+        if not titles:
+            return picture
+        pitch, places, at = (picture.shape[-1] - _PADDING) // columns, [], 0
+        for text, span in titles:
+            places.append((text, at * pitch + _PADDING, (at + span) * pitch))
+            at += span
+        return _titled(picture, places)
+    if spec.levels is None:
+        return None
+    known = torch.ones_like(x, dtype=torch.bool) if known is None else known
+    panels, at = [], 0
+    for text, span in titles or [("", columns)]:
+        rows = torch.arange(len(x))
+        rows = rows[(rows % columns >= at) & (rows % columns < at + span)] if titles else rows
+        bitmap = colour(x[rows].double(), 0, spec.levels - 1)[None]
+        side = max(1, min(16, 1000 // spec.num_dims))  # of a value, in our pixels
+        least = side * min(bitmap.shape[-2:])
+        panel = grid(_hatched(bitmap, known[rows][None, None], least), columns=1, least=1)
+        panels.append(_titled(panel, [(text, _PADDING, 0)]) if text else panel)
+        at += span
+    width = max(panel.shape[-1] for panel in panels)
+    panels = [functional.pad(one, (0, width - one.shape[-1]), value=255) for one in panels]
+    return torch.cat(panels, 1)
 
 
-def histogram(x: Tensor, *, bins: int = 128) -> Tensor:
-    """Points in the plane, (N, 2) -> (3, H, W); the vertical axis points up."""
-    low, high = x.double().quantile(torch.tensor([0.002, 0.998], dtype=torch.double), dim=0)
-    counts, _, _ = np.histogram2d(
-        *x.double().numpy().T, bins=bins, range=torch.stack([low, high], 1).tolist()
-    )
-    counts = torch.from_numpy(counts).T.flip(0)
-    return grid(colour(counts, 0, float(counts.max()))[None], columns=1, least=256)
+def as_event(context: Tensor, given: ContextSpec, spec: DataSpec) -> Tensor | None:
+    """An image that a model is conditioned on (N, *context), brought to the events' size.
+
+    None: it is no image, or the events are none.
+    """
+    if len(given.shape) != 3 or spec.kind != "image":
+        return None
+    image = functional.interpolate(context.double(), spec.shape[1:], mode="nearest")
+    return image.expand(-1, *spec.shape).to(spec.dtype)
 
 
 def heat_maps(log_prob: Tensor, *, columns: int = 8) -> Tensor:
@@ -108,23 +157,6 @@ def heat_maps(log_prob: Tensor, *, columns: int = 8) -> Tensor:
     return grid(colour(total, low, 0.0), columns=columns)
 
 
-def lattice(
-    box: tuple[tuple[float, float], tuple[float, float]], size: int = 160
-) -> tuple[Tensor, tuple[int, int]]:
-    """Points of the plane, (size^2, 2), row by row from the top, and the shape of the picture."""
-    (left, right), (bottom, top) = box
-    x = torch.linspace(left, right, size)
-    y = torch.linspace(top, bottom, size)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2), (size, size)
-
-
-def density(log_probs: list[Tensor]) -> Tensor:
-    """Densities over one box beside each other on one scale: each (H, W) nats, row 0 on top."""
-    high = max(float(log_prob.exp().max()) for log_prob in log_probs)
-    panels = torch.stack([colour(log_prob.exp(), 0.0, high) for log_prob in log_probs])
-    return grid(panels, columns=len(log_probs), least=256)
-
-
-def save(picture: Tensor, path: Path) -> None:
+def save(picture: Tensor, file: BinaryIO) -> None:
     """Write (3, H, W) uint8 as PNG."""
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "png", optimize=True)

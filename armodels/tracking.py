@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from armodels import names, pictures
+from armodels import names
 
 COLUMNS = (
     "step",
@@ -177,11 +177,9 @@ class Tracker:
         """A point that belongs to no row of the table."""
         self.writer.add_scalar(tag, value, step)
 
-    def picture(self, tag: str, picture: Tensor, step: int, file: Path | None = None) -> None:
-        """A picture (3, H, W), also as a PNG where ``file`` is given."""
+    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+        """A picture (3, H, W)."""
         self.writer.add_image(tag, picture, step)
-        if file is not None:
-            pictures.save(picture, file)
 
     def flush(self) -> None:
         """Everything written so far goes to disk."""

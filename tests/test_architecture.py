@@ -20,6 +20,7 @@ LAYERS = [
     {"density", "data"},
     {"baselines"},
     {"build", "pictures"},
+    {"charts"},
     {"run", "tracking"},
     {"tasks", "errors"},
     {"cli"},
@@ -34,6 +35,7 @@ ONLY = {
     "contexts": {"spec"},
     "data": {"checks", "contexts", "kernels", "show", "spec"},
     "pictures": {"spec"},
+    "charts": {"pictures", "spec"},
     "density": {"networks.base", "heads", "orders", "spec"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
@@ -42,6 +44,7 @@ NEVER = {"tasks.train": {"networks", "heads"}}
 DOORS = {
     "hydra": {"build", "cli"},
     "lightning_fabric": {"tasks.train", "tasks.evaluate", "run"},
+    "matplotlib": {"charts"},
     "pandas": {"data.dialect", "data.files"},
     "lightning": set(),
     "pytorch_lightning": set(),

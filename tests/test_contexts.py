@@ -108,6 +108,8 @@ def test_sample_draws_the_label_asked_for_or_each_in_turn(folder):
     done(folder, "sample", "run=told", "num=60", "out=drawn")
     arrays = np.load(folder / "drawn/sample-seed0-t1.npz")
     assert arrays["context"].tolist() == [0, 1, 2] * 20
+    with Image.open(folder / "drawn/sample-seed0-t1.png") as picture:  # a column each class
+        assert picture.width == 3 * (4 * 16 + 2) + 2
     assert (arrays["x"][:, 0, 0, 0] == arrays["context"]).mean() > 0.8
 
 
@@ -119,10 +121,11 @@ def test_sample_answers_images_several_times_beside_the_truth(folder):
     spec = run.restore(folder / "low").spec
     low = contexts.derive("lowres_2", torch.from_numpy(arrays["truth"]), spec)
     assert (arrays["context"] == low.repeat_interleave(4, 0).numpy()).all()
-    # One row an input: what was given, four answers, the truth; magnified, with borders of 2.
+    # One row an input: what was given, four answers, the truth; magnified, with borders of 2 and
+    # titles of 18.
     tile = (4 * 16 + 2, 3 * 16 + 2)
     with Image.open(folder / "answers/sample-seed0-t1.png") as picture:
-        assert picture.size == (6 * tile[0] + 2, 3 * tile[1] + 2)
+        assert picture.size == (6 * tile[0] + 2, 3 * tile[1] + 2 + 18)
 
 
 def test_every_verb_takes_a_vector(folder):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from armodels import build, contexts, pictures, run, show
+from armodels import build, charts, contexts, pictures, run, show
 from armodels.density import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
@@ -237,12 +237,13 @@ def main(config: Mapping) -> None:
     show.say(f"known  {known}, {observed.double().mean():.0%} of {spec.name}")
     _tell("method", result, config["num_particles"])
     folder = restored.folder_for(config["out"])
-    np.savez_compressed(
-        folder / f"{name}.npz",
-        truth=spec.original(truth).numpy(),
-        observed=observed.numpy(),
-        completions=spec.original(values).numpy(),
-    )
+    with run.atomic(folder / f"{name}.npz") as file:
+        np.savez_compressed(
+            file,
+            truth=spec.original(truth).numpy(),
+            observed=observed.numpy(),
+            completions=spec.original(values).numpy(),
+        )
     show.say(f"wrote  {folder / name}.npz")
     if spec.columns is not None:
         table = torch.cat([truth[:, None], values], 1)
@@ -253,12 +254,31 @@ def main(config: Mapping) -> None:
             [[i // (answers + 1), i % (answers + 1), *row] for i, row in enumerate(cells)],
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
-    blanked = torch.where(observed, truth, torch.zeros_like(truth))
-    rows = torch.cat([truth[:, None], blanked[:, None], values], 1).flatten(0, 1)
-    picture = pictures.events(rows, spec, columns=answers + 2)
+    picture, caption = draw(truth, observed, values, spec)
     if picture is not None:
-        pictures.save(picture, folder / f"{name}.png")
-        show.say(f"wrote  {folder / name}.png (truth, known part, answers)")
+        with run.atomic(folder / f"{name}.png") as file:
+            pictures.save(picture, file)
+        show.say(f"wrote  {folder / name}.png ({caption})")
+
+
+def draw(
+    truth: Tensor, observed: Tensor, values: Tensor, spec: DataSpec
+) -> tuple[Tensor | None, str]:
+    """A picture of answers (N, A, *event) beside what is true and given, and what it shows."""
+    if charts.is_table(spec):
+        picture = charts.completions(truth, observed, values, spec)
+        return picture, "drawn, given and true values of each column"
+    rows = torch.cat([truth[:, None], truth[:, None], values], 1)
+    known = torch.ones_like(rows, dtype=torch.bool)
+    known[:, 1] = observed
+    picture = pictures.events(
+        rows.flatten(0, 1),
+        spec,
+        columns=rows.shape[1],
+        titles=[("true", 1), ("given", 1), ("drawn", values.shape[1])],
+        known=known.flatten(0, 1),
+    )
+    return picture, "true, given with the unknown hatched, drawn"
 
 
 def _tell(what: str, result: Completion, particles: int) -> None:

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import contexts, pictures, run, show
-from armodels.spec import ContextSpec, bits_per_dim, nats
+from armodels import build, charts, contexts, pictures, run, show
+from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
 from armodels.tasks.evaluate import draw_examples, load_split
+
+MAX_ACROSS = 16
+"""Classes that are drawn one beside the other."""
 
 
 def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | None:
@@ -47,11 +50,10 @@ def main(config: Mapping) -> None:
     if config["temperature"] == 0:
         show.say("temperature 0 follows the mode: expect (nearly) equal samples")
     spec, wanted = restored.spec, restored.model.context
-    context, truth, columns = labels(wanted, config["label"], num), None, 8
+    context, truth = labels(wanted, config["label"], num), None
     if wanted is not None and wanted.shape:
         truth, context = draw_examples(restored, min(inputs, num), config["seed"])
         num = len(truth) * (num // len(truth))
-        columns = num // len(truth) + 2
         context = context.repeat_interleave(num // len(truth), 0)
     x, log_prob = restored.model.sample_with_log_prob(
         num,
@@ -78,7 +80,8 @@ def main(config: Mapping) -> None:
         neighbours = train[rows]
         arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
-    np.savez_compressed(folder / f"{name}.npz", **arrays)
+    with run.atomic(folder / f"{name}.npz") as file:
+        np.savez_compressed(file, **arrays)
     show.say(f"from   {restored.origin}")
     mean = float(log_prob.double().mean())
     show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
@@ -86,21 +89,67 @@ def main(config: Mapping) -> None:
     if spec.columns is not None:
         run.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
         show.say(f"wrote  {folder / name}.csv")
-    shown, caption = x, ""
+    path = folder / f"{name}.png"
     if truth is not None:
-        given = context[:: num // len(truth)]
-        shown, caption = pictures.beside(truth, given, wanted, spec, x), " (given, samples, truth)"
-    _draw(pictures.events(shown, spec, columns=columns), folder / f"{name}.png", caption)
+        _draw(answers(truth, context, x, wanted, spec), path, " (given, drawn, true)")
+    elif context is not None and wanted.levels <= MAX_ACROSS and config["label"] is None:
+        titles = [(str(label), 1) for label in range(wanted.levels)]
+        picture = pictures.events(x, spec, columns=wanted.levels, titles=titles)
+        _draw(picture, path, " (a class each column)")
+    else:
+        _draw(charts.samples(x, spec, **reference(restored)), path)
     if neighbours is not None:
         show.say(f"nearest training examples: mean distance {arrays['distances'].mean():.3f}")
         rows = torch.cat([x[:, None], neighbours.to(x.dtype)], 1)
-        columns = 4 * rows.shape[1] if rows.shape[1] <= 4 else rows.shape[1]
-        picture = pictures.events(rows.flatten(0, 1), spec, columns=columns)
+        each = rows.shape[1]
+        times = 4 if each <= 4 and spec.kind == "image" else 1
+        titles = [("sample", 1), ("nearest", each - 1)] * times
+        picture = pictures.events(rows.flatten(0, 1), spec, columns=each * times, titles=titles)
         _draw(picture, folder / f"{name}-neighbours.png", " (sample, nearest training examples)")
 
 
-def _draw(picture: Tensor | None, path: Path, caption: str) -> None:
+def reference(restored: run.Restored) -> dict:
+    """What samples of the model are drawn beside, as far as its data is here."""
+    if not charts.is_table(restored.spec):
+        return {}
+    try:
+        _, data, _ = load_split(restored, None, "train")
+        splits = build.source(restored.config["data"]).load()
+    except (OSError, ValueError) as error:
+        show.warn(f"samples are drawn without the data beside them: {error}")
+        return {}
+    if splits.box is None or restored.model.context is not None:
+        return {"data": data}
+
+    def log_prob(points: Tensor) -> Tensor:
+        return restored.model.log_prob(points.to(restored.device)) + restored.spec.log_det
+
+    return {"box": splits.box, "true_log_prob": splits.true_log_prob, "log_prob": log_prob}
+
+
+def answers(
+    truth: Tensor, context: Tensor, x: Tensor, given: ContextSpec, spec: DataSpec
+) -> Tensor | None:
+    """A picture of what was given, several answers, and the truth, a row each.
+
+    Args:
+        truth: (N, *event).
+        context: (N A, *context).
+        x: (N A, *event), those of one input side by side.
+        given: What the context is; one that is no image is left out.
+        spec: Of the events.
+    """
+    x = x.unflatten(0, (len(truth), -1))
+    image = pictures.as_event(context[:: x.shape[1]], given, spec)
+    parts = [x, truth[:, None]] if image is None else [image[:, None], x, truth[:, None]]
+    titles = [("given", 1), ("drawn", x.shape[1]), ("true", 1)][image is None :]
+    rows = torch.cat(parts, 1)
+    return pictures.events(rows.flatten(0, 1), spec, columns=rows.shape[1], titles=titles)
+
+
+def _draw(picture: Tensor | None, path: Path, caption: str = "") -> None:
     """Write a picture, where the kind of data has one."""
     if picture is not None:
-        pictures.save(picture, path)
+        with run.atomic(path) as file:
+            pictures.save(picture, file)
         show.say(f"wrote  {path}{caption}")

@@ -21,7 +21,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, checks, limits, pictures, run, show
+from armodels import build, charts, checks, limits, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
@@ -232,6 +232,7 @@ class Trainer:
         self.watch = limits.Watch(self.budget)
         self._doing = "before the first step"
         self._seconds_of: dict[str, float] = {}  # that an evaluation of a split takes
+        self._next_chart = 0.0
 
     def _total_steps(self) -> int | None:
         limits = []
@@ -477,8 +478,16 @@ class Trainer:
 
     def _draw(self) -> None:
         """Samples, and what the model thinks of data it was not trained on."""
-        spec, step = self.splits.spec, self.state.step
+        spec, step, splits = self.splits.spec, self.state.step, self.splits
         number = self.config["samples"]["num"]
+        beside = {}
+        if charts.is_table(spec):
+            # A chart may take longer than an epoch of a small model: a twentieth of the time.
+            if limits.now() < self._next_chart and step != self.total:
+                return
+            number = number and max(number, charts.MAX_POINTS)
+            beside = {"data": splits.split("train")}
+        started = limits.now()
         if number:
             # The same noise each time: what changes from picture to picture is the model.
             generator = torch.Generator().manual_seed(stream(_SAMPLES, self.seed))
@@ -489,10 +498,14 @@ class Trainer:
                 generator=generator,
                 progress=self.settings.progress,
             )
-            picture = pictures.events(samples, spec)
+            if splits.box is not None and self.model.context is None:
+                beside |= {"box": splits.box, "true_log_prob": splits.true_log_prob}
+                beside["log_prob"] = lambda x: self.model.log_prob(x.to(self.fabric.device))
+            picture = charts.samples(samples, spec, **beside)
             if picture is not None:
-                file = self.directory.samples / f"step-{step:07d}.png"
-                self.tracker.picture("view/samples", picture, step, file)
+                self.tracker.picture("view/samples", picture, step)
+                with run.atomic(self.directory.samples / f"step-{step:07d}.png") as file:
+                    pictures.save(picture, file)
         if spec.kind == "image":
             shown = self.splits.split("valid")[:16].to(self.fabric.device)
             context = self.splits.context(self.model.context, "valid", shown, slice(16))
@@ -500,14 +513,7 @@ class Trainer:
                 log_prob = self.model.log_prob_map(shown, context)
             if log_prob is not None:
                 self.tracker.picture("view/surprise", pictures.heat_maps(log_prob), step)
-        if self.splits.box is not None:
-            points, shape = pictures.lattice(self.splits.box)
-            with torch.no_grad():
-                learned = self.model.log_prob(points.to(self.fabric.device)).cpu()
-            panels = [self.splits.true_log_prob(points), learned + spec.log_det]
-            picture = pictures.density([panel.view(shape) for panel in panels])
-            file = self.directory.samples / f"density-{step:07d}.png"
-            self.tracker.picture("view/true_and_learned_density", picture, step, file)
+        self._next_chart = limits.now() + 20 * (limits.now() - started)
 
     def _contexts_to_draw(self, number: int) -> Tensor | None:
         """Every label in turn; other contexts as they come in valid."""

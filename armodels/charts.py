@@ -1,0 +1,232 @@
+"""Charts with axes, titles and units: uint8 tensors (3, H, W), drawn by matplotlib."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armodels import pictures
+from armodels.spec import DataSpec
+
+Box = tuple[tuple[float, float], tuple[float, float]]
+Density = Callable[[Tensor], Tensor]
+
+MAX_COLUMNS, MAX_PAIRED, MAX_POINTS, ACROSS = 12, 4, 1000, 6
+"""Columns of a table that are drawn, columns whose pairs are, points of each, panels in a row."""
+
+LATTICE = 160
+"""Points a side at which a density on the plane is drawn."""
+
+_DATA, _DRAWN, _TRUE = "#6f9bc8", "#d95f02", "#1b1b1b"
+
+
+def samples(
+    x: Tensor,
+    spec: DataSpec,
+    *,
+    data: Tensor | None = None,
+    box: Box | None = None,
+    true_log_prob: Density | None = None,
+    log_prob: Density | None = None,
+) -> Tensor | None:
+    """A picture of samples (N, *event), or None where the kind of data has none.
+
+    Densities on the plane are drawn with their samples over them, tables column by column beside
+    the data, everything else by ``pictures.events``.
+
+    Args:
+        x: The samples.
+        spec: What they are.
+        data: (M, *event): what they should look like.
+        box: ((x0, x1), (y0, y1)) of a density on the plane.
+        true_log_prob: (B, 2) -> (B,), nats, of a density on the plane.
+        log_prob: The same of the model.
+    """
+    if box is not None:
+        return plane(x, spec, box, true_log_prob, log_prob)
+    if is_table(spec):
+        return table(x, spec, data)
+    return pictures.events(x, spec)
+
+
+def is_table(spec: DataSpec) -> bool:
+    """Are its values drawn column by column?"""
+    return spec.kind == "vector" and (spec.levels is None or spec.columns is not None)
+
+
+def _names(spec: DataSpec) -> Sequence[str]:
+    return spec.columns or [f"x{i}" for i in range(spec.num_dims)]
+
+
+# Drawing
+
+
+def _figure(width: float, height: float, rows: int, columns: int):
+    """A figure of so many inches, and its axes (rows, columns)."""
+    from matplotlib.figure import Figure  # a second to import: only where a chart is drawn
+
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _drawn(figure) -> Tensor:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)
+
+
+def _ticks(axes) -> None:
+    """Few and small: panels are narrow."""
+    axes.tick_params(labelsize=7, length=2)
+    axes.locator_params(nbins=4)
+
+
+def _short(name: str, length: int = 22) -> str:
+    # A dollar sign would begin a formula.
+    name = name if len(name) <= length else f"{name[: length - 1]}…"
+    return name.replace("$", r"\$")
+
+
+def plane(
+    x: Tensor, spec: DataSpec, box: Box, true_log_prob: Density, log_prob: Density
+) -> Tensor:
+    """The true density, the learned one on the same scale, samples (N, 2) over the true one."""
+    (left, right), (bottom, top) = box
+    across = torch.linspace(left, right, LATTICE)
+    up = torch.linspace(bottom, top, LATTICE)
+    points = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1).reshape(-1, 2)
+    with torch.no_grad():
+        true, learned = (
+            density(points).double().cpu().exp().view(LATTICE, LATTICE).numpy()
+            for density in (true_log_prob, log_prob)
+        )
+    figure, ((first, second, third),) = _figure(12, 4.2, 1, 3)
+    extent = (left, right, bottom, top)
+    options = {"origin": "lower", "extent": extent, "vmin": 0.0, "vmax": true.max()}
+    first.imshow(true, cmap="inferno", **options)
+    shown = second.imshow(learned, cmap="inferno", **options)
+    third.imshow(true, cmap="Greys", alpha=0.6, **options)
+    some = x.detach().double().cpu().numpy()[:MAX_POINTS]
+    third.plot(*some.T, ".", color=_DRAWN, markersize=3 if len(some) > 200 else 5, alpha=0.7)
+    titles = ("true density", "learned density", f"{len(some):,} samples over the true density")
+    names = [_short(name) for name in _names(spec)]
+    for axes, title in zip((first, second, third), titles, strict=True):
+        axes.set(title=title, xlabel=names[0], xlim=box[0], ylim=box[1], aspect="auto")
+    first.set_ylabel(names[1])
+    figure.colorbar(shown, ax=second, label="density", extend="max")
+    figure.suptitle(spec.name)
+    return _drawn(figure)
+
+
+def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
+    """Marginals of samples (N, D) beside the data (M, D), then pairs of the first columns.
+
+    Values are in their original units.
+    """
+    names = _names(spec)
+    shown = min(len(names), MAX_COLUMNS)
+    some = _values(x, spec)
+    truth = None if data is None else _values(data, spec)
+    pairs = list(combinations(range(min(len(names), MAX_PAIRED)), 2))[:ACROSS]
+    across = min(ACROSS, max(shown, len(pairs)))
+    rows = math.ceil(shown / across)
+    total = rows + (len(pairs) > 0) * math.ceil(len(pairs) / across)
+    figure, panels = _figure(2.2 * max(across, 2), 1.9 * total + 0.5, total, across)
+    places = iter(panels.flat)
+    for i in range(rows * across):
+        axes = next(places)
+        if i >= shown:
+            axes.set_axis_off()
+            continue
+        edges = _edges(some[:, i] if truth is None else truth[:, i])
+        for values, style in ((truth, {"fill": True, "color": _DATA}), (some, {"color": _DRAWN})):
+            if values is not None:
+                clipped = np.clip(values[:, i], edges[0], edges[-1])
+                counts, _ = np.histogram(clipped, edges, density=True)
+                axes.stairs(counts, edges, **style)
+        axes.set_title(_short(names[i]), fontsize=8)
+        axes.set_yticks([])
+        _ticks(axes)
+    for i, axes in enumerate(places):
+        if i >= len(pairs):
+            axes.set_axis_off()
+            continue
+        a, b = pairs[i]
+        for values, colour in ((truth, _DATA), (some, _DRAWN)):
+            if values is not None:
+                points = values[:MAX_POINTS]
+                axes.plot(points[:, a], points[:, b], ".", color=colour, markersize=2, alpha=0.5)
+        for limits, j in ((axes.set_xlim, a), (axes.set_ylim, b)):
+            edges = _edges(some[:, j] if truth is None else truth[:, j])
+            limits(edges[0], edges[-1])
+        axes.set_xlabel(_short(names[a]), fontsize=8)
+        axes.set_ylabel(_short(names[b]), fontsize=8)
+        _ticks(axes)
+    what = f"{spec.name}: {len(x):,} samples" + (
+        "" if truth is None else " (orange) beside the data (blue)"
+    )
+    left_out = f", the first {shown} of {len(names)} columns" if shown < len(names) else ""
+    figure.suptitle(what.replace("$", r"\$") + left_out, fontsize=10)
+    return _drawn(figure)
+
+
+def completions(truth: Tensor, observed: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
+    """What is given of rows of a table, what is drawn, and what is true, column by column.
+
+    Args:
+        truth: (N, D).
+        observed: (D,) bool, True = given.
+        values: (N, A, D): answers.
+        spec: Of the rows.
+    """
+    names, known = _names(spec), observed.tolist()
+    order = sorted(range(len(names)), key=lambda i: known[i])[:MAX_COLUMNS]
+    true = _values(truth, spec)
+    drawn = _values(values.flatten(0, 1), spec).reshape(*values.shape)
+    across = min(ACROSS, max(2, len(order)))
+    rows = math.ceil(len(order) / across)
+    height = min(0.18 * len(true) + 1.2, 4.0)
+    figure, panels = _figure(2.2 * across, height * rows + 0.5, rows, across)
+    at = np.arange(1, len(true) + 1)
+    for place, axes in enumerate(panels.flat):
+        if place >= len(order):
+            axes.set_axis_off()
+            continue
+        i = order[place]
+        if not known[i]:
+            y = np.repeat(at, values.shape[1])
+            axes.plot(drawn[..., i].ravel(), y, "o", color=_DRAWN, markersize=4, alpha=0.5)
+        axes.plot(
+            true[:, i], at, "s" if known[i] else "|", color=_TRUE, markersize=4 if known[i] else 9
+        )
+        axes.set_title(f"{_short(names[i])}, {'given' if known[i] else 'unknown'}", fontsize=8)
+        axes.set_ylim(len(true) + 0.5, 0.5)
+        _ticks(axes)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel("example" if place % across == 0 else "", fontsize=8)
+    said = "drawn (dots) and true (bars) values, given ones (squares)"
+    left_out = f", {len(order)} of {len(names)} columns" if len(order) < len(names) else ""
+    figure.suptitle(f"{said}{left_out}", fontsize=10)
+    return _drawn(figure)
+
+
+def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
+    return spec.original(x.detach().cpu()).double().numpy()
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Edges of bins: around each value where they are few, else of equal width."""
+    distinct = np.unique(values)
+    if 1 < len(distinct) <= 20:
+        middle = (distinct[1:] + distinct[:-1]) / 2
+        first, last = distinct[0] - middle[0], distinct[-1] - middle[-1]
+        return np.array([distinct[0] + first, *middle, distinct[-1] + last])
+    low, high = np.quantile(values, [0.002, 0.998])
+    if not high > low:
+        low, high = float(low) - 0.5, float(high) + 0.5
+    return np.linspace(low, high, 31)
