@@ -7,6 +7,8 @@ less often changes no weight.
 
 import contextlib
 import copy
+import difflib
+import itertools
 import math
 import os
 import time
@@ -26,9 +28,13 @@ from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.schedules import Schedule
-from armodels.spec import nats
+from armodels.spec import DataSpec, nats
 from armodels.tasks.evaluate import describe, evaluate, log_probs
 from armodels.tracking import Tracker
+
+
+class Unfit(ValueError):
+    """A model that cannot be fitted to the data."""
 
 
 def stream(*key: int) -> int:
@@ -75,6 +81,12 @@ BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
 MAX_THREADS = max(256, os.cpu_count() or 1)
 """More threads than this are no help to anybody, and some systems die of starting them."""
 
+HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
+    "max_minutes", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
+    "devices",
+)))  # fmt: skip
+"""Keys that change what is shown or where a step is computed, but not what the step is."""
+
 # What a stream is for; the first number of its key.
 _WEIGHTS, _EPOCH, _STEP, _NOISE, _SAMPLES = range(5)
 
@@ -101,6 +113,7 @@ class Settings:
     cuda_graphs: bool
     threads: Annotated[int, Range(1, MAX_THREADS)] | None
     progress: bool
+    select: dict[str, list] | None = None
 
     def __post_init__(self):
         hints = get_type_hints(type(self), include_extras=True)
@@ -116,6 +129,65 @@ class Settings:
             raise ValueError(
                 "trainer.cuda_graphs=true replays compiled code: set trainer.compile=true"
             )
+        if not isinstance(self.select, Mapping | None):
+            raise ValueError(
+                f"trainer.select is {self.select!r}; it must be null, or lists of values by key, "
+                f"such as {{optimizer.weight_decay: [0.01, 0.1]}}"
+            )
+        for key, values in (self.select or {}).items():
+            if key.split(".")[0] not in ("model", "head", "optimizer", "schedule"):
+                raise ValueError(
+                    f"trainer.select names {key}; it chooses values of model, head, optimizer and "
+                    f"schedule, whose keys begin with these words"
+                )
+            if not isinstance(values, list) or not values:
+                raise ValueError(
+                    f"trainer.select.{key} is {values!r}; it must be a list of values to try"
+                )
+
+    def candidates(self) -> list[dict[str, Any]]:
+        """All combinations of the values that ``select`` names, the last key's fastest."""
+        keys = self.select or {}
+        return [dict(zip(keys, one, strict=True)) for one in itertools.product(*keys.values())]
+
+
+def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which dotted keys have other values.
+
+    Raises:
+        ValueError: It has no such key.
+    """
+    changed = copy.deepcopy(dict(config))
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node: Any = changed
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            near = difflib.get_close_matches(last, node or (), 1)
+            hint = f"; did you mean {'.'.join([*path, *near])}?" if near else ""
+            raise ValueError(f"trainer.select names {key}, which the config does not have{hint}")
+        node[last] = value
+    return changed
+
+
+def built(config: Mapping[str, Any], spec: DataSpec) -> DensityModel:
+    """The model of a config, its weights drawn by the seed."""
+    torch.manual_seed(stream(_WEIGHTS, config["seed"]))
+    return build.model(config["model"], config["head"], spec)
+
+
+def without_typed(select: Any, overrides: list[str]) -> Any:
+    """``trainer.select`` without the keys that the command line gives a value of its own."""
+    if not isinstance(select, Mapping):
+        return select
+    typed = {item.partition("=")[0].lstrip("+") for item in overrides}
+    return {key: values for key, values in select.items() if key not in typed} or None
+
+
+def said(values: Mapping[str, Any]) -> str:
+    """Chosen values as a user types them."""
+    return " ".join(show.override(key, value) for key, value in values.items())
 
 
 @dataclass
@@ -133,6 +205,18 @@ class State:
     window_log_prob: float = 0.0  # since the last point of the curve
     window_examples: int = 0
     valid: dict[str, float] = field(default_factory=dict)
+    # Of trainer.select: which candidate this is, the steps of those before, and what each had.
+    candidate: int = 0
+    earlier_steps: int = 0
+    began: float = 0.0  # seconds of the run
+    own_best_nats: float = math.inf
+    tried: list[float | None] = field(default_factory=list)
+    selected: int = 0
+
+    @property
+    def total_step(self) -> int:
+        """Steps of all candidates."""
+        return self.earlier_steps + self.step
 
 
 class Average:
@@ -181,7 +265,7 @@ class Trainer:
         config: The resolved config of the run.
         settings: Its ``trainer`` part.
         fabric: Device, precision and processes.
-        model: Built, not yet initialized.
+        model: Built for the first candidate, not yet initialized.
         splits: The data.
         directory: Where the run writes.
         budget: The time of the run, which may have begun before; None: it begins now.
@@ -197,12 +281,10 @@ class Trainer:
         directory: run.RunDirectory,
         budget: limits.Budget | None = None,
     ):
-        self.config = config
+        self.base = config
         self.settings = settings
         self.fabric = fabric
-        # Fabric converts to float64 too, but after a checkpoint was read into float32.
-        self.model = model.double() if settings.precision == "64-true" else model
-        self.model.to(fabric.device)
+        self.candidates = settings.candidates()
         self.splits = splits
         self.directory = directory
         self.seed = config["seed"]
@@ -210,15 +292,7 @@ class Trainer:
         self.train = placed(splits.train, fabric.device)
         self.steps_per_epoch = math.ceil(len(self.train) / settings.batch_size)
         self.total = self._total_steps()
-        self.schedule: Schedule = build.schedule(config["schedule"])
-        params = [p for p in self.model.parameters() if p.requires_grad]
-        chosen = dict(config["optimizer"])
-        if settings.precision == "16-mixed":
-            # A fused optimizer unscales the gradients itself, after their norm is wanted.
-            chosen.pop("fused", None)
-        self.optimizer = build.optimizer(chosen, params) if params else None
-        self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
-        self.average = Average(self.model, settings.ema) if settings.ema and params else None
+        self._take(0, model)
         self.weights = "ema" if self.average and config["eval"]["weights"] == "ema" else "raw"
         self.tracker: Tracker | None = None
         self._pending: list[tuple[int, Tensor, Tensor]] = []
@@ -233,6 +307,27 @@ class Trainer:
         self._doing = "before the first step"
         self._seconds_of: dict[str, float] = {}  # that an evaluation of a split takes
         self._next_chart = 0.0
+
+    def _take(self, number: int, model: DensityModel | None = None) -> None:
+        """Take up a candidate, as if its values had been typed; its model, or None: built here."""
+        settings = self.settings
+        self.config = with_values(self.base, self.candidates[number])
+        self.model = self._placed(model or built(self.config, self.splits.spec))
+        self.schedule: Schedule = build.schedule(self.config["schedule"])
+        self.schedule(0, self.total)  # refuses at once what it cannot schedule
+        params = [p for p in self.model.parameters() if p.requires_grad]
+        chosen = dict(self.config["optimizer"])
+        if settings.precision == "16-mixed":
+            # A fused optimizer unscales the gradients itself, after their norm is wanted.
+            chosen.pop("fused", None)
+        self.optimizer = build.optimizer(chosen, params) if params else None
+        self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
+        self.average = Average(self.model, settings.ema) if settings.ema and params else None
+
+    def _placed(self, model: DensityModel) -> DensityModel:
+        # Fabric converts to float64 too, but after a checkpoint was read into float32.
+        model = model.double() if self.settings.precision == "64-true" else model
+        return model.to(self.fabric.device)
 
     def _total_steps(self) -> int | None:
         limits = []
@@ -278,12 +373,15 @@ class Trainer:
                 f"the run was trained on {began}, but its data has changed and is now {now}; "
                 f"restore it, or start a new run"
             )
+        saved = checkpoint["state"]
+        self.state = State(**{"own_best_nats": saved["best_nats"], **saved})
+        if self.state.candidate:
+            self._take(self.state.candidate)
         self.model.load_state_dict(checkpoint["model"])
         if self.optimizer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         if self.average and checkpoint["ema"]:
             self.average.load_state_dict(checkpoint["ema"])
-        self.state = State(**checkpoint["state"])
         self.budget.before = self.state.spent
 
     # One step
@@ -398,8 +496,8 @@ class Trainer:
         bar.set_postfix_str(f"{train_nats:.3f} nats, {speed:,.0f} examples/s", refresh=False)
         if self.tracker:
             self.tracker.row(
-                state.step,
-                state.step / self.steps_per_epoch,
+                state.total_step,
+                state.total_step / self.steps_per_epoch,
                 self._seconds(),
                 train__nats=train_nats,
                 watch__lr=self.optimizer.param_groups[0]["lr"],
@@ -456,20 +554,24 @@ class Trainer:
             )
         if self.tracker:
             self.tracker.row(
-                state.step,
-                state.step / self.steps_per_epoch,
+                state.total_step,
+                state.total_step / self.steps_per_epoch,
                 self._seconds(),
                 valid__nats=state.valid["nats"],
                 valid__bits_per_dim=state.valid["bits_per_dim"],
             )
         state.evaluations_since_best += 1
-        if state.valid["nats"] < state.best_nats:
-            state.best_nats, state.best_step = state.valid["nats"], state.step
+        if state.valid["nats"] < state.own_best_nats:
+            state.own_best_nats = state.valid["nats"]
             state.evaluations_since_best = 0
+        mark = ""
+        if state.valid["nats"] < state.best_nats:
+            mark = " *"
+            state.best_nats, state.best_step = state.valid["nats"], state.step
+            state.selected = state.candidate
             if self.fabric.is_global_zero:
                 self.directory.save("best", self._state_dict())
-        best = "" if state.evaluations_since_best else " *"
-        show.say(f"step {state.step}: {describe('valid', state.valid)}{best}")
+        show.say(f"step {state.step}: {describe('valid', state.valid)}{mark}")
         if self.tracker:
             started = limits.now()
             with self._chosen_weights(), self._at_once("drawing"):
@@ -478,7 +580,7 @@ class Trainer:
 
     def _draw(self) -> None:
         """Samples, and what the model thinks of data it was not trained on."""
-        spec, step, splits = self.splits.spec, self.state.step, self.splits
+        spec, step, splits = self.splits.spec, self.state.total_step, self.splits
         number = self.config["samples"]["num"]
         beside = {}
         if charts.is_table(spec):
@@ -529,24 +631,79 @@ class Trainer:
     # The loop
 
     def fit(self) -> None:
-        """Train until a limit is reached, then hold the best weights.
+        """Train until a limit is reached; every candidate in turn, where there are several.
 
         Raises:
             limits.Stopped: A signal asked; everything is saved.
             limits.OutOfTime: The time ended before the evaluations did; everything is saved.
         """
-        settings, state, fabric = self.settings, self.state, self.fabric
         self._started = time.monotonic()
+        state, several = self.state, len(self.candidates) > 1
+        while True:
+            if len(state.tried) <= state.candidate or not several:
+                if several:
+                    number = f"{state.candidate + 1} of {len(self.candidates)}"
+                    show.say(f"trying {number}: {said(self.candidates[state.candidate])}")
+                outcome = self._outcome()
+                state.tried[state.candidate :] = [outcome]
+                self._finish_clock()
+                self.save_last()
+            if state.candidate + 1 == len(self.candidates):
+                break
+            self._take_next()
+        if several:
+            self._tell_selection()
+
+    def _outcome(self) -> float | None:
+        """The best valid nats of this candidate; None: it cannot be, and others may."""
+        try:
+            self._train()
+        except (Unfit, FloatingPointError) as reason:
+            # Processes cannot agree on it: a loss may be finite for the others.
+            if len(self.candidates) == 1 or self.fabric.world_size > 1:
+                raise
+            last = self.state.candidate + 1 == len(self.candidates)
+            if last and self.state.best_nats == math.inf:
+                raise
+            show.say(f"left out: {reason}")
+            self._pending = []
+            self._take(self.state.candidate)  # no checkpoint holds broken weights
+            return None
+        return self.state.own_best_nats
+
+    def _take_next(self) -> None:
+        state = self.state
+        state.candidate += 1
+        state.earlier_steps += state.step
+        state.began = self.budget.spent
+        state.step = state.evaluations_since_best = state.window_examples = 0
+        state.window_log_prob, state.own_best_nats, state.valid_step = 0.0, math.inf, None
+        self._epoch_rows, self._block = (-1, torch.empty(0)), ((-1, -1), torch.empty(0))
+        self._take(state.candidate)
+
+    def _tell_selection(self) -> None:
+        state = self.state
+        for values, valid in zip(self.candidates, state.tried, strict=True):
+            outcome = "left out" if valid is None else f"{valid:.4f} valid nats"
+            show.say(f"tried    {said(values)}: {outcome}")
+        show.say(f"selected {said(self.candidates[state.selected])}")
+
+    def _train(self) -> None:
+        """Train one candidate until a limit is reached."""
+        settings, state, fabric = self.settings, self.state, self.fabric
         self._last_norm = math.nan
         if state.step == 0:
             if self.tracker:
                 show.say("initializing from the training split")
             x = self.splits.split("train")
-            with torch.no_grad(), self._at_once("initializing"):
-                self.model.initialize(
-                    (b.to(fabric.device) for b in x.split(1000)),
-                    progress=settings.progress and fabric.is_global_zero,
-                )
+            try:
+                with torch.no_grad(), self._at_once("initializing"):
+                    self.model.initialize(
+                        (b.to(fabric.device) for b in x.split(1000)),
+                        progress=settings.progress and fabric.is_global_zero,
+                    )
+            except ValueError as error:
+                raise Unfit(str(error)) from error
             if self.average:
                 self.average = Average(self.model, settings.ema)
         if self.optimizer is None:
@@ -555,8 +712,6 @@ class Trainer:
                 if self.tracker and self.total:  # a line as long as the curves beside it
                     for name in ("nats", "bits_per_dim"):
                         self.tracker.scalar(f"valid/{name}", state.valid[name], self.total)
-            self._finish_clock()
-            self.save_last()
             return
         with self._at_once("measuring how long an evaluation takes"):
             holds_evaluations = self._plan()
@@ -599,8 +754,6 @@ class Trainer:
             if not holds_evaluations:
                 raise limits.OutOfTime
             self.validate()
-        self._finish_clock()
-        self.save_last()
 
     def _validate_if_due(self) -> bool:
         """Evaluate where an evaluation is due at this step, and fits; whether it did.
@@ -658,8 +811,17 @@ class Trainer:
         return fits
 
     def _share(self) -> float:
-        """How much of the time is over; 0 without a limit."""
-        return self._agreed(self.budget.share) if self.settings.max_minutes else 0.0
+        """How much of the time of this candidate is over, 0 to 1; 0 without a limit."""
+        if not self.settings.max_minutes:
+            return 0.0
+        began, end = self.state.began, self._own_end()
+        share = (self.budget.spent - began) / (end - began) if end > began else 1.0
+        return self._agreed(min(share, 1.0))
+
+    def _own_end(self) -> float:
+        """Seconds of the run after which the next candidate begins: each has an equal part."""
+        began, left = self.state.began, len(self.candidates) - self.state.candidate
+        return began + (self.budget.end - began) / left
 
     def _reserve(self) -> bool:
         """Keep time for the last evaluations; whether there is enough."""
@@ -709,7 +871,7 @@ class Trainer:
             return True
         if settings.max_minutes is None:
             return False
-        return self._agree(self.budget.spent >= self.budget.end)
+        return self._agree(self.budget.spent >= self._own_end())
 
     def _agree(self, flag: bool) -> bool:
         """Processes must stop at the same step: any asks, all stop."""
@@ -725,14 +887,14 @@ class Trainer:
     def final_metrics(self) -> dict:
         """What the best weights had on valid and, evaluated for the only time, on test."""
         self.fabric.barrier()  # rank 0 may still be writing it
-        best = run.load_checkpoint(self.directory.checkpoint("best"))
-        # A copy: last.pt goes on from the last weights, not from the best.
-        model, self.model = self.model, copy.deepcopy(self.model)
+        best, spec = run.load_checkpoint(self.directory.checkpoint("best")), self.splits.spec
+        # Another model: last.pt goes on from the last weights, not from the best.
+        model, self.model = self.model, self._placed(built(best["config"], spec))
         try:
             self.model.load_state_dict(best["model"])
             if self.weights == "ema":
                 self.model.load_state_dict(best["ema"], strict=False)
-            spec = self.splits.spec
+            parameters = self.model.num_parameters
             # An exact evaluation may take many minutes: valid had its own when this was saved.
             chosen = best["config"]["eval"]["weights"] == self.config["eval"]["weights"]
             valid = best["state"]["valid"] if chosen else self._evaluate("valid")
@@ -753,17 +915,19 @@ class Trainer:
             "levels": spec.levels,
             "measure": self.model.spec.measure,
             "model": self.config["choices"]["model"],
-            "parameters": self.model.num_parameters,
+            "parameters": parameters,
             "seed": self.seed,
             "started": self.config.get("started"),  # which runs of before it was a key lack
             "weights": self.weights,
             "best_step": state.best_step,
-            "steps": state.step,
-            "epochs": state.step / self.steps_per_epoch,
+            "steps": state.total_step,
+            "epochs": state.total_step / self.steps_per_epoch,
             "seconds": state.seconds,
             "examples_per_s": state.examples / max(state.seconds, 1e-9),
             **reports,
         }
+        if len(self.candidates) > 1:
+            metrics["selected"] = self.candidates[state.selected]
         if gap is not None:
             metrics["gap_to_truth"] = gap
         return metrics | {"overrides": self.config["overrides"], "environment": run.environment()}
@@ -812,6 +976,11 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
                 f"resume continues the same run, whose {name} cannot change; "
                 f"start a new run instead"
             )
+        if saved["trainer"].get("select") and not name.startswith(HARMLESS):
+            raise ValueError(
+                f"the run chooses by trainer.select, and among candidates that were trained "
+                f"alike: its {name} cannot change; start a new run instead"
+            )
     merged["resume"] = config["resume"]
     kept = [o for o in saved["overrides"] if o.partition("=")[0] not in names]
     changes = [o for o in config["overrides"] if o.partition("=")[0] in names]
@@ -823,8 +992,10 @@ def _refuse(config: Mapping[str, Any]) -> Settings:
     """Raise ValueError for what can be refused before any data is read; else the settings."""
     checks.require_keys(config)
     settings = Settings(**config["trainer"])
-    build.schedule(config["schedule"])
-    build.optimizer(config["optimizer"], [torch.nn.Parameter(torch.zeros(1))])
+    for values in settings.candidates():
+        tried = with_values(config, values)
+        build.schedule(tried["schedule"])
+        build.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))])
     return settings
 
 
@@ -840,6 +1011,8 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         config, directory, changed = _take_up(config)
     else:
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
+        select = without_typed(config["trainer"].get("select"), config["overrides"])
+        config = {**config, "trainer": {**config["trainer"], "select": select}}
     settings = _refuse(config)
     budget = limits.Budget(settings.max_minutes)
     if settings.threads:
@@ -848,8 +1021,8 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     show.muted = not fabric.is_global_zero
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # rank 0's, for all
     source = build.source(config["data"])
-    torch.manual_seed(stream(_WEIGHTS, config["seed"]))
-    model = build.model(config["model"], config["head"], source.spec)  # refused before any load
+    for values in reversed(settings.candidates()):  # refused before any load
+        model = built(with_values(config, values), source.spec)
     splits = source.load()  # which may make the folder of the data
     config = build.located(config)
     trainer = Trainer(config, settings, fabric, model, splits, directory, budget)
@@ -869,8 +1042,8 @@ def _train(trainer: Trainer) -> float:
     success = False
     if speaks:
         _announce(trainer)
-        trainer.tracker = Tracker(directory.path, trainer.state.step)
-        trainer.tracker.start(trainer.config)
+        trainer.tracker = Tracker(directory.path, trainer.state.total_step)
+        trainer.tracker.start(trainer.base)
     try:
         with trainer.watch:
             trainer.fit()
