@@ -4,6 +4,7 @@ pandas reads the cells. How they are written is found out here on the first line
 guess gives other numbers: what can be read in two ways is refused with the keys that say which.
 """
 
+import contextlib
 import csv
 import io
 import math
@@ -32,7 +33,7 @@ ALONE = "\x1f"
 MISSING = {"", "?", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "<na>"}
 """Cells of text, in small letters, that stand for no value."""
 
-SAMPLE = (200, 1_000_000)
+SAMPLE = (200, 200_000)
 """The first so many lines, of so many characters in all, show how a text is written."""
 
 FEW_ROWS = 10
@@ -92,6 +93,7 @@ class Options:
     """What the user says about a text; None is found out.
 
     Attributes:
+        names: Of columns that there must be; a first line that holds them is a header.
         header: Whether the first line holds names.
         delimiter: A word of ``DELIMITERS``, or the character itself.
         decimal: ``"point"`` or ``"comma"``, or the character itself.
@@ -99,6 +101,7 @@ class Options:
         encoding: As Python names it.
     """
 
+    names: Sequence[str] = ()
     header: bool | None = None
     delimiter: str | None = None
     decimal: str | None = None
@@ -188,7 +191,7 @@ class Text:
     def _tell(self, commented: bool) -> None:
         if self.comments:
             use = "; the last of them names the columns" if commented else ""
-            show.say(f"table {self.path}: {len(self.comments)} comments (#) at its top{use}")
+            show.say(f"table {self.path}: comments (#) at its top are passed over{use}")
         if self.numbers != Numbers():
             marks = [] if self.delimiter == ALONE else [("delimiter", self.delimiter)]
             said = overrides(*marks, *self.numbers.marks())
@@ -291,7 +294,7 @@ class Text:
                     f"delimiter, too, as in {overrides(('delimiter', ';'))}"
                 )
         if len(best.ways) > 1:
-            doubtful = next(c for c in cells if all(way.reads(c) for way in best.ways))
+            doubtful = next(c for c in cells if best.ways[0].reads(c) and not Numbers().reads(c))
             raise ValueError(
                 f"table {self.path} holds {doubtful!r:.40}, whose mark may be of decimals or of "
                 f"thousands; use " + " or ".join(overrides(way.marks()[-1]) for way in best.ways)
@@ -312,7 +315,7 @@ class Text:
     def _ways(self, cells: Sequence[str]) -> tuple[list[Numbers], float]:
         """Ways that read most of the cells, and how many of those that are not missing."""
         ways = self.options.ways()
-        cells = [cell for cell in cells if cell.strip().lower() not in MISSING]
+        cells = [cell for cell in cells if not _is_missing(cell)]
         read = [sum(map(way.reads, cells)) for way in ways]
         best = [way for way, number in zip(ways, read, strict=True) if number == max(read)]
         if Numbers() in best:
@@ -346,7 +349,10 @@ class Text:
         if self.options.header is not None:
             return self.options.header
         first, below = rows[0], rows[1:]
-        told = {i: cell for i, cell in enumerate(first) if cell.strip().lower() not in MISSING}
+        names, places = {*self.options.names}, {str(i) for i in range(len(first))}
+        if names <= {cell.strip() for cell in first} and not names <= places:
+            return True  # places are what columns without a name are called
+        told = {i: cell for i, cell in enumerate(first) if not _is_missing(cell)}
         numbers = [cell for cell in told.values() if self.numbers.reads(cell)]
         if told and not numbers:
             return True
@@ -369,27 +375,42 @@ class Text:
             f"data.header=true or data.header=false"
         )
 
-    def _may_be_names(self, rows: list[list[str]], columns: list[int]) -> bool:
-        """Whether a first row of numbers counts up, or is of another kind than all below it."""
-        first = [rows[0][i].strip() for i in columns]
-        values = [self.numbers.read(cell) for cell in first if self.numbers.reads(cell)]
-        below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in columns]
-        below = [[cell for cell in cells if self.numbers.reads(cell)] for cells in below]
-        if len(set(first)) < len(first) or len(values) < len(first) or not all(below):
+    def _may_be_names(self, rows: list[list[str]], told: list[int]) -> bool:
+        """Whether a first row of numbers counts up, or is of another kind than what is below.
+
+        Args:
+            rows: The first ones.
+            told: Places of its cells that are not missing.
+        """
+        columns = [[row[i].strip() for row in rows if row[i:]] for i in range(len(rows[0]))]
+        first = [columns[i][0] for i in told]
+        if len(set(first)) < len(first) or not all(map(self.numbers.reads, first)):
             return False
-        if all(cell.isdigit() for cell in first):
-            counts = len(first) > 1 and all(b - a == 1 for a, b in pairwise(values))
-            return counts or not any(cell.lstrip("+-").isdigit() for c in below for cell in c)
-        # Such as wavelengths: they rise from column to column, each far from the values below it.
-        if len(first) == 1 or not all(a < b for a, b in pairwise(values)):
+        many = len(rows) > FEW_ROWS
+        if many and any(_is_missing(c[0]) and not any(map(_is_missing, c[1:])) for c in columns):
+            return True  # the name of an index
+        below = [[cell for cell in columns[i][1:] if self.numbers.reads(cell)] for i in told]
+        if not all(below):
             return False
-        if min(map(len, below)) < FEW_ROWS:
+        values = [self.numbers.read(cell) for cell in first]
+        if all(map(_is_whole, first)):
+            if len(first) > 1 and all(b - a == 1 for a, b in pairwise(values)):
+                return True  # what pandas calls columns without names, or years
+            if not any(_is_whole(cell) for cells in below for cell in cells):
+                return True
+        if not many:
             return False
+        if first == ["0"] and "0" not in below[0]:
+            return True
+        for cell, cells in zip(first, below, strict=True):
+            whole = [*map(_is_whole, cells)]
+            if (all(whole) or not any(whole)) and _is_whole(cell) != whole[0]:
+                return True
         for value, cells in zip(values, below, strict=True):
             low, *_, high = sorted(map(self.numbers.read, cells))
-            if 2 * low - high <= value <= 2 * high - low:
+            if 1.5 * low - 0.5 * high <= value <= 1.5 * high - 0.5 * low:
                 return False
-        return True
+        return True  # far from all others in every column
 
     def _commented(self, rows: list[list[str]]) -> list[str]:
         """Names in the last comment, where ``numpy.savetxt`` writes them; none."""
@@ -436,7 +457,19 @@ class Text:
             ) from error
         if width > 1 and frame[width - 1].isna().any():  # so pandas fills a row that is too short
             self._require_width(self._split(io.StringIO(self.body[start:]), self.delimiter))
+        if self.numbers.thousands is not None:
+            for i in range(width):
+                with contextlib.suppress(ValueError):  # a column of words stays one
+                    frame[i] = [self.numbers.read(str(cell)) for cell in frame[i]]
         return frame
+
+
+def _is_missing(cell: str) -> bool:
+    return cell.strip().lower() in MISSING
+
+
+def _is_whole(cell: str) -> bool:
+    return cell.lstrip("+-").isdigit()
 
 
 def _is_short(rows: list[list[str]]) -> bool:

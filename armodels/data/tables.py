@@ -246,7 +246,8 @@ class Table(Source):
         self.columns = None if columns is None else _listed(columns)
         self.drop = _listed(drop)
         self.array = array
-        self.options = Options(header, delimiter, decimal, thousands, encoding)
+        names = self.columns or ()
+        self.options = Options(names, header, delimiter, decimal, thousands, encoding)
         self.levels, self.missing = levels, missing
         self.valid, self.test, self.split_seed = valid, test, split_seed
 
