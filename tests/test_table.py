@@ -165,8 +165,8 @@ BAD = [
         "a,b\n1,2\n3,\n5,NA\n",
         {},
         "column 'b' of {} lacks 2 values, the first in row 2; train on the whole rows with "
-        "data.missing=drop, and then armodels complete RUN table={} num_completions=1 fills the "
-        f"others; or {DROP_B}",
+        "data.missing=drop, and then armodels complete RUN table={} num_completions=1 "
+        f"num_particles=100 fills the others; or {DROP_B}",
     ),
     (
         "a,b\n1,2\n3,inf\n",
@@ -821,8 +821,7 @@ def test_a_table_is_filled(stars, folder):
     write_text(folder / "holes.csv", np.array(rows, object))
     told = done(folder, "complete", "run", "table=holes.csv", "num_completions=1", "device=cpu",
                 "out=filled")  # fmt: skip
-    assert "rows   1 lack height: exact: " in told
-    assert "rows   1 lack height, x y: exact: " in told
+    assert "drawn  2 rows, exact: every answer is a draw from p(unknown | known)" in told
     names, *filled = lines(folder / "filled/holes-filled-seed0.csv")
     assert names == NAMES
     for row, now in zip(rows, filled, strict=True):
@@ -842,6 +841,23 @@ def test_a_table_is_filled(stars, folder):
     done(stars, "train", "data=tiny", "model=independent", *QUICK, "out=tiny")
     told = armodels(stars, "complete", "tiny", "table=t.csv").error
     assert told == "table=FILE is for a model of a table, not one of tiny-image"
+
+
+def test_rows_that_lack_the_same_are_filled_together(tmp_path):
+    """Exactly where what they have comes first in the order, else by particles, and said."""
+    write_text(tmp_path / "t.csv", BITS, list("abcd"))
+    train = ("train", "data=table", "data.path=t.csv", "model=made", "model.hidden_sizes=[8]")
+    done(tmp_path, *train, *QUICK, "trainer.max_steps=1", "out=run")
+    (tmp_path / "holes.csv").write_text("a,b,c,d\n1,0,,\n,1,1,0\n0,1,,\n1,1,0,\n0,0,0,0\n")
+    told = done(tmp_path, "complete", "run", "table=holes.csv", "num_particles=50", "device=cpu",
+                "out=.")  # fmt: skip
+    assert "drawn  3 rows, exact: every answer" in told
+    assert re.search(r"drawn  1 rows, likelihood weighting: effective .* of 50 particles", told)
+    _, *filled = lines(tmp_path / "holes-filled-seed0.csv")
+    assert len(filled) == 5 * 7
+    assert {tuple(row[2:4]) for row in filled[:7]} == {("1", "0")}
+    assert {tuple(row[3:]) for row in filled[7:14]} == {("1", "1", "0")}
+    assert {tuple(row[2:]) for row in filled[28:]} == {("0", "0", "0", "0")}
 
 
 def test_a_table_with_holes_is_trained_on_and_filled(tmp_path):

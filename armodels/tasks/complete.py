@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from armodels import build, charts, contexts, pictures, run, show
 from armodels.density import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
+
+LARGEST_BATCH = 100_000
+"""So many events, each as often as it has particles, are completed at a time."""
 
 KNOWN = ("top", "bottom", "left", "right", "border", "random")
 
@@ -142,12 +146,47 @@ def _context_of(
     return None if wanted is None else contexts.derive(wanted.name, x, spec)
 
 
-def fill_table(config: Mapping, restored: run.Restored) -> None:
-    """Fill the cells that rows of a table lack; write the table as CSV.
+def fill(
+    restored: run.Restored, x: Tensor, known: Tensor, config: Mapping
+) -> tuple[Tensor, list[Completion]]:
+    """Draw the unknown cells of rows, each given its own known ones.
 
-    Cells that are there stay as they are. Rows that lack the same cells are completed together:
-    the known ones of each may come first in the order, and it is then exact.
+    Rows that lack the same cells are completed together: what is known of them may come first in
+    the order, which is then exact.
+
+    Args:
+        restored: The model.
+        x: (N, D).
+        known: (N, D) boolean.
+        config: Of the verb: num_completions, num_particles, temperature and seed.
+
+    Returns:
+        (N, A, D) for A answers, and how each batch of rows was completed.
     """
+    answers, particles = config["num_completions"], config["num_particles"]
+    filled, done = x[:, None].repeat(1, answers, 1), []
+    generator = torch.Generator().manual_seed(config["seed"])
+    patterns, which = known.unique(dim=0, return_inverse=True)
+    for i, pattern in enumerate(patterns):
+        if pattern.all():
+            continue
+        rows = (which == i).nonzero().flatten()
+        for batch in rows.split(max(1, LARGEST_BATCH // (answers * particles))):
+            result = restored.model.complete(
+                filled[batch].flatten(0, 1).to(restored.device),
+                pattern.to(restored.device),
+                num_particles=particles,
+                temperature=config["temperature"],
+                generator=generator,
+                progress=True,
+            )
+            filled[batch] = result.values.cpu().unflatten(0, (-1, answers))
+            done.append(result)
+    return filled, done
+
+
+def fill_table(config: Mapping, restored: run.Restored) -> None:
+    """Fill the cells that rows of a table lack; write the table as CSV, what is there as it is."""
     spec, answers = restored.spec, config["num_completions"]
     if spec.columns is None or restored.model.context is not None:
         raise ValueError(f"table=FILE is for a model of a table, not one of {spec.name}")
@@ -155,33 +194,28 @@ def fill_table(config: Mapping, restored: run.Restored) -> None:
     source |= {"columns": list(spec.columns), "drop": []}
     _, rows = build.source(source).whole(missing=True)
     known = ~rows.isnan()
-    # Any value in the support stands where none is: it is ignored.
+    # Any value in the support may stand where none is known.
     anything = spec.original(torch.zeros(1, spec.num_dims, dtype=spec.dtype)).double()
-    x = spec.encoded(torch.where(known, rows, anything))
-    patterns, which = known.unique(dim=0, return_inverse=True)
-    generator = torch.Generator().manual_seed(config["seed"])
-    filled = rows.repeat_interleave(answers, 0)
+    x, done = fill(restored, spec.encoded(torch.where(known, rows, anything)), known, config)
     show.say(f"from   {restored.origin}")
-    for i, pattern in enumerate(patterns):
-        at = (which == i).nonzero().flatten()
-        if pattern.all():
-            continue
-        result = restored.model.complete(
-            x[at].repeat_interleave(answers, 0).to(restored.device),
-            pattern.to(restored.device),
-            num_particles=config["num_particles"],
-            temperature=config["temperature"],
-            generator=generator,
-            progress=True,
+    for method in sorted({one.method for one in done}):
+        same = [one for one in done if one.method == method]
+        _tell(
+            f"drawn  {sum(len(one.values) for one in same) // answers} rows,",
+            replace(
+                same[0],
+                effective_sample_size=torch.cat([one.effective_sample_size for one in same]),
+                disagreement=None
+                if same[0].disagreement is None
+                else torch.cat([one.disagreement for one in same]),
+                order_chosen=any(one.order_chosen for one in same),
+            ),
+            config["num_particles"],
         )
-        lacking = [name for name, there in zip(spec.columns, pattern, strict=True) if not there]
-        _tell(f"rows   {len(at)} lack {', '.join(lacking)}:", result, config["num_particles"])
-        drawn = spec.original(result.values.cpu()).double()
-        places = (at[:, None] * answers + torch.arange(answers)).flatten()
-        filled[places] = torch.where(pattern, filled[places], drawn)
-    if known.all():
+    if not done:
         show.warn(f"no row of table {config['table']} lacks a cell")
-    cells = (filled if spec.levels is None else filled.long()).tolist()
+    whole = torch.where(known[:, None], rows[:, None], spec.original(x.flatten(0, 1)).view_as(x))
+    cells = (whole if spec.levels is None else whole.long()).flatten(0, 1).tolist()
     names = [*spec.columns]
     if answers > 1:
         names = ["row", "answer", *names]
@@ -189,9 +223,7 @@ def fill_table(config: Mapping, restored: run.Restored) -> None:
     stem = Path(config["table"]).name.split(".")[0]
     path = restored.folder_for(config["out"]) / f"{stem}-filled-seed{config['seed']}.csv"
     run.write_csv(path, names, cells)
-    show.say(
-        f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled in each answer)"
-    )
+    show.say(f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled)")
 
 
 def main(config: Mapping) -> None:
