@@ -21,7 +21,7 @@ LAYERS = [
     {"baselines"},
     {"build", "pictures"},
     {"charts"},
-    {"run", "tracking"},
+    {"run", "tracking", "memory"},
     {"tasks", "errors"},
     {"cli"},
     {"__main__"},
@@ -156,6 +156,33 @@ def test_the_front_door_is_light(module):
         [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{module} imports {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("tasks.list", {"torch", "numpy"}),
+        ("tasks.train", {"torchvision", "matplotlib", "pandas", "sklearn", "scipy", "numba"}),
+        ("tasks.evaluate", {"torchvision", "matplotlib", "pandas", "sklearn", "scipy", "numba"}),
+    ],
+)
+def test_heavy_packages_wait_until_they_are_used(module, heavy):
+    code = (
+        f"import sys, armodels.{module}\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{module} imports {done.stderr}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_of_one_system_is_imported(name):
+    """``fcntl`` and its like do not exist on Windows."""
+    used = {one.split(".")[0] for one in imports(MODULES[name])}
+    assert not used & {"fcntl", "resource", "termios", "pwd", "grp", "msvcrt", "winreg"}
 
 
 def test_public_names_are_found_lazily():

@@ -1,0 +1,67 @@
+"""Models above the budget of the machine are refused before anything is read or filled."""
+
+import pytest
+import torch
+from cases import CASES
+from command import QUICK, TINY, armodels, done
+
+from armodels import memory
+
+LARGE = "the model would have more than 100,000,000 parameters"
+
+
+def test_a_model_of_too_many_parameters_is_refused(tmp_path):
+    # There are no pictures: it is refused before they are looked for.
+    args = ("data=anime", "data.size=[32,32]", "model=made", "head=auto", "out=run", *QUICK)
+    error = armodels(tmp_path, "train", *args).error
+    assert error.startswith(LARGE)
+    assert "model.hidden_sizes, model.encoding=scaled or the data" in error
+    assert error.endswith("or try it with model.allow_large=true")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_may_be_lifted(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MOST", 10)
+    args = (*TINY, "trainer.max_steps=1", "out=run")
+    error = armodels(tmp_path, "train", *args).error
+    assert "more than 10 parameters" in error
+    for model in ((), ("model=independent",)):
+        keys = [arg for arg in args if not (model and "hidden" in arg)]
+        out = f"out={len(model)}"
+        done(tmp_path, "train", *keys, *model, "model.allow_large=true", out)
+        done(tmp_path, "eval", f"run={len(model)}", "device=cpu")  # of the same config
+    assert "allow_large is 'x'" in armodels(tmp_path, "train", *args, "model.allow_large=x").error
+
+
+def test_a_model_for_which_memory_is_short_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("V", (), {"available": 99}))
+    error = armodels(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run").error
+    assert error.startswith("training this model takes about 0.0 GB, but this machine has 0.0 GB")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_measuring_changes_nothing(name):
+    """Neither a weight, nor the mode, nor the generator; more examples take no less."""
+    model = CASES[name].build(0)
+    if model.spec.levels is None and model.context is not None:
+        pytest.skip("tested with levels")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state, training = torch.get_rng_state(), model.training
+    small, large = (memory.of_training(model, n, averaged=False) for n in (1, 100))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training == training
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert large >= small >= 5 * weights
+    if weights:
+        assert large > small
+
+
+def test_it_counts_what_a_batch_keeps():
+    """A linear model keeps its input and little else: known by hand, twice over."""
+    model = CASES[next(name for name in CASES if "made" in name)].build(0)
+    one, many = (memory.of_training(model, n, averaged=False) for n in (1, 1001))
+    values = model.spec.num_dims
+    assert 1000 * values * 4 < many - one < 1000 * values * 4000
