@@ -24,7 +24,8 @@ from armodels import cli, typed
 CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 NAMES = ["2024_11_26", "1e5", "true", "1", "wine's.csv", "wine,v2.csv", "wine[1].csv", "w#1.csv",
          "größe.csv", "a=b.csv", "my run (2)", "a'b\"c", "x{1}", "C:\\x\\y", "[1]", "a\\",
-         "~x", "null.csv", "None", "$x", "a;b", "'q", "+1", "a: b", "a\tb", "{a}", "!x"]  # fmt: skip
+         "~x", "null.csv", "None", "$x", "a;b", "'q", "+1", "a: b", "a\tb", "{a}",
+         "!x"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
