@@ -135,17 +135,23 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         translated = _translate(name, args)
     except ValueError as error:
         fail(str(error), 2)
-    with tempfile.TemporaryDirectory(prefix="armodels-") as scratch, _signals():
-        # Jobs of a sweep may run in other processes: they report in this file.
-        os.environ["ARMODELS_JOBS"] = jobs = str(Path(scratch) / "jobs")
+    records: list[dict] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals())
         sys.argv = [program, *translated]
-        if checks.started_by_torchrun() and os.environ["RANK"] != "0":
+        follows = checks.started_by_torchrun() and os.environ["RANK"] != "0"
+        os.environ["ARMODELS_JOBS"] = ""
+        if follows or typed.is_sweep(translated):  # nothing else needs a disk with space
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="armodels-"))
+            # Jobs of a sweep may run in other processes: they report in this file.
+            os.environ["ARMODELS_JOBS"] = str(Path(scratch) / "jobs")
+        if follows:
             show.muted = True  # rank 0 owns the directory and the log
             folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
             sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
         try:
             os.environ["ARMODELS_SWEPT"] = " ".join(_swept(translated))
-            _hydra_main(name)
+            _hydra_main(name, records)
         except KeyboardInterrupt as stop:
             show.tell(str(stop) or _stopped(name, args, getattr(stop, "name", "Ctrl-C")))
             sys.exit(getattr(stop, "exit_code", 130))
@@ -155,9 +161,10 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
             if full_error:
                 raise
             fail(errors.explain(error, name, translated))
-        if Path(jobs).is_file():
-            lines = Path(jobs).read_text(encoding="utf-8").splitlines()
-            _report([json.loads(line) for line in lines], name, translated, full_error)
+        if (jobs := Path(os.environ["ARMODELS_JOBS"])).is_file():
+            records += map(json.loads, jobs.read_text(encoding="utf-8").splitlines())
+        if records:
+            _report(records, name, translated, full_error)
 
 
 def _stopped(name: str, args: list[str], by: str) -> str:
@@ -193,7 +200,7 @@ def _signals() -> Iterator[None]:
 _ENDS = ("INT", "TERM", "HUP")  # Windows has no HUP
 
 
-def _hydra_main(name: str) -> None:
+def _hydra_main(name: str, records: list[dict]) -> None:
     import hydra
     from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
@@ -202,10 +209,15 @@ def _hydra_main(name: str) -> None:
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("clock", time.strftime, replace=True)
-    OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 
     def job(config):
-        return _job(name, config)
+        value, record = _job(name, config)
+        if record and (file := os.environ["ARMODELS_JOBS"]):
+            with open(file, "a", encoding="utf-8") as jobs:
+                jobs.write(json.dumps(record) + "\n")
+        elif record:
+            records.append(record)
+        return value
 
     options = _hydra_compatibility()
     hydra.main(config_path="pkg://armodels.configs", config_name=name, **options)(job)()
@@ -219,8 +231,12 @@ def _hydra_compatibility() -> dict[str, str]:
     return {"version_base": "1.3"} if version < (1, 4) else {}
 
 
-def _job(name: str, config) -> float | None:
-    """Run a verb's task. A failure is recorded, not raised, so that a sweep goes on."""
+def _job(name: str, config) -> tuple[float | None, dict]:
+    """Run a verb's task. A failure is recorded, not raised, so that a sweep goes on.
+
+    Returns:
+        What the task returns, and what there is to report of it at the end.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -248,11 +264,9 @@ def _job(name: str, config) -> float | None:
     if swept or record:
         record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
         record["directory"] = plain.get("resume") or plain.get("directory")
-        with open(os.environ["ARMODELS_JOBS"], "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
     if swept:
         show.say(_job_line(HydraConfig.get().job.num, record))
-    return value
+    return value, record
 
 
 def _job_line(number: int, record: dict) -> str:
@@ -275,6 +289,8 @@ def _require_types(name: str, config: dict) -> None:
     sections = {key: value for key, value in shipped.items() if isinstance(value, dict)}
     for section, said in {"": shipped, **sections}.items():
         hints = {k: type(v) for k, v in said.items() if type(v) in (int, float, bool)}
+        words = {k: v for k, v in said.items() if isinstance(v, str) and k not in typed.LISTS}
+        hints |= {k: str for k, v in words.items() if not v.startswith("${")}
         hints |= {k: str | None for k in said if k in typed.TEXT}
         values = config.get(section, {}) if section else config
         checks.require_types(values, hints, f"{section}." if section else "")
@@ -382,21 +398,6 @@ def _run_name(seed, name: str | None, tags) -> str:
     return "/".join([*parts, last])
 
 
-def _recipe(data: str | None, *, _root_) -> str:
-    """The recipe that a data set ships with; ``default`` where there is none.
-
-    An experiment says all that it needs, so that its numbers stay what they are.
-    """
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    listed = OmegaConf.to_container(_root_, resolve=False)["defaults"]
-    if any(isinstance(item, dict) and item.get("experiment") for item in listed):
-        return "default"
-    options = GlobalHydra.instance().config_loader().get_group_options("recipe")
-    return data if data in options else "default"
-
-
 def _swept(args: list[str]) -> list[str]:
     """Keys of the command line that a sweep varies."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -428,7 +429,7 @@ def complete_words(program: str, args: list[str]) -> None:
     """Tab completion: verbs first, then Hydra's own for the verb."""
     if len(args) < 2 or not args[1].startswith("query="):
         sys.argv = [program, *args]  # install or uninstall
-        return _hydra_main("train")
+        return _hydra_main("train", [])
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
@@ -438,5 +439,5 @@ def complete_words(program: str, args: list[str]) -> None:
         rest = line.split(None, 2)
         os.environ["COMP_LINE"] = f"{words[0]} {rest[2] if len(rest) > 2 else ''}"
         sys.argv = [program, *args]
-        return _hydra_main(words[1])
+        return _hydra_main(words[1], [])
     return None

@@ -42,6 +42,8 @@ from armodels import cli, run
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 120
 """Seconds after which a command counts as one that hangs."""
+BEGINS = 0.5
+"""Seconds within which a command has begun to listen to signals."""
 PEAK = 1200
 """Megabytes that no command on such small data may need."""
 QUICK = ("trainer.progress=false", "trainer.accelerator=cpu", "samples.num=4")
@@ -160,8 +162,10 @@ class Told:
         if blow.number == signal.SIGKILL:
             require(self.code in (0, -number), f"{blow} of {self}")
             return self
-        # A signal that comes before the program has taken it up ends it, as it ends any other.
-        require(self.code in (0, 128 + number, -number), f"{blow} of {self}")
+        # While Python starts and ends, a signal ends the process without a word, as any other.
+        early = blow.seconds is not None and blow.seconds < BEGINS
+        codes = (0, 128 + number, *([-number] if early or self.peak else []))
+        require(self.code in codes, f"{blow} of {self}")
         if self.code == 128 + number:
             lines = [line for line in self.err.splitlines() if line.startswith("armodels: ")]
             require(len(lines) == 1, f"{blow} is taken with {len(lines)} lines: {self}")

@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,17 @@ BAD = {
         ("train", "resume=nothing"),
         "nothing is not a run directory: it has no config.yaml to resume from",
     ),
+    "taken-key": (
+        ("train", "~trainer.batch_size"),
+        "~trainer.batch_size takes away what armodels train needs; leave it out",
+    ),
+    "taken-group": (("train", "~model"), "~model takes away what armodels train needs"),
+    "variable": (
+        ("train", "data=table", "data.path=${oc.env:NO_SUCH_VARIABLE}"),
+        "Environment variable 'NO_SUCH_VARIABLE' not found",
+    ),
+    "config-dir": (("train", "--config-dir", "nothing"), "nothing' not found"),
+    "device": (("eval", "run=run", "device=null"), "device is None; it must be text"),
     "no-run": (("eval",), "run=... is missing; see armodels eval --help"),
     "run-of-nothing": (
         ("sample", "run=nothing"),
@@ -456,6 +468,12 @@ def test_a_sweep_outlives_a_failing_job(tmp_path):
             assert told in log
     assert {name: len(runs) for name, runs in statuses.items()} == {"done": 2, "failed": 2}
     assert f"failed: {told[:40]}" in done(tmp_path, "compare", "outputs")
+
+
+def test_a_failure_is_told_where_nothing_can_be_written(tmp_path, monkeypatch):
+    """Not even below the system's folder of temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert armodels(tmp_path, "eval", "nothing").error.startswith("run nothing does not exist")
 
 
 def test_a_refused_run_does_not_take_the_directory(tmp_path):

@@ -62,6 +62,7 @@ def test_what_is_not_civil(one, way, why):
         (told(1, GOOD), signal.SIGKILL),
         (told(143), signal.SIGKILL),
         (told(143), signal.SIGTERM),  # without a word
+        (told(-15, peak=0), signal.SIGTERM),
         (told(130, "armodels: interrupted\n"), signal.SIGTERM),
         (told(129, "Traceback (most recent call last):\n"), signal.SIGHUP),
     ],
