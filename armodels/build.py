@@ -88,7 +88,7 @@ def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel
     Raises:
         ValueError: The model, the head and the data do not go together.
     """
-    config = dict(config)
+    config = {key: value for key, value in config.items() if key != "allow_large"}
     target = hydra.utils.get_class(config["_target_"])
     if issubclass(target, DensityModel):
         return instantiate(config, spec, prefix="model.")

@@ -209,6 +209,7 @@ def _hydra_main(name: str, records: list[dict]) -> None:
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("clock", time.strftime, replace=True)
+    OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 
     def job(config):
         value, record = _job(name, config)
@@ -396,6 +397,21 @@ def _run_name(seed, name: str | None, tags) -> str:
     names.read_tags(tags)  # refuses them before anything is made
     last = names.run_name(settings.overrides.task, seed, name=name, swept=swept)
     return "/".join([*parts, last])
+
+
+def _recipe(data: str | None, *, _root_) -> str:
+    """The recipe that a data set ships with; ``default`` where there is none.
+
+    An experiment says all that it needs, so that its numbers stay what they are.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    listed = OmegaConf.to_container(_root_, resolve=False)["defaults"]
+    if any(isinstance(item, dict) and item.get("experiment") for item in listed):
+        return "default"
+    options = GlobalHydra.instance().config_loader().get_group_options("recipe")
+    return data if data in options else "default"
 
 
 def _swept(args: list[str]) -> list[str]:

@@ -115,12 +115,21 @@ def _read(path: Any) -> dict:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
-def read_verb(name: str) -> tuple[dict, dict[str, str]]:
-    """The YAML of a verb, and its choices by group."""
-    verb = _read(files("armodels.configs") / f"{name}.yaml")
+def read_verb(name: str, args: list[str] | None = None) -> tuple[dict, dict[str, str]]:
+    """The YAML of a verb, and its choices by group, those of the data's recipe among them."""
+    configs = files("armodels.configs")
+    verb = _read(configs / f"{name}.yaml")
     chosen = [item for item in verb.pop("defaults") if isinstance(item, dict)]
     verb.pop("hydra", None)
     choices = {group: choice for item in chosen for group, choice in item.items()}
+    if "recipe" in choices:
+        given = _given(args or [])
+        own = given.get("recipe") or given.get("data", choices["data"])
+        if not (configs / "recipe" / f"{own}.yaml").is_file() or "experiment" in given:
+            own = "default"
+        choices["recipe"] = own
+        recipe = _read(configs / "recipe" / f"{own}.yaml")["defaults"]
+        choices |= {group.lstrip("/"): one for item in recipe for group, one in item.items()}
     return verb, {group: choice for group, choice in choices.items() if " " not in group}
 
 
@@ -130,7 +139,7 @@ def _given(args: list[str]) -> dict[str, str]:
 
 def _known(name: str, args: list[str]) -> list[str]:
     """Every key of a verb, under what was chosen for its groups."""
-    verb, choices = read_verb(name)
+    verb, choices = read_verb(name, args)
     known = [*_names(verb), *choices]
     for group, choice in (
         choices | {k: v for k, v in _given(args).items() if k in choices}
@@ -191,7 +200,7 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
     word = next((arg for arg in args if arg.startswith(f"{key}=")), "")
     if word and os.path.exists(word):
         return f"{key} is no key of armodels {name}; a path that holds = is written ./{word}"
-    verb, choices = read_verb(name)
+    verb, choices = read_verb(name, args)
     value = given.get(key, "")
     if "run" in verb and "run" not in given and (value.endswith(".pt") or os.path.exists(value)):
         hint = show.override("run", value)

@@ -3,7 +3,7 @@
 import base64
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 LONGEST = 60
 """Characters of a run's name at most: TensorBoard's list of runs shows about so many."""
@@ -57,6 +57,15 @@ def run_name(
     end = f"seed{_safe(str(seed))[:20]}-{suffix}"
     start = "-".join(filter(None, words))[: LONGEST - len(end) - 1].strip("-._")
     return f"{start}-{end}" if start else end
+
+
+def sizes(model: Mapping) -> dict[str, object]:
+    """Keys of a ``model`` config that say how large it is."""
+    return {
+        key: value
+        for key, value in model.items()
+        if key.startswith(("hidden_", "num_")) and key != "num_orders" and value is not None
+    }
 
 
 def read_tags(tags: object) -> list[str]:

@@ -80,12 +80,10 @@ def hparams(config: Mapping) -> dict[str, float | bool | str]:
     What changes no number (where it ran, how often it was saved) is left out, and so are names of
     classes, which the choices say shorter.
     """
-    model = config["model"]
-    sizes = [key for key in model if key.startswith(("hidden_", "num_")) and key != "num_orders"]
     said = {
         "choices": config["choices"],
         "seed": config["seed"],
-        "sizes": ", ".join(f"{key} {model[key]}" for key in sizes if model[key] is not None),
+        "sizes": ", ".join(f"{key} {one}" for key, one in names.sizes(config["model"]).items()),
         "name": config.get("name"),
         "tags": ", ".join(map(str, config.get("tags") or [])) or None,
         **{key: config[key] for key in HPARAMS},

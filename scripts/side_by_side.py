@@ -2,8 +2,8 @@
 
     python scripts/side_by_side.py RUN RUN ... --out PICTURE.png
 
-The runs share their data, whose test images stand first. Titles are the models' names and their
-exact test nats (or a bound on them); ``--titles`` names them otherwise.
+The runs share their data, whose test images stand first (unless ``--samples-only``). Titles are
+models and their exact test nats (or a bound on them); ``--titles`` names them otherwise.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
     parser.add_argument("--out", required=True, type=Path, help="PNG file")
     parser.add_argument("--titles", nargs="+", help="one for each run")
+    parser.add_argument("--samples-only", action="store_true", help="show no test images")
     parser.add_argument("--num", type=int, default=16, help="images of each (default 16)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -92,7 +93,9 @@ def main(argv: Sequence[str]) -> None:
         titles, grids = panels(options.runs, options.num, options.seed)
         if options.titles and len(options.titles) != len(options.runs):
             raise ValueError(f"{len(options.titles)} titles name {len(options.runs)} runs")
-        picture = compose(titles[:1] + options.titles if options.titles else titles, grids)
+        titles = titles[:1] + options.titles if options.titles else titles
+        first = 1 if options.samples_only else 0
+        picture = compose(titles[first:], grids[first:])
         file = io.BytesIO()
         picture.save(file, "png", optimize=True)
         if (size := len(file.getvalue())) > LARGEST:  # known before an older picture is replaced

@@ -37,7 +37,7 @@ class Anime(Folder):
     def __init__(
         self,
         path: str | None = None,
-        size: tuple[int, int] = (32, 32),
+        size: tuple[int, int] = (16, 16),
         channels: int = 3,
         levels: int = 256,
         valid: float = VALID,

@@ -43,7 +43,7 @@ class Folder(Source):
         self,
         path: str,
         name: str | None = None,
-        size: tuple[int, int] = (32, 32),
+        size: tuple[int, int] = (16, 16),
         channels: int = 3,
         levels: int = 256,
         labels: bool = False,

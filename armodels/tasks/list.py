@@ -7,7 +7,7 @@ from pathlib import Path
 
 from armodels import show
 
-GROUPS = ("model", "data", "head", "optimizer", "schedule", "trainer", "experiment")
+GROUPS = ("model", "data", "head", "optimizer", "schedule", "trainer", "recipe", "experiment")
 
 
 def choices(group: str) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, charts, checks, limits, pictures, run, show
+from armodels import build, charts, checks, limits, memory, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
@@ -1005,6 +1005,21 @@ def main(config: Mapping[str, Any]) -> float:
         return _main(config, log)
 
 
+def affordable(
+    config: Mapping[str, Any], settings: Settings, device: torch.device, spec: DataSpec
+) -> DensityModel:
+    """The model of the config, unless it is above the budget of the machine."""
+    free, advice = config["model"].get("allow_large", False), memory.way_out(config["model"])
+    most = memory.MOST if device.type == "cpu" and not free else None
+    with memory.at_most(most, advice):
+        model = built(config, spec)
+    if not free:
+        part = -(-settings.batch_size // settings.accumulate)
+        needed = memory.of_training(model, part, averaged=settings.ema is not None)
+        memory.require(needed, device, advice)
+    return model
+
+
 def _main(config: Mapping[str, Any], log: show.Log) -> float:
     resuming = bool(config["resume"])
     if resuming:
@@ -1022,7 +1037,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # rank 0's, for all
     source = build.source(config["data"])
     for values in reversed(settings.candidates()):  # refused before any load
-        model = built(with_values(config, values), source.spec)
+        model = affordable(with_values(config, values), settings, fabric.device, source.spec)
     splits = source.load()  # which may make the folder of the data
     config = build.located(config)
     trainer = Trainer(config, settings, fabric, model, splits, directory, budget)
