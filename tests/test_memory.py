@@ -30,6 +30,11 @@ def test_the_limit_may_be_lifted(tmp_path, monkeypatch):
         out = f"out={len(model)}"
         done(tmp_path, "train", *keys, *model, "model.allow_large=true", out)
         done(tmp_path, "eval", f"run={len(model)}", "device=cpu")  # of the same config
+    done(tmp_path, "train", *args[:-1], "seed=1", "model.hidden_sizes=[1]", "out=plain",
+         "model.allow_large=true")  # fmt: skip
+    monkeypatch.setattr(memory, "MOST", 10**6)
+    done(tmp_path, "train", *args[:-1], "seed=2", "model.hidden_sizes=[1]", "out=small")
+    assert "1,2" in done(tmp_path, "compare", "plain", "small", "--csv")  # seeds of one row
     assert "allow_large is 'x'" in armodels(tmp_path, "train", *args, "model.allow_large=x").error
 
 

@@ -112,12 +112,13 @@ def summarize(values: Sequence[float], half: float) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else half
 
 
-def _without_seed(config: Mapping, key: str) -> object:
-    """One part of a config, without a seed of its own that follows the seed of the run."""
+def _what_counts(config: Mapping, key: str) -> object:
+    """One part of a config without what changes no number, nor a seed that follows the run's."""
     part = config[key]
-    if isinstance(part, Mapping) and part.get("seed") == config["seed"]:
-        return {name: value for name, value in part.items() if name != "seed"}
-    return part
+    if not isinstance(part, Mapping):
+        return part
+    aside = {"allow_large"} | ({"seed"} if part.get("seed") == config["seed"] else set())
+    return {name: value for name, value in part.items() if name not in aside}
 
 
 def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
@@ -127,7 +128,7 @@ def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
         status, metrics = run.read_status(), run.read_metrics()
         has_config = (run.path / "config.yaml").is_file()
         config = run.read_config() if has_config else {}
-        same = {key: _without_seed(config, key) for key in config if key not in _IGNORED}
+        same = {key: _what_counts(config, key) for key in config if key not in _IGNORED}
         if not has_config or status["status"] != "done" or metrics is None:
             same = {"alone": str(run.path)}  # has no number to average
             metrics = None
