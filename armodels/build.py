@@ -1,9 +1,17 @@
 """From configs to objects: no config passes beyond this file and the tasks."""
 
 import contextlib
+import functools
+import importlib
+import inspect
 import os
+import pkgutil
+import re
+import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -12,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from armodels import checks, contexts, orders
+from armodels import checks, contexts, data, heads, networks, orders
 from armodels.data.base import Source
 from armodels.density import AutoregressiveModel, DensityModel
 from armodels.heads import Head
@@ -31,76 +39,274 @@ ORDER_KEYS = {
 PATH_KEYS = ("path", "root", "cache")
 """Keys of a data YAML that name a file or folder."""
 
+PARTS = ("data", "model", "head", "optimizer", "schedule")
+"""Keys of a run's config that say what is built."""
 
-def instantiate(node: Mapping, *args, prefix: str = "", **objects) -> Any:
+
+@dataclass(frozen=True)
+class Trust:
+    """What may be built beside this package's own classes, which are always allowed.
+
+    A config may come with a stranger's run, and a class that it names is code that runs.
+
+    Attributes:
+        names: Dotted names of the user's own classes, as this very command gives them.
+        file: Where the config was read, for the sentence that refuses it; None: given by hand.
+    """
+
+    names: frozenset[str] = frozenset()
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, said: str | Iterable[str] | None, file: Path | None = None) -> "Trust":
+        """By what ``trust=`` says: null, a name, or a list of them.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        names = [] if said is None else [said] if isinstance(said, str) else said
+        dotted = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
+        if not isinstance(names, (list, tuple, set, frozenset)) or not all(
+            isinstance(name, str) and re.fullmatch(dotted, name) for name in names
+        ):
+            raise ValueError(
+                f"trust is {said!r}; it must be the dotted name of a class, such as "
+                f"trust=mynet.Net, or a list of them: trust=[mynet.Net,mynet.Data]"
+            )
+        return cls(frozenset(names), file)
+
+    @classmethod
+    def in_own(cls, config: Mapping) -> "Trust":
+        """For a config that this command made: all that it names was named by the user."""
+        return cls(frozenset(foreign(config)))
+
+    def refuse(self, why: str, name: str) -> typing.NoReturn:
+        """Raise ValueError with the way to allow it."""
+        where = f"{self.file} is refused: it" if self.file else "the config"
+        raise ValueError(
+            f"{where} {why}, whose code would run; if you know that code and trust it, "
+            f"add trust={name}"
+        )
+
+
+PACKAGE = Trust()
+"""Nothing but this package's own classes."""
+
+
+@functools.cache
+def _modules() -> frozenset[str]:
+    """Names of the modules that hold what a config may name."""
+    found = {"armodels.density", "armodels.baselines", "armodels.heads", "armodels.schedules"}
+    for package in (data, networks):
+        found |= {
+            f"{package.__name__}.{one.name}" for one in pkgutil.iter_modules(package.__path__)
+        }
+    return frozenset(found)
+
+
+def _ours(name: object, kinds: tuple[type, ...]) -> Any | None:
+    """The class of this package, or the optimizer of torch, that is called ``name``, or None.
+
+    Nothing else is imported to find out, and what a module itself has imported is not its own.
+    """
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    if module == "torch.optim":
+        found, kinds = (
+            vars(torch.optim).get(attribute),
+            (torch.optim.Optimizer,) * (torch.optim.Optimizer in kinds),
+        )
+    elif module in _modules():
+        found = vars(importlib.import_module(module)).get(attribute)
+        if getattr(found, "__module__", None) != module:
+            return None
+    else:
+        return None
+    if found is heads.auto and Head in kinds:
+        return found
+    return found if isinstance(found, type) and issubclass(found, kinds) else None
+
+
+_KINDS = (Source, Network, DensityModel, Head, Schedule, torch.optim.Optimizer)
+
+
+def foreign(config: Mapping) -> list[str]:
+    """Targets named in the parts of a config, also deep inside, that are not the package's."""
+    found = {str(name) for part in PARTS for name in _targets(config.get(part))}
+    return sorted(name for name in found if _ours(name, _KINDS) is None)
+
+
+def trusting(config: Mapping) -> dict[str, str | list[str]]:
+    """What a command about a run of this config must say besides: its trust=..., if anything."""
+    names = foreign(config)
+    return {"trust": names[0] if len(names) == 1 else names} if names else {}
+
+
+def _targets(node: object) -> Iterator[object]:
+    children = ()
+    if isinstance(node, Mapping):
+        children = node.values()
+        if "_target_" in node:
+            yield node["_target_"]
+    elif isinstance(node, (list, tuple)):
+        children = node
+    for child in children:
+        yield from _targets(child)
+
+
+def _locate(node: Mapping, trust: Trust, *kinds: type) -> Any:
+    """The class that a part of a config names.
+
+    Raises:
+        ValueError: The package has none of that name and kind, and the user does not vouch for it.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ValueError(f"{trust.file or 'the config'} names no class: it has no _target_ there")
+    name = node["_target_"]
+    found = _ours(name, kinds)
+    if found is not None:
+        _require_plain({key: node[key] for key in node if key != "_target_"}, name, trust)
+        return found
+    for target in _targets(node):
+        if target not in trust.names and _ours(target, _KINDS) is None:
+            trust.refuse(f"names the class {target}, which is none of armodels", target)
+    if name not in trust.names:  # of this package, but of another kind
+        raise ValueError(f"{name} is no {' or '.join(kind.__name__ for kind in kinds)}")
+    here = os.getcwd()
+    if here not in sys.path:  # last, so that no file in the shell's folder shadows a package
+        sys.path.append(here)
+    return hydra.utils.get_object(name)
+
+
+def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **objects) -> Any:
     """The object that ``node._target_`` names, of its other keys, ``args`` and ``objects``.
 
-    ``prefix`` is that of its keys in a sentence about them, such as ``"model."``.
+    Args:
+        node: A part of a config.
+        args: What the class takes first.
+        part: Its key, which sentences about it name.
+        trust: Which of the user's own classes may be built.
+        kind: What it must be.
+        objects: What else the class takes.
 
-    The one call of Hydra's ``instantiate``. Its newer versions want to be told which targets may
-    run: those are this package's, torch's and, as the user's own configs say, the user's own.
+    Raises:
+        ValueError: The class is not allowed, or a key is none of its arguments or of another kind.
+        InstantiationException: The class itself raised an error, which is the cause.
     """
-    _require_types(node, prefix)
-    allow = getattr(hydra.utils, "execution_whitelist", None)
-    target = node["_target_"]
-    with allow("armodels.*", "torch.*", target) if allow else contextlib.nullcontext():
-        make = hydra.utils.instantiate(
-            OmegaConf.create({**node, "_partial_": True}), *args, _convert_="all"
-        )
+    target, name = _locate(node, trust, kind), node["_target_"]
+    keys = {key: value for key, value in node.items() if key != "_target_"}
+    if _ours(name, (kind,)) is None:
+        _require_types(target, keys, f"{part}.")
+        make = _own_maker(node, args, trust)
+    else:
+        _require_keys(target, keys, [*args], objects)
+        _require_types(target, keys, f"{part}.")
+        make = functools.partial(target, *args, **keys)
     try:
         return make(**objects)  # which Hydra would turn into configs
     except Exception as error:
-        raise InstantiationException(f"Error in call to target '{target}'") from error
+        raise InstantiationException(f"Error in call to target '{name}'") from error
 
 
-def _require_types(node: Mapping, prefix: str) -> None:
+def _own_maker(node: Mapping, args: tuple, trust: Trust) -> Any:
+    """A user's own class with its keys; Hydra builds what is nested in them.
+
+    Hydra 1.4 wants to be told which targets may run.
+    """
+    allow = getattr(hydra.utils, "execution_whitelist", None)
+    with allow("armodels.*", "torch.*", *trust.names) if allow else contextlib.nullcontext():
+        return hydra.utils.instantiate(
+            OmegaConf.create({**node, "_partial_": True}), *args, _convert_="all"
+        )
+
+
+def _require_plain(value: object, name: str, trust: Trust) -> None:
+    """Raise ValueError where the keys of a class of this package hold more than plain values."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            inner = value["_target_"]
+            trust.refuse(f"names the class {inner} within {name}", inner)
+        for key, child in value.items():
+            if str(key).startswith("_"):
+                raise ValueError(
+                    f"{trust.file or 'the config'} has the key {key} in {name}, which is refused"
+                )
+            _require_plain(child, name, trust)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            _require_plain(child, name, trust)
+
+
+def _require_keys(target: Any, keys: Mapping, args: list, objects: Mapping) -> None:
+    """Raise ValueError unless each key is an argument that a config may give."""
+    known = [*inspect.signature(target).parameters][len(args) :]
+    for key in keys:
+        if key not in known or key in objects:
+            free = ", ".join(one for one in known if one not in objects) or "none"
+            raise ValueError(f"{target.__name__} has no argument {key}; its arguments are {free}")
+
+
+def _require_types(target: Any, keys: Mapping, prefix: str) -> None:
     """Raise ValueError unless the arguments are of the kinds that the target's signature names."""
-    target = hydra.utils.get_object(node["_target_"])
     made = target.__init__ if isinstance(target, type) else target
     try:
         hints = typing.get_type_hints(made, include_extras=True)
     except (NameError, TypeError):  # of the user's own, which names what is not there to look at
         return
-    checks.require_types(node, hints, prefix)
+    checks.require_types(keys, hints, prefix)
 
 
-def source(config: Mapping) -> Source:
+def source(config: Mapping, trust: Trust = PACKAGE) -> Source:
     """The data source of a ``data`` config; nothing is read yet."""
-    return instantiate(config, prefix="data.")
+    return instantiate(config, part="data", trust=trust, kind=Source)
 
 
-def head(config: Mapping, spec: DataSpec, net: type[Network]) -> Head:
+def head(config: Mapping, spec: DataSpec, net: type[Network], trust: Trust = PACKAGE) -> Head:
     """The head of a ``head`` config; how many components, if it does not say, the network does."""
     unsaid = "num_components" in config and config["num_components"] is None
     if unsaid and spec.levels is None:
         config = {**config, "num_components": net.num_components}
-    return instantiate(config, spec, prefix="head.")
+    return instantiate(config, spec, part="head", trust=trust, kind=Head)
 
 
-def model(config: Mapping, head_config: Mapping, spec: DataSpec) -> DensityModel:
+def model(
+    config: Mapping, head_config: Mapping, spec: DataSpec, trust: Trust = PACKAGE
+) -> DensityModel:
     """The model of a ``model`` config: a network with its order and head, or a baseline.
 
     Args:
         config: Names a Network or a DensityModel by ``_target_``, and its arguments.
         head_config: Names the head; a baseline has none.
         spec: What a datum is.
+        trust: Which of the user's own classes may be built.
 
     Raises:
-        ValueError: The model, the head and the data do not go together.
+        ValueError: The model, the head and the data do not go together, or a class is refused.
     """
+    target = _locate(config, trust, Network, DensityModel)
     config = {key: value for key, value in config.items() if key != "allow_large"}
-    target = hydra.utils.get_class(config["_target_"])
-    if issubclass(target, DensityModel):
-        return instantiate(config, spec, prefix="model.")
-    if not issubclass(target, Network):
+    if isinstance(target, type) and issubclass(target, DensityModel):
+        return instantiate(config, spec, part="model", trust=trust, kind=DensityModel)
+    if not (isinstance(target, type) and issubclass(target, Network)):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     config = {"resample_orders": False} | config  # runs of before it was a key lack it
     checks.require_types(config, ORDER_KEYS, "model.")
+    for key in (*ORDER_KEYS, "context"):
+        if key not in config:
+            raise ValueError(f"model {target.__name__} needs the key {key}")
     name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
     context = contexts.find(spec, config.pop("context"))
-    made_head = head(head_config, spec, target)
+    made_head = head(head_config, spec, target, trust)
     order = orders.make(name, spec.shape, joint=made_head.joint, seed=order_seed)
-    net = instantiate(config, spec, made_head.num_params, order, prefix="model.", context=context)
+    net = instantiate(
+        config,
+        spec,
+        made_head.num_params,
+        order,
+        part="model",
+        trust=trust,
+        kind=Network,
+        context=context,
+    )
     if resample_orders and net.any_order:
         raise ValueError(
             f"model {target.__name__} is trained on all orders as it is; use resample_orders=false"
@@ -161,15 +367,18 @@ def located(config: Mapping) -> dict:
     return {**config, "data": data}
 
 
-def optimizer(config: Mapping, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer(
+    config: Mapping, params: Iterable[torch.nn.Parameter], trust: Trust = PACKAGE
+) -> torch.optim.Optimizer:
     """The optimizer of an ``optimizer`` config."""
+    _locate(config, trust, torch.optim.Optimizer)
     checks.require_types(config, checks.OPTIMIZER, "optimizer.")
-    return instantiate(config, params, prefix="optimizer.")
+    return instantiate(config, params, part="optimizer", trust=trust, kind=torch.optim.Optimizer)
 
 
-def schedule(config: Mapping) -> Schedule:
+def schedule(config: Mapping, trust: Trust = PACKAGE) -> Schedule:
     """The learning-rate schedule of a ``schedule`` config."""
-    return instantiate(config, prefix="schedule.")
+    return instantiate(config, part="schedule", trust=trust, kind=Schedule)
 
 
 def plain(config: Any) -> Any:
@@ -182,8 +391,8 @@ def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]
 
     Args:
         saved: A resolved config.
-        overrides: Such as ``trainer.max_epochs=20``; those of ``resume``, ``out`` and ``hydra``
-            say where, not what, and are passed over.
+        overrides: Such as ``trainer.max_epochs=20``; those of ``resume``, ``out``,
+            ``trust`` and ``hydra`` do not say what is trained, and are passed over.
 
     Returns:
         The config, and the dotted names of the keys whose values differ from the saved ones.
@@ -194,7 +403,7 @@ def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]
     config = OmegaConf.create(dict(saved))
     for item in OverridesParser.create().parse_overrides(list(overrides)):
         key = item.key_or_group
-        if key in ("resume", "out") or key.split(".")[0] == "hydra":
+        if key in ("resume", "out", "trust") or key.split(".")[0] == "hydra":
             continue
         missing = object()
         old = OmegaConf.select(config, key, default=missing)

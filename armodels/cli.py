@@ -124,13 +124,11 @@ def _answer(program: str, *args: str) -> None:
 def run_verb(program: str, name: str, args: list[str]) -> None:
     """Hand one verb to Hydra and turn what goes wrong into one sentence and an exit code."""
     try:
-        here = os.getcwd()
+        os.getcwd()
     except FileNotFoundError:
         fail("the shell's directory is gone; change to one that exists")
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us rather than Hydra's printer
-    if sys.path[0] != here:
-        sys.path.insert(0, here)  # users' own classes, named by _target_
     try:
         translated = _translate(name, args)
     except ValueError as error:

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 LONGEST = 60
 """Characters of a run's name at most: TensorBoard's list of runs shows about so many."""
 
-_ASIDE = ("seed=", "resume=", "out=", "name=", "tags=", "eval.batch_size=", "hydra.", "samples.")
+_ASIDE = (
+    "seed=",
+    "resume=",
+    "out=",
+    "name=",
+    "tags=",
+    "trust=",
+    "eval.batch_size=",
+    "hydra.",
+    "samples.",
+)
 _ASIDE += tuple(
     f"trainer.{key}="
     for key in ("progress", "accelerator", "threads", "checkpoint_every", "log_every")

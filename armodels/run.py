@@ -4,9 +4,11 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
-import pickle
+import pickletools
 import platform
+import re
 import socket
 import zipfile
 import zlib
@@ -16,7 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from armodels import __version__, build
 from armodels.density import DensityModel
@@ -111,8 +118,23 @@ class RunDirectory:
         return self.path / "samples"
 
     def read_config(self) -> dict:
-        """The resolved config of the run."""
-        return OmegaConf.to_container(OmegaConf.load(self.path / "config.yaml"))
+        """The resolved config of the run.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is damaged, or no config that armodels would save.
+        """
+        path = self.path / "config.yaml"
+        content = _read(path)
+        try:
+            # A name for a part that stands elsewhere makes a huge tree of a small file.
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content)):
+                raise ValueError(f"{path} is refused: it has aliases, which armodels never writes")
+            config = OmegaConf.to_container(OmegaConf.create(content))
+        except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: it is no YAML of a config") from error
+        require_plain(config, path)
+        return config
 
     def save(self, name: str, state: Mapping) -> None:
         """Save a checkpoint atomically: where the disk is full, the one before survives.
@@ -159,44 +181,226 @@ class RunDirectory:
         return json.loads(path.read_text()) if path.is_file() else None
 
 
+# A stranger's file: what it states is checked before it is unpacked, copied or built
+
+MAX_SIZE = 2**24
+"""No size in a saved config is larger: units, layers, rows, values of an example."""
+
+MAX_VALUES = 20_000
+"""Values in a saved config, nested ones included."""
+
+_MAX_DEPTH = 20
+_MAX_STRUCTURE = 2**24
+"""Bytes of a checkpoint without its tensors, and of a config or a JSON file."""
+
+_BUILDERS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
+_BUILDERS |= {"torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter"}
+_STORAGE = re.compile(
+    r"torch(\.cuda|\.storage)? \w+Storage|torch u?(int|float|bfloat)\d+|torch bool"
+)
+
+
+def require_plain(config: object, file: Path) -> None:
+    """Raise ValueError unless a saved config is a small tree of plain values with no huge size."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{file} is damaged: it holds no config")
+    count, left = 0, [((key,), value) for key, value in config.items()]
+    while left:
+        keys, value = left.pop()
+        count += 1
+        name = ".".join(map(str, keys))[:200]
+        if count > MAX_VALUES or len(keys) > _MAX_DEPTH:
+            raise ValueError(f"{file} is refused: its config is larger than any of armodels")
+        if isinstance(value, Mapping):
+            left += [((*keys, key), child) for key, child in value.items()]
+        elif isinstance(value, (list, tuple)):
+            left += [(keys, child) for child in value]
+        elif isinstance(value, str) and "${" in value and keys[0] != "overrides":
+            raise ValueError(f"{file} is refused: {name} is to be replaced: {value[:200]}")
+        elif isinstance(value, int) and keys[0] in build.PARTS:
+            if abs(value) > MAX_SIZE and "seed" not in str(keys[-1]):
+                raise ValueError(f"{file} is refused: {name} is {value}, more than {MAX_SIZE}")
+        elif not isinstance(value, (str, int, float, type(None))):
+            raise ValueError(f"{file} is refused: {name} is a {type(value).__name__}")
+
+
+def _require_honest(path: Path) -> None:
+    """Raise ValueError where an archive would unpack to more than it is, or make no tensors.
+
+    Torch stores entries as they are. Flipped bytes are found, too: torch takes them for numbers.
+
+    Raises:
+        BadZipFile: It is none, or damaged.
+    """
+    foreign = (
+        f"checkpoint {path} is refused: it holds more than tensors and plain values "
+        f"(it may run code), so it was not saved by armodels"
+    )
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        stated = sum(entry.file_size for entry in entries)
+        if stated > path.stat().st_size or any(e.compress_type for e in entries):
+            raise ValueError(
+                f"checkpoint {path} is refused: it would unpack to {size_of(stated)}, and "
+                f"armodels does not pack its checkpoints"
+            )
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile
+        names = [entry.filename for entry in entries]
+        structures = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+        if len(structures) != 1 or len(names) != len(set(names)):
+            raise zipfile.BadZipFile
+        if structures[0].file_size > _MAX_STRUCTURE:
+            raise ValueError(f"checkpoint {path} is refused: it is not one of armodels")
+        for code, said, _ in pickletools.genops(archive.read(structures[0])):
+            if code.name == "GLOBAL":
+                if said not in _BUILDERS and not _STORAGE.fullmatch(said):
+                    raise ValueError(foreign)
+            elif code.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
+                raise ValueError(foreign)
+
+
+def _tensors(state: object, depth: int = 0) -> Iterator[Tensor]:
+    """Every tensor in a checkpoint."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping) and depth < _MAX_DEPTH:
+        for child in state.values():
+            yield from _tensors(child, depth + 1)
+
+
+def _read(path: Path) -> str:
+    """A small text file of a run.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file, no text, or too large.
+    """
+    if not path.is_file():  # such as a pipe, which would never end
+        raise FileNotFoundError(f"{path} is missing, or is no file")
+    if path.stat().st_size > _MAX_STRUCTURE:
+        raise ValueError(f"{path} is refused: it is larger than any that armodels writes")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is no text") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror})") from error
+
+
 def load_checkpoint(path: str | Path) -> dict:
     """A checkpoint as plain tensors and builtins, on the CPU; code in it is never executed.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is truncated, holds code, or is of another version.
+        ValueError: It is truncated, holds code, states sizes that it does not have, or is of
+            another version.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     with open(path, "rb") as file:
         start = file.read(4)
+    strange = f"checkpoint {path} is not a checkpoint of armodels"
     if start and not b"PK\x03\x04".startswith(start):  # no archive: not even given to torch
-        raise ValueError(f"checkpoint {path} is not a checkpoint of armodels")
+        raise ValueError(strange)
     damaged = (
         f"checkpoint {path} is truncated or corrupted; use another, such as last.pt beside it"
     )
     try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()  # torch reads flipped bytes as numbers
-        if bad is not None:
-            raise ValueError(damaged)
+        _require_honest(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise ValueError(damaged) from error
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {path} is refused: it holds more than tensors and plain values "
-            f"(it may run code), so it was not saved by armodels"
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, RuntimeError) as error:
+    except Exception as error:  # bytes that torch itself cannot take
         raise ValueError(damaged) from error
     if not isinstance(state, dict) or "format" not in state:
-        raise ValueError(f"checkpoint {path} is not a checkpoint of armodels")
+        raise ValueError(strange)
     if state["format"] != FORMAT:
         raise ValueError(
             f"checkpoint {path} has format {state['format']} (armodels {state.get('version')}), "
             f"but this armodels {__version__} reads format {FORMAT}"
         )
+    kinds = {"config": dict, "spec": dict, "model": Mapping, "step": int}
+    kinds["ema"] = (Mapping, type(None))
+    if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(strange)
+    require_plain(state["config"], path)
+    if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in _tensors(state)):
+        raise ValueError(f"checkpoint {path} is refused: its tensors state more than it holds")
     return state
+
+
+def _spec_of(state: Mapping, path: Path) -> DataSpec:
+    """What a datum is, as a checkpoint says."""
+    try:
+        spec = DataSpec(**state["spec"])
+        if not 0 < spec.num_dims <= MAX_SIZE:
+            raise ValueError(f"examples of {spec.num_dims} values")
+        return spec
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ValueError(f"checkpoint {path} is refused: its spec is wrong ({error})") from error
+
+
+class Frugal(TorchDispatchMode):
+    """Refuses what a model of these weights does not need, before it is allocated.
+
+    Each operation is first tried without memory, on torch's meta device.
+
+    Args:
+        weights: Of the checkpoint.
+        path: Of the checkpoint.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], path: Path):
+        super().__init__()
+        stored = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values()}
+        # Models make up to 2.4 times their weights: masks, and weights that are drawn anew.
+        self.bytes = 2**26 + 10 * sum(storage.nbytes() for storage in stored.values())
+        self.operations = 10_000 + 50 * len(weights)
+        self.path = path
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not any(given.alias_info for given in function._schema.returns):
+            where = {"device": "meta"} if "device" in kwargs or not args else {}
+            small, named = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+            try:
+                made = function(*small, **{**named, **where})
+            except Exception:  # its size follows from values; it is no larger than what is there
+                made = None
+            for one in tree_iter(made):
+                if isinstance(one, Tensor):
+                    self.bytes -= one.numel() * one.element_size()
+        self.operations -= 1
+        if self.bytes < 0 or self.operations < 0:
+            raise ValueError(
+                f"checkpoint {self.path} is refused: its config describes a far larger model than "
+                f"the weights that it holds"
+            )
+        return function(*args, **kwargs)
+
+
+def size_of(num_bytes: float) -> str:
+    """A number of bytes, for people."""
+    power = min(int(math.log(max(num_bytes, 1), 1000)), 4)
+    return f"{num_bytes / 1000**power:.3g} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
+
+
+def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, DensityModel]:
+    """The model that a checkpoint describes, with the weights that it was trained to.
+
+    Raises:
+        ValueError: It names a class that is not trusted, or its parts do not fit each other.
+    """
+    spec, config = _spec_of(state, path), state["config"]
+    if not all(isinstance(t, Tensor) for t in state["model"].values()):
+        raise ValueError(f"checkpoint {path} is refused: its weights are no tensors")
+    own = not build.foreign({key: config.get(key) for key in ("model", "head")})
+    with Frugal(state["model"], path) if own else contextlib.nullcontext():
+        model = build.model(config.get("model"), config.get("head"), spec, trust)
+    return spec, model
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
@@ -223,6 +427,7 @@ class Restored:
         weights: ``"ema"`` or ``"raw"``: the weights that it holds.
         step: Training steps behind it.
         path: The checkpoint file.
+        trust: Which of the user's own classes its config may have built.
     """
 
     model: DensityModel
@@ -231,6 +436,7 @@ class Restored:
     weights: str
     step: int
     path: Path
+    trust: build.Trust
 
     @property
     def origin(self) -> str:
@@ -265,6 +471,7 @@ def restore(
     weights: str = "ema",
     device: str = "cpu",
     num_orders: int | None = None,
+    trust: str | Iterable[str] | None = None,
 ) -> Restored:
     """Rebuild the model of a run from its checkpoint alone.
 
@@ -274,16 +481,21 @@ def restore(
         weights: ``ema`` (raw where the run kept no average) or ``raw``.
         device: Where the model goes.
         num_orders: Orders of the mixture that it becomes; None: as it was trained.
+        trust: Dotted names of your own classes that the run may name; code of others never runs.
+
+    Raises:
+        FileNotFoundError: There is no such run or checkpoint.
+        ValueError: It is damaged, or names a class that is neither this package's nor trusted.
     """
     check_weights(weights)
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
-    spec = DataSpec(**state["spec"])
-    model = build.model(state["config"]["model"], state["config"]["head"], spec)
+    allowed = build.Trust.of(trust, file)
+    spec, model = rebuild(state, file, allowed)
     floats = {t.dtype for t in state["model"].values() if t.is_floating_point()}
     if len(floats) == 1:
         model.to(floats.pop())  # a run in float64 is evaluated in float64
-    model.load_state_dict(state["model"])
+    load_weights(model, state["model"], file)
     average = state["ema"] if weights == "ema" else None
     if average:
         model.load_state_dict(average, strict=False)
@@ -291,7 +503,22 @@ def restore(
         model = build.over_orders(model, state["config"]["model"], num_orders)
     model.eval().requires_grad_(False).to(device)
     used = "ema" if average else "raw"
-    return Restored(model, state["config"], spec, used, state["step"], file)
+    return Restored(model, state["config"], spec, used, state["step"], file, allowed)
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights of a checkpoint into the model that was built from its config.
+
+    Raises:
+        ValueError: They are those of another model.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"checkpoint {path} does not fit the model that its config describes: {first}"
+        ) from error
 
 
 def from_config(config: Mapping) -> Restored:
@@ -301,6 +528,7 @@ def from_config(config: Mapping) -> Restored:
         checkpoint=config["checkpoint"],
         weights=config["eval"]["weights"],
         num_orders=config["eval"].get("num_orders"),  # of verbs that report a likelihood
+        trust=config["trust"],
         device=pick_device(config["device"]),
     )
 

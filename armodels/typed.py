@@ -14,11 +14,11 @@ from armodels import show
 
 TEXT = frozenset(
     "run resume out image mask table logdir path root cache name split group game array delimiter "
-    "decimal thousands encoding trust".split()
+    "decimal thousands encoding".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
-LISTS = frozenset("runs tags columns drop known".split())
+LISTS = frozenset("runs tags columns drop known trust".split())
 """Last parts of the keys that hold several names; a whole number there is a column's place."""
 
 VALUE_FLAGS = frozenset(

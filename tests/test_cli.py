@@ -428,7 +428,8 @@ def test_own_classes_and_configs(how, tmp_path):
             "trainer.max_steps=1", **env,
         )  # fmt: skip
         assert "data   own: vector 3, levels 2, 20 / 5 / 5" in told
-        assert "own" in done(tmp_path, "eval", "run", **env)
+        assert "armodels eval run=run split=test trust=own_classes.Own" in told
+        assert "own" in done(tmp_path, "eval", "run", "trust=own_classes.Own", **env)
         if env:
             assert "Constant bits" in done(tmp_path, "list", **env)
     finally:

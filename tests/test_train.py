@@ -136,10 +136,10 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     told = (tmp_path / "told").read_text()
     assert "Traceback" not in told
     assert told.strip().splitlines()[-1].startswith("armodels: stopped at step ")
-    assert told.strip().endswith("go on with: armodels train resume=run")
+    assert told.strip().endswith("go on with: armodels train resume=run trust=tiny.Tiny")
     status = RunDirectory(tmp_path / "run").read_status()
     assert status["status"] == "interrupted"
-    assert status["reason"].endswith("resume=run")
+    assert status["reason"].endswith("resume=run trust=tiny.Tiny")
     step = load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"]
     assert step % STEPS_PER_EPOCH, "the signal was meant to come within an epoch"
     assert step < 20
@@ -164,7 +164,7 @@ def test_ctrl_c_in_the_last_evaluation_keeps_what_was_trained(tmp_path, monkeypa
         patched.setattr(train, "evaluate", stopped)
         told = armodels(tmp_path, *args, "out=run")
     assert told.code == 130
-    line = "stopped while evaluating valid; go on with: armodels train resume=run"
+    line = "stopped while evaluating valid; go on with: armodels train resume=run trust=tiny.Tiny"
     assert told.err.strip().splitlines()[-1] == f"armodels: {line}"
     status = RunDirectory(tmp_path / "run").read_status()
     assert (status["status"], status["reason"]) == ("interrupted", line)
@@ -202,7 +202,7 @@ def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkey
             patched.setattr(Trainer, "_draw", stop)
         told = armodels(tmp_path, *args, "out=run")
     assert told.code == 128 + number
-    line = f"stopped while {where}; go on with: armodels train resume=run"
+    line = f"stopped while {where}; go on with: armodels train resume=run trust=tiny.Tiny"
     assert told.err.strip().splitlines()[-1] == f"armodels: {line}"
     status = RunDirectory(tmp_path / "run").read_status()
     assert (status["status"], status["reason"]) == ("interrupted", line)
@@ -569,7 +569,8 @@ def test_a_limit_that_holds_no_evaluation(tmp_path, monkeypatch):
     assert told.startswith("armodels: error: trainer.max_minutes=0.5 ended between two steps; ")
     step = load_checkpoint(tmp_path / "run/checkpoints/last.pt")["step"]
     assert step > 0
-    words = ("train", "resume=run", "trainer.max_minutes=null", f"trainer.max_steps={step}")
+    words = ("train", "resume=run", "trainer.max_minutes=null", f"trainer.max_steps={step}",
+             "trust=tiny.Tiny")  # fmt: skip
     assert told.endswith(f"armodels {' '.join(words)}")
     status = RunDirectory(tmp_path / "run").read_status()
     assert status["status"] == "interrupted"

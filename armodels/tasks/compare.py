@@ -22,7 +22,7 @@ COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "±",
            "gap", "seconds", "tags", "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
-            "tags", "started")  # fmt: skip
+            "tags", "started", "trust")  # fmt: skip
 
 
 @dataclass(frozen=True)

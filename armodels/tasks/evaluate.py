@@ -138,7 +138,10 @@ def load_split(
     Raises:
         ValueError: The model cannot score such data.
     """
-    source = build.source(data or restored.config["data"])
+    if data:
+        source = build.source(data, build.Trust.in_own({"data": data}))
+    else:
+        source = build.source(restored.config["data"], restored.trust)
     own = restored.spec
     if not data and source.spec.name != own.name:
         raise ValueError(

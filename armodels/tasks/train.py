@@ -171,10 +171,10 @@ def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     return changed
 
 
-def built(config: Mapping[str, Any], spec: DataSpec) -> DensityModel:
+def built(config: Mapping[str, Any], spec: DataSpec, trust: build.Trust) -> DensityModel:
     """The model of a config, its weights drawn by the seed."""
     torch.manual_seed(stream(_WEIGHTS, config["seed"]))
-    return build.model(config["model"], config["head"], spec)
+    return build.model(config["model"], config["head"], spec, trust)
 
 
 def without_typed(select: Any, overrides: list[str]) -> Any:
@@ -269,6 +269,7 @@ class Trainer:
         splits: The data.
         directory: Where the run writes.
         budget: The time of the run, which may have begun before; None: it begins now.
+        trust: Which of the user's own classes may be built.
     """
 
     def __init__(
@@ -280,6 +281,7 @@ class Trainer:
         splits: Splits,
         directory: run.RunDirectory,
         budget: limits.Budget | None = None,
+        trust: build.Trust = build.PACKAGE,
     ):
         self.base = config
         self.settings = settings
@@ -292,6 +294,7 @@ class Trainer:
         self.train = placed(splits.train, fabric.device)
         self.steps_per_epoch = math.ceil(len(self.train) / settings.batch_size)
         self.total = self._total_steps()
+        self.trust = trust
         self._take(0, model)
         self.weights = "ema" if self.average and config["eval"]["weights"] == "ema" else "raw"
         self.tracker: Tracker | None = None
@@ -312,15 +315,15 @@ class Trainer:
         """Take up a candidate, as if its values had been typed; its model, or None: built here."""
         settings = self.settings
         self.config = with_values(self.base, self.candidates[number])
-        self.model = self._placed(model or built(self.config, self.splits.spec))
-        self.schedule: Schedule = build.schedule(self.config["schedule"])
+        self.model = self._placed(model or built(self.config, self.splits.spec, self.trust))
+        self.schedule: Schedule = build.schedule(self.config["schedule"], self.trust)
         self.schedule(0, self.total)  # refuses at once what it cannot schedule
         params = [p for p in self.model.parameters() if p.requires_grad]
         chosen = dict(self.config["optimizer"])
         if settings.precision == "16-mixed":
             # A fused optimizer unscales the gradients itself, after their norm is wanted.
             chosen.pop("fused", None)
-        self.optimizer = build.optimizer(chosen, params) if params else None
+        self.optimizer = build.optimizer(chosen, params, self.trust) if params else None
         self.rates = [g["lr"] for g in self.optimizer.param_groups] if params else []
         self.average = Average(self.model, settings.ema) if settings.ema and params else None
 
@@ -328,6 +331,11 @@ class Trainer:
         # Fabric converts to float64 too, but after a checkpoint was read into float32.
         model = model.double() if self.settings.precision == "64-true" else model
         return model.to(self.fabric.device)
+
+    def go_on(self, **overrides: object) -> str:
+        """The command that continues the run."""
+        trust = build.trusting(self.config)
+        return show.command("train", resume=self.directory.path, **overrides, **trust)
 
     def _total_steps(self) -> int | None:
         limits = []
@@ -360,13 +368,8 @@ class Trainer:
                 self.tracker.flush()
         self._saved_at = time.monotonic()
 
-    def load_last(self) -> None:
-        """Take up last.pt."""
-        path = self.directory.checkpoint("last")
-        if not path.is_file():
-            show.say("the run was stopped before its first checkpoint: it starts again")
-            return
-        checkpoint = run.load_checkpoint(path)
+    def take_up(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on from what last.pt holds."""
         began, now = checkpoint["spec"]["name"], self.splits.spec.name
         if began != now:
             raise ValueError(
@@ -377,7 +380,7 @@ class Trainer:
         self.state = State(**{"own_best_nats": saved["best_nats"], **saved})
         if self.state.candidate:
             self._take(self.state.candidate)
-        self.model.load_state_dict(checkpoint["model"])
+        run.load_weights(self.model, checkpoint["model"], self.directory.checkpoint("last"))
         if self.optimizer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         if self.average and checkpoint["ema"]:
@@ -829,20 +832,15 @@ class Trainer:
         return self.budget.reserve(sum(self._seconds_of.get(name, 0.0) for name in names))
 
     def _stopped(self, when: str) -> str:
-        again = show.command("train", resume=self.directory.path)
-        return f"stopped {when}; go on with: {again}"
+        return f"stopped {when}; go on with: {self.go_on()}"
 
     def interrupted(self, stop: BaseException) -> BaseException:
         """What a stop becomes for the user: where the run stands, and how it goes on."""
         if isinstance(stop, limits.OutOfTime):
-            evaluate_only = show.command(
-                "train", resume=self.directory.path, trainer__max_minutes=None,
-                trainer__max_steps=self.state.step,
-            )  # fmt: skip
-            more = show.command(
-                "train", resume=self.directory.path,
-                trainer__max_minutes=2 * self.settings.max_minutes,
-            )  # fmt: skip
+            evaluate_only = self.go_on(
+                trainer__max_minutes=None, trainer__max_steps=self.state.step
+            )
+            more = self.go_on(trainer__max_minutes=2 * self.settings.max_minutes)
             begun = self.directory.checkpoint("last").is_file()
             how = f"evaluate what is saved with: {evaluate_only}" if begun else f"try: {more}"
             return limits.OutOfTime(
@@ -889,7 +887,7 @@ class Trainer:
         self.fabric.barrier()  # rank 0 may still be writing it
         best, spec = run.load_checkpoint(self.directory.checkpoint("best")), self.splits.spec
         # Another model: last.pt goes on from the last weights, not from the best.
-        model, self.model = self.model, self._placed(built(best["config"], spec))
+        model, self.model = self.model, self._placed(built(best["config"], spec, self.trust))
         try:
             self.model.load_state_dict(best["model"])
             if self.weights == "ema":
@@ -981,21 +979,21 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
                 f"the run chooses by trainer.select, and among candidates that were trained "
                 f"alike: its {name} cannot change; start a new run instead"
             )
-    merged["resume"] = config["resume"]
+    merged["resume"], merged["trust"] = config["resume"], config["trust"]
     kept = [o for o in saved["overrides"] if o.partition("=")[0] not in names]
     changes = [o for o in config["overrides"] if o.partition("=")[0] in names]
     merged["overrides"] = kept + changes
     return merged, directory, names
 
 
-def _refuse(config: Mapping[str, Any]) -> Settings:
+def _refuse(config: Mapping[str, Any], trust: build.Trust) -> Settings:
     """Raise ValueError for what can be refused before any data is read; else the settings."""
     checks.require_keys(config)
     settings = Settings(**config["trainer"])
     for values in settings.candidates():
         tried = with_values(config, values)
-        build.schedule(tried["schedule"])
-        build.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))])
+        build.schedule(tried["schedule"], trust)
+        build.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))], trust)
     return settings
 
 
@@ -1006,13 +1004,17 @@ def main(config: Mapping[str, Any]) -> float:
 
 
 def affordable(
-    config: Mapping[str, Any], settings: Settings, device: torch.device, spec: DataSpec
+    config: Mapping[str, Any],
+    settings: Settings,
+    device: torch.device,
+    spec: DataSpec,
+    trust: build.Trust,
 ) -> DensityModel:
     """The model of the config, unless it is above the budget of the machine."""
     free, advice = config["model"].get("allow_large", False), memory.way_out(config["model"])
     most = memory.MOST if device.type == "cpu" and not free else None
     with memory.at_most(most, advice):
-        model = built(config, spec)
+        model = built(config, spec, trust)
     if not free:
         part = -(-settings.batch_size // settings.accumulate)
         needed = memory.of_training(model, part, averaged=settings.ema is not None)
@@ -1024,29 +1026,38 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     resuming = bool(config["resume"])
     if resuming:
         config, directory, changed = _take_up(config)
+        trust = build.Trust.of(config["trust"], directory.path / "config.yaml")
     else:
+        trust = build.Trust.in_own(config)
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
         select = without_typed(config["trainer"].get("select"), config["overrides"])
         config = {**config, "trainer": {**config["trainer"], "select": select}}
-    settings = _refuse(config)
+    settings = _refuse(config, trust)
     budget = limits.Budget(settings.max_minutes)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = _fabric(settings)
     show.muted = not fabric.is_global_zero
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # rank 0's, for all
-    source = build.source(config["data"])
+    last, path = None, directory.checkpoint("last")
+    if resuming and path.is_file():
+        last = run.load_checkpoint(path)
+    source = build.source(config["data"], trust)
     for values in reversed(settings.candidates()):  # refused before any load
-        model = affordable(with_values(config, values), settings, fabric.device, source.spec)
+        tried = with_values(config, values)
+        model = affordable(tried, settings, fabric.device, source.spec, trust)
     splits = source.load()  # which may make the folder of the data
     config = build.located(config)
-    trainer = Trainer(config, settings, fabric, model, splits, directory, budget)
+    trainer = Trainer(config, settings, fabric, model, splits, directory, budget, trust)
     if resuming:
-        trainer.load_last()
+        if last:
+            trainer.take_up(last)
+        else:
+            show.say("the run was stopped before its first checkpoint: it starts again")
         if changed:
             show.say(f"resuming with a changed {', '.join(changed)}")
     if fabric.is_global_zero:
-        directory.begin({**config, "resume": None})
+        directory.begin({**config, "resume": None, "trust": None})
         log.open(directory.path / "train.log")
     return _train(trainer)
 
@@ -1108,13 +1119,14 @@ def _conclude(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
     if "gap_to_truth" in metrics:
         gap = f"{metrics['gap_to_truth']:.4f} nats above the true entropy of the test split"
         show.say(f"gap    {gap}")
+    trust = build.trusting(trainer.config)
     show.say()
     show.say("Next:")
     for line in (
         show.command("tensorboard", logdir=path),
-        show.command("sample", run=path, num=64),
-        show.command("complete", run=path, keep=0.5),
-        show.command("eval", run=path, split="test"),
+        show.command("sample", run=path, num=64, **trust),
+        show.command("complete", run=path, keep=0.5, **trust),
+        show.command("eval", run=path, split="test", **trust),
         show.command("compare", os.path.dirname(path) or path),
     ):
         show.say(f"  {line}")
