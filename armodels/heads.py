@@ -139,12 +139,14 @@ class GaussianMixture(Head):
         num_components: M.
         mixing: ``"learned"`` mixing weights, or ``"uniform"``: 1/M each.
         min_log_scale: Floor of log sigma; keeps the density bounded on repeated values.
+        max_log_scale: Ceiling of log sigma; keeps draws finite whatever the network says.
 
     References:
         RNADE: The real-valued neural autoregressive density-estimator (Uria et al., 2013)
         https://arxiv.org/abs/1306.0186
 
-    Differs from the paper: scales are exp(.) with a floor; gradients are not rescaled.
+    Differs from the paper: scales are exp(.) with a floor and a ceiling; gradients are not
+    rescaled.
     """
 
     family = "gaussian_mixture"
@@ -157,6 +159,7 @@ class GaussianMixture(Head):
         num_components: Count = 10,
         mixing: str = "learned",
         min_log_scale: float = -7.0,
+        max_log_scale: float = 20.0,
     ):
         if spec.levels is not None:
             raise ValueError(
@@ -169,13 +172,19 @@ class GaussianMixture(Head):
             raise ValueError(f"num_components is {num_components}; it must be at least 1")
         self.num_components = num_components
         self.mixing = mixing
+        if not min_log_scale < max_log_scale:
+            raise ValueError(
+                f"min_log_scale is {min_log_scale} and max_log_scale {max_log_scale}; the floor "
+                f"must lie below the ceiling"
+            )
         self.min_log_scale = min_log_scale
+        self.max_log_scale = max_log_scale
         self.num_params = num_components * (3 if mixing == "learned" else 2)
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mixing logits, means, log-scales: (..., P) -> three of (..., M)."""
         means, log_scales, *logits = params.split(self.num_components, -1)
-        log_scales = log_scales.clamp_min(self.min_log_scale)
+        log_scales = log_scales.clamp(self.min_log_scale, self.max_log_scale)
         return (logits[0] if logits else torch.zeros_like(means)), means, log_scales
 
     def log_prob(self, params, values):

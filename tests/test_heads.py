@@ -341,6 +341,28 @@ def test_extreme_gaussians_stay_finite(dtype):
             assert torch.isfinite(params.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_scale", [-1e30, -1e3, 88.0, 1e3, 1e30])
+def test_draws_of_extreme_gaussians_are_finite_and_have_a_log_prob(log_scale, dtype):
+    """e^88 is about the largest number of single precision, and its square is none."""
+    head = heads.GaussianMixture(PLANE, num_components=1)
+    noise = torch.rand(100, head.num_noise, generator=torch.Generator().manual_seed(0))
+    params = torch.tensor([0.0, log_scale, 0.0], dtype=dtype).expand(100, -1)
+    drawn = head.sample(params, noise.double())
+    assert drawn.isfinite().all()
+    assert head.log_prob(params, drawn).isfinite().all()
+    # The ceiling is the scale that is drawn from and scored with.
+    bound = heads.GaussianMixture(PLANE, num_components=1, max_log_scale=1.0)
+    above, at = (torch.tensor([0.0, v, 0.0], dtype=dtype).expand(100, -1) for v in (50.0, 1.0))
+    assert torch.equal(bound.sample(above, noise.double()), bound.sample(at, noise.double()))
+    assert torch.equal(bound.log_prob(above, drawn), bound.log_prob(at, drawn))
+
+
+def test_a_floor_above_the_ceiling_is_refused():
+    with pytest.raises(ValueError, match=r"min_log_scale is 2.0 and max_log_scale 1.0; the floor"):
+        heads.GaussianMixture(PLANE, min_log_scale=2.0, max_log_scale=1.0)
+
+
 def test_extreme_logits_stay_finite():
     with torch.enable_grad():
         for head, size in ((heads.Bernoulli(BITS), 1), (heads.Categorical(RGB), 3)):
