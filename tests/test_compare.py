@@ -15,6 +15,7 @@ from command import QUICK, TINY, armodels, done
 from PIL import Image
 from tiny import Tiny
 
+from armodels import baselines
 from armodels.density import DISTRUST, Completion
 from armodels.run import RunDirectory, load_model
 from armodels.spec import DataSpec, Standardization, bits_per_dim
@@ -233,6 +234,48 @@ def test_completions_keep_what_is_known(args, method, folder, tmp_path):
         assert np.array_equal(answers[:, i][:, observed], truth[:, observed])
     assert len(np.unique(answers.reshape(12, -1), axis=0)) > 3
     assert (tmp_path / f"complete-{known}-0.5-seed0.png").is_file()
+
+
+@pytest.fixture
+def narrow(folder, tmp_path):
+    """A finished run after which the box of its model shrinks, so that rows fall out of it."""
+    keys = ("model=uniform", "data=tiny", *VECTOR, "model.margin=2", "data.num_train=50")
+    done(tmp_path, "train", *QUICK, *keys, "out=narrow")
+    path = tmp_path / "narrow/checkpoints/best.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["model"]["width"] *= 0.6
+    torch.save(saved, path)
+    return tmp_path
+
+
+def test_an_impossible_row_is_named(narrow):
+    done(narrow, "score", "narrow", "device=cpu", "out=all.csv")
+    with open(narrow / "all.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    out = [i for i, row in enumerate(rows) if row["nats"] == "inf"]
+    assert out == [i for i, row in enumerate(rows) if row["bits_per_dim"] == "inf"]
+    assert len(out) == 2
+    assert len(rows) == 23
+    first = f"row {out[0]} of test is impossible under the model (log p = -inf)"
+    told = armodels(narrow, "score", "narrow", "device=cpu", "out=all.csv")
+    assert told.err == (
+        f"armodels: warning: {first}; of such rows there are 2, and the mean is that of "
+        f"the others\n"
+    )
+    for size in (1, 7, 500):
+        told = armodels(narrow, "eval", "narrow", "device=cpu", f"eval.batch_size={size}",
+                        "out=report.json").error  # fmt: skip
+        assert told == (
+            f"{first}, as is 1 more, so there is no mean; see every row with: "
+            f"armodels score run=narrow split=test"
+        )
+        assert not (narrow / "report.json").exists()
+    # Of a run that ends with it, the weights stay.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines.Uniform, "_fit", lambda *_: None)
+        code = armodels(narrow, "train", "resume=narrow")
+    assert first in code.error
+    assert "so the run has no result; see every row with: armodels score run=narrow" in code.error
 
 
 def test_particles_that_contradict_each_other_are_warned_of(folder, tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def test_a_model_is_refused(model, kind, tmp_path):
 def test_a_box_that_holds_not_all_of_valid_says_what_to_do(tmp_path):
     keys = ("model=uniform", "data=tiny", "data.levels=null", "model.margin=0", "out=run")
     assert armodels(tmp_path, "train", *QUICK, *keys).error == (
-        "valid has inf nats at step 0; the model as fitted holds some of it for impossible: "
+        "row 3 of valid is impossible under the model (log p = -inf), as are 3 more; "
         "raise its margin or smoothing, or choose another"
     )
 

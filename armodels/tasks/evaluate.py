@@ -90,6 +90,9 @@ def evaluate(
     """Evaluate every example of ``x`` exactly once, over all processes of ``fabric``.
 
     Rank r takes ``x[r::world]``; sums are float64 and divided once.
+
+    Raises:
+        NoMean: Some example has no finite log-probability.
     """
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     if context is not None:
@@ -104,9 +107,31 @@ def evaluate(
         sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()
     count, total, squares = sums.tolist()
     assert count == len(x), f"evaluated {count} of {len(x)} examples"
+    if not math.isfinite(total):
+        raise NoMean(_without_mean(values, fabric, name))
     mean = total / count
     variance = max(squares - count * mean * mean, 0.0) / (count - 1) if count > 1 else math.nan
     return Evaluation(int(count), mean, math.sqrt(variance / count))
+
+
+class NoMean(ArithmeticError):
+    """An example has no finite log-probability, so that their mean says nothing."""
+
+
+def _without_mean(values: Tensor, fabric: Fabric | None, name: str) -> str:
+    """Which row of a split spoils its mean: the first over all processes, counted from 0."""
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    rows = (~values.isfinite()).nonzero()[:, 0]
+    first = torch.tensor([float(rank + world * rows[0]) if len(rows) else math.inf, len(rows)])
+    found = torch.tensor([0.0 if not len(rows) else float(values[rows[0]])])
+    both = torch.cat([first, found])[None].double()
+    if world > 1:
+        both = fabric.all_gather(both.to(fabric.device)).view(-1, 3).cpu()
+    row, _, value = both[both[:, 0].argmin()].tolist()
+    others = int(both[:, 1].sum()) - 1
+    also = f", as {'is' if others == 1 else 'are'} {others} more" if others else ""
+    what = "is impossible under the model" if value == -math.inf else "has no number"
+    return f"row {int(row)} of {name or 'the data'} {what} (log p = {value}){also}"
 
 
 def describe(name: str, report: Mapping[str, float]) -> str:
@@ -189,14 +214,18 @@ def main(config: Mapping) -> None:
     restored = run.from_config(config)
     spec, x, context = load_split(restored, config.get("data"), config["split"])
     started = time.monotonic()
-    result = evaluate(
-        restored.model,
-        x,
-        config["eval"]["batch_size"],
-        context=context,
-        progress=True,
-        name=config["split"],
-    )
+    try:
+        result = evaluate(
+            restored.model,
+            x,
+            config["eval"]["batch_size"],
+            context=context,
+            progress=True,
+            name=config["split"],
+        )
+    except NoMean as error:
+        every = show.command("score", run=config["run"], split=config["split"])
+        raise ValueError(f"{error}, so there is no mean; see every row with: {every}") from error
     measure = restored.model.spec.measure
     report = {
         "data": spec.given(restored.model.context),

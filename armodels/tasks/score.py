@@ -31,6 +31,15 @@ def main(config: Mapping) -> None:
         for i, value in enumerate(values.tolist()):
             table.writerow([i, repr(nats(value, spec)), repr(bits_per_dim(value, spec))])
     show.say(f"from   {restored.origin}")
-    mean = float(values.mean())
-    show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
+    possible = values[values.isfinite()]
+    if len(possible) < len(values):
+        first = int((~values.isfinite()).nonzero()[0])
+        show.warn(
+            f"row {first} of {config['split']} is impossible under the model "
+            f"(log p = {float(values[first])}); of such rows there are "
+            f"{len(values) - len(possible)}, and the mean is that of the others"
+        )
+    if len(possible):
+        mean = float(possible.mean())
+        show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
     show.say(f"wrote  {path} ({len(values)} examples)")

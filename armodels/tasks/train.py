@@ -29,7 +29,7 @@ from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec, nats
-from armodels.tasks.evaluate import describe, evaluate, log_probs
+from armodels.tasks.evaluate import NoMean, describe, evaluate, log_probs
 from armodels.tracking import Tracker
 
 
@@ -542,19 +542,16 @@ class Trainer:
         """Evaluate on valid, keep the best, draw pictures."""
         self._flush_losses()
         state = self.state
-        with self._chosen_weights():
-            state.valid, state.valid_step = self._evaluate("valid"), state.step
-        if not math.isfinite(state.valid["nats"]):
+        try:
+            with self._chosen_weights():
+                state.valid, state.valid_step = self._evaluate("valid"), state.step
+        except NoMean as error:
             last = self.directory.checkpoint("last")
             raise FloatingPointError(
-                f"valid has {state.valid['nats']} nats at step {state.step}; "
-                + (
-                    f"the last good checkpoint is {last}"
-                    if self.optimizer
-                    else "the model as fitted holds some of it for impossible: "
-                    "raise its margin or smoothing, or choose another"
-                )
-            )
+                f"{error} at step {state.step}; the last good checkpoint is {last}"
+                if self.optimizer
+                else f"{error}; raise its margin or smoothing, or choose another"
+            ) from error
         if self.tracker:
             self.tracker.row(
                 state.total_step,
@@ -896,7 +893,13 @@ class Trainer:
             # An exact evaluation may take many minutes: valid had its own when this was saved.
             chosen = best["config"]["eval"]["weights"] == self.config["eval"]["weights"]
             valid = best["state"]["valid"] if chosen else self._evaluate("valid")
-            reports = {"valid": valid, "test": self._evaluate("test")}
+            try:
+                reports = {"valid": valid, "test": self._evaluate("test")}
+            except NoMean as error:
+                every = show.command("score", run=self.directory.path, split="test")
+                raise FloatingPointError(
+                    f"{error}, so the run has no result; see every row with: {every}"
+                ) from error
             gap = None
             if self.splits.true_log_prob is not None:
                 test = self.splits.split("test")
