@@ -21,8 +21,9 @@ from omegaconf import OmegaConf
 from armodels.data import files
 from armodels.data.files import PARTS
 from armodels.data.tables import Table
-from armodels.run import load_checkpoint
+from armodels.run import load_checkpoint, restore
 from armodels.spec import Coding, DataSpec, Standardization, nats
+from armodels.tasks.complete import fill
 
 NAMES = ["height", "mass", "x y"]
 ROWS = np.random.RandomState(0).randn(60, 3).round(4) * [1, 50, 1e-3] + [0, 2000, 5]
@@ -262,6 +263,13 @@ BAD_ARRAYS = [
         "column 'v' of {} is not numeric: its cells are arrays of shape (2,); leave it out with "
         "data.drop='[v]'",
     ),
+    (
+        "t.npy",
+        np.arange("2024-11-26", "2025-01-26", dtype="M8[D]").astype("M8[ns]"),
+        {},
+        "column '0' of {} holds dates or times, such as '2024-11-26T",
+    ),
+    ("t.npy", np.arange(60).astype("m8[ns]"), {}, "column '0' of {} is not numeric: row 1 holds"),
     ("t.npy", ROWS, {"array": "a"}, "data.array is 'a'; {} holds"),
     ("t.npz", {"a": ROWS, "b": ROWS}, {}, "table {} holds the arrays a, b; choose one with data."),
     ("t.npz", {"a": ROWS}, {"array": "c"}, "data.array is 'c'; {} holds a"),
@@ -858,6 +866,12 @@ def test_rows_that_lack_the_same_are_filled_together(tmp_path):
     assert {tuple(row[2:4]) for row in filled[:7]} == {("1", "0")}
     assert {tuple(row[3:]) for row in filled[7:14]} == {("1", "1", "0")}
     assert {tuple(row[2:]) for row in filled[28:]} == {("0", "0", "0", "0")}
+    x = torch.from_numpy(BITS[:9].astype(np.uint8))
+    known = torch.tensor([[True, False, True, True], [True, True, False, True]]).repeat(5, 1)[:9]
+    how = {"num_completions": 3, "num_particles": 1, "temperature": 1.0, "seed": 0}
+    answers, _ = fill(restore(tmp_path / "run"), x, known, how)
+    assert answers.shape == (9, 3, 4)
+    assert ((answers == x[:, None]) | ~known[:, None]).all()
 
 
 def test_a_table_with_holes_is_trained_on_and_filled(tmp_path):

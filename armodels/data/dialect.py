@@ -6,6 +6,7 @@ guess gives other numbers: what can be read in two ways is refused with the keys
 
 import contextlib
 import csv
+import functools
 import io
 import math
 import re
@@ -136,6 +137,12 @@ class Options:
         return [way for way in WAYS if decimal in (None, way.decimal)]
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    """Say what was found out about a file: a command may read it more than once."""
+    show.say(text)
+
+
 def overrides(*marks: tuple[str, str]) -> str:
     """What to type for marks by key, such as ``data.decimal=comma``."""
     words = {mark: word for word, mark in (MARKS | DELIMITERS).items()}
@@ -191,11 +198,11 @@ class Text:
     def _tell(self, commented: bool) -> None:
         if self.comments:
             use = "; the last of them names the columns" if commented else ""
-            show.say(f"table {self.path}: comments (#) at its top are passed over{use}")
+            say_once(f"table {self.path}: comments (#) at its top are passed over{use}")
         if self.numbers != Numbers():
             marks = [] if self.delimiter == ALONE else [("delimiter", self.delimiter)]
             said = overrides(*marks, *self.numbers.marks())
-            show.say(f"table {self.path} is read with {said}")
+            say_once(f"table {self.path} is read with {said}")
 
     # Its characters
 
@@ -222,7 +229,7 @@ class Text:
                 )
             if name != "utf-8-sig":
                 said = f"data.encoding={name}"
-                show.say(f"table {self.path} is not UTF-8, and is read with {said}")
+                say_once(f"table {self.path} is not UTF-8, and is read with {said}")
             return text
         raise ValueError(f"table {self.path} cannot be read as text: {why}")
 

@@ -12,8 +12,16 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from armodels import show
-from armodels.data.dialect import FEW_ROWS, MISSING, WAYS, Numbers, Options, Text, overrides
+from armodels.data.dialect import (
+    FEW_ROWS,
+    MISSING,
+    WAYS,
+    Numbers,
+    Options,
+    Text,
+    overrides,
+    say_once,
+)
 
 PARTS = ("train", "valid", "test")
 TEXT = (".csv", ".tsv", ".txt", ".data", ".dat")
@@ -95,7 +103,9 @@ def to_numbers(columns: Columns, name: str, where: str, *, leave_out: str) -> np
     if cells.dtype.kind in "fiub":
         values = cells.astype(np.float64)
     else:
-        values = _read_texts([*map(str, cells.tolist())], what, columns.numbers, leave_out)
+        # Its own list would make whole numbers of some dates.
+        texts = map(str, cells if cells.dtype.kind in "mM" else cells.tolist())
+        values = _read_texts([*texts], what, columns.numbers, leave_out)
     infinite = np.isinf(values)
     if infinite.any():
         raise ValueError(
@@ -227,7 +237,7 @@ def _read_parquet(path: Path) -> Columns:
     except (*_UNREADABLE, pyarrow.ArrowException) as error:
         raise _unreadable(path, "cannot be read as parquet", error) from error
     if not isinstance(frame.index, pandas.RangeIndex):
-        show.say(f"table {path}: its index {str(frame.index.name)!r} is left out")
+        say_once(f"table {path}: its index {str(frame.index.name)!r} is left out")
     return _named(frame.columns, [frame.iloc[:, i] for i in range(frame.shape[1])], path)
 
 

@@ -14,7 +14,7 @@ from armodels import show
 from armodels.checks import Seed
 from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.data.dialect import Options
+from armodels.data.dialect import Options, say_once
 from armodels.spec import Coding, DataSpec, Standardization
 
 NO_DOWNLOAD = "armodels has no place to download them from"
@@ -292,7 +292,7 @@ class Table(Source):
         if self.columns is None:
             for name in [name for name in chosen if name in table.aside]:
                 chosen.remove(name)
-                show.say(
+                say_once(
                     f"column {name!r} of {self.path} is left out: {table.aside[name]} "
                     f"({show.override('data.columns', names)} keeps it)"
                 )
@@ -311,7 +311,7 @@ class Table(Source):
         if self.missing == "drop":
             whole = ~lacking.any(1)
             where = f"{part} of {self.path}" if part else self.path
-            show.say(f"{(~whole).sum()} of {len(rows)} rows of {where} lack a cell, left out")
+            say_once(f"{(~whole).sum()} of {len(rows)} rows of {where} lack a cell, left out")
             return rows[whole]
         raise self._lacking(part, lacking, names)
 
@@ -372,17 +372,17 @@ class Table(Source):
                 f"{np.concatenate(parts)[row, column]:g}; use data.levels=auto or null"
             )
         if binary:
-            show.say(f"table {self.path} is of 0 and 1 alone: 2 levels (data.levels=null: real)")
+            say_once(f"table {self.path} is of 0 and 1 alone: 2 levels (data.levels=null: real)")
             return [0, 1]
         if self.levels == "auto" and whole and 1 < len(found) <= MAX_LEVELS:
-            show.say(
+            say_once(
                 f"table {self.path} has {len(found)} levels: {found[0]:g} to {found[-1]:g} "
                 f"(data.levels=null: real)"
             )
             return found.astype(int).tolist()
         if self.levels == "auto":
             why = f"{len(found)} different numbers" if whole else "numbers that are not whole"
-            show.say(f"table {self.path} is real-valued, for it holds {why}")
+            say_once(f"table {self.path} is real-valued, for it holds {why}")
         return None
 
     def _standardization(self, names: list[str], train: np.ndarray) -> Standardization:
