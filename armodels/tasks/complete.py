@@ -192,7 +192,7 @@ def fill_table(config: Mapping, restored: run.Restored) -> None:
         raise ValueError(f"table=FILE is for a model of a table, not one of {spec.name}")
     source = {**restored.config["data"], "path": config["table"]}
     source |= {"columns": list(spec.columns), "drop": []}
-    _, rows = build.source(source).whole(missing=True)
+    _, rows = build.source(source, restored.trust).whole(missing=True)
     known = ~rows.isnan()
     # Any value in the support may stand where none is known.
     anything = spec.original(torch.zeros(1, spec.num_dims, dtype=spec.dtype)).double()
