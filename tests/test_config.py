@@ -135,13 +135,14 @@ def test_every_experiment_builds(name):
 
 RECIPES = [Path(name).stem for name in NAMES if re.fullmatch("recipe/[^/]+", name)]
 CHOSEN = {
-    "anime": ("pixelcnn_pp", 6),
-    "folder": ("pixelcnn_pp", 6),
-    "cifar10": ("pixelcnn_pp", 6),
-    "svhn": ("pixelcnn_pp", 6),
-    "atari": ("made", 6),
-    "emnist": ("made", 6),
-    "table": ("made", 6),
+    "anime": ("pixelcnn_pp", 8),
+    "folder": ("pixelcnn_pp", 8),
+    "cifar10": ("pixelcnn_pp", 8),
+    "svhn": ("pixelcnn_pp", 8),
+    "atari": ("made", 8),
+    "emnist": ("made", 8),
+    "table": ("made", 8),
+    "red_wine": ("made", 8),
 }
 
 
