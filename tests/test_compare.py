@@ -20,7 +20,7 @@ from armodels.density import DISTRUST, Completion
 from armodels.run import RunDirectory, load_model
 from armodels.spec import DataSpec, Standardization, bits_per_dim
 from armodels.tasks import complete
-from armodels.tasks.complete import KNOWN, distrusted, known_part, read_mask
+from armodels.tasks.complete import KNOWN, distrusted, known_part, read_image, read_mask
 
 VECTOR = ("data.kind=vector", "data.shape=[4]", "data.levels=null")
 REAL = [item for item in TINY if "hidden" not in item]
@@ -342,10 +342,26 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
             np.save(file, values)
         with pytest.raises(ValueError, match=told):
             read_mask(picture if values is None else file, spec)
-    for contents in (b"no array", b""):
+    bomb = io.BytesIO()  # which states ten terabytes
+    shape = {"descr": "|b1", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_2_0(bomb, shape)
+    for contents in (b"no array", b"", bomb.getvalue()):
         file.write_bytes(contents)
         with pytest.raises(ValueError, match="cannot be read: "):
             read_mask(file, image)
+    Image.new("1", (20_000, 20_000)).save(picture)  # 400 million pixels in 50 kB
+    for read, what in ((read_mask, "mask"), (read_image, "image")):
+        with pytest.raises(ValueError, match=rf"^{what} .* cannot be read: Image size \(4000000"):
+            read(picture, image)
+
+
+def test_an_image_is_read_as_for_training(tmp_path):
+    """Of 16 bits the upper count, and what is transparent lies on white."""
+    spec = DataSpec("grey", "image", (1, 1, 3), 256, "probability")
+    Image.fromarray(np.array([[0, 257, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png", spec).flatten().tolist() == [0, 1, 255]
+    Image.new("RGBA", (3, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png", spec).flatten().tolist() == [255] * 3
 
 
 def test_known_columns_of_a_table():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from armodels import build, charts, contexts, pictures, run, show
+from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.density import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
@@ -94,8 +95,8 @@ def read_mask(path: Path, spec: DataSpec) -> Tensor:
         light = np.array(_read_picture(path, "mask", "L", (width, height)))
         return torch.from_numpy(light > 127).expand(spec.shape)
     try:
-        values = np.load(path)
-    except (ValueError, OSError, EOFError) as error:
+        values = np.load(path, mmap_mode="r")  # nothing is read before its shape is known
+    except (ValueError, OSError, EOFError, OverflowError) as error:
         raise ValueError(f"mask {path} cannot be read: {error}") from error
     if not isinstance(values, np.ndarray):
         raise ValueError(f"mask {path} cannot be read: it holds several arrays")
@@ -103,15 +104,16 @@ def read_mask(path: Path, spec: DataSpec) -> Tensor:
         raise ValueError(f"mask {path} has shape {values.shape}, the events {spec.shape}")
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"mask {path} holds other values than True and False")
-    return torch.from_numpy(values.astype(bool)).expand(spec.shape)
+    return torch.from_numpy(np.array(values, bool)).expand(spec.shape)
 
 
 def _read_picture(path: Path, what: str, mode: str, size: tuple[int, int]) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image = image.convert(mode)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{what} {path} cannot be read: {error}") from error
+        with open_picture(path) as opened:
+            opened.load()
+            image = as_grey_or_rgb(opened).convert(mode)
+    except UNDECODABLE as error:
+        raise ValueError(f"{what} {path} cannot be read: {first_line(error)}") from error
     if image.size == size:
         return image
     before, after = ("x".join(map(str, one)) for one in (image.size, size))
