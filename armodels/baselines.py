@@ -386,7 +386,11 @@ class MixtureOfCategoricals(Baseline):
         log_weights = torch.full_like(logits[:, 0], -math.log(num_components))
         previous = -math.inf
         bar = tqdm(
-            range(self.max_iter), desc="EM", unit="iteration", delay=1, disable=not progress
+            range(self.max_iter),
+            desc="EM",
+            unit="iteration",
+            delay=1,
+            disable=None if progress else True,
         )
         for _ in bar:
             weights, probs, objective = _em_step(x, log_weights, logits, mean, self.smoothing)
@@ -1057,7 +1061,9 @@ class GMM(Baseline):
         z = means.new_zeros(len(means), len(x), num_particles, x.shape[1])
         log_weights = z.new_zeros(z.shape[:-1])
         steps = range(x.shape[1])
-        for i in tqdm(steps, desc="conditioning", unit="value", delay=1, disable=not progress):
+        for i in tqdm(
+            steps, desc="conditioning", unit="value", delay=1, disable=None if progress else True
+        ):
             mean = means[:, i, None, None] + torch.einsum(
                 "mj,mbnj->mbn", factor[:, i, :i], z[..., :i]
             )

@@ -476,7 +476,9 @@ class AutoregressiveModel(DensityModel):
         all_values, all_log_probs, pending = [], [], []
         values = None
         steps = range(self.net.num_steps)
-        for s in tqdm(steps, desc="sampling", unit="step", delay=1, disable=not progress):
+        for s in tqdm(
+            steps, desc="sampling", unit="step", delay=1, disable=None if progress else True
+        ):
             params, cache = kind.step(self.net, values, s, cache)
             params = _precise(params)  # or draws would follow another distribution than log_prob
             values = self.head.sample(params, noise[:, s], temperature)

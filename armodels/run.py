@@ -151,10 +151,13 @@ class RunDirectory:
             kept = "the one before is untouched" if path.exists() else "there is none before it"
             raise OSError(f"checkpoint {path} could not be written ({error}); {kept}") from error
 
-    def write_status(self, status: str, reason: str | None = None) -> None:
-        """Say ``running``, ``done``, ``interrupted`` or ``failed``, and why."""
+    def write_status(
+        self, status: str, reason: str | None = None, warning: str | None = None
+    ) -> None:
+        """Say ``running``, ``done``, ``interrupted`` or ``failed``, why, and what is amiss."""
         content = {"status": status, "pid": os.getpid(), "host": socket.gethostname()}
-        write_json(self.path / "status.json", content | ({"reason": reason} if reason else {}))
+        content |= {"reason": reason} if reason else {}
+        write_json(self.path / "status.json", content | ({"warning": warning} if warning else {}))
 
     def read_status(self) -> dict:
         """As written; ``{"status": "killed"}`` where the process that ran it is gone."""
@@ -573,6 +576,25 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process held at most: of main memory, and of an accelerator that counts."""
+    import sys
+
+    if sys.platform == "win32":
+        import psutil
+
+        peak = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = {"peak_memory_bytes": peak}
+    if device.type == "cuda":
+        memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return memory
 
 
 def processor() -> str:

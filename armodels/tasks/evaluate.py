@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels import build, contexts, run, show
+from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
@@ -36,7 +37,8 @@ def log_probs(
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), x.device)
     model.eval()
     bar = tqdm(
-        total=len(x), desc=f"evaluating {name}", unit="ex", leave=False, disable=not progress,
+        total=len(x), desc=f"evaluating {name}", unit="ex", leave=False,
+        disable=None if progress else True,  # None: where there is no terminal
         delay=0 if model.any_order else 1,  # whose first batch may take minutes: shown at once
     )  # fmt: skip
     parts = []
@@ -132,6 +134,24 @@ def _without_mean(values: Tensor, fabric: Fabric | None, name: str) -> str:
     also = f", as {'is' if others == 1 else 'are'} {others} more" if others else ""
     what = "is impossible under the model" if value == -math.inf else "has no number"
     return f"row {int(row)} of {name or 'the data'} {what} (log p = {value}){also}"
+
+
+def knowing_nothing(splits: Splits) -> tuple[str, float] | None:
+    """A model that knows nothing, and its nats on valid; None: there is none.
+
+    Of levels, the uniform distribution; of real values, independent Gaussians with the mean and
+    the standard deviation of (the first rows of) the training split.
+    """
+    spec = splits.spec
+    if spec.levels is not None:
+        return "the uniform distribution", nats(-spec.num_dims * math.log(spec.levels), spec)
+    train = splits.split("train")[:100_000].flatten(1).double()
+    mean, std = train.mean(0), train.std(0)
+    if len(train) < 2 or not bool((std > 0).all()):
+        return None
+    z = (splits.split("valid").flatten(1).double() - mean) / std
+    log_prob = (-0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(1).mean()
+    return "independent Gaussians", nats(float(log_prob), spec)
 
 
 def describe(name: str, report: Mapping[str, float]) -> str:

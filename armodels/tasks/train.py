@@ -11,6 +11,7 @@ import difflib
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,9 +28,10 @@ from armodels import build, charts, checks, limits, memory, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
+from armodels.lines import Lines, number
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec, nats
-from armodels.tasks.evaluate import NoMean, describe, evaluate, log_probs
+from armodels.tasks.evaluate import NoMean, describe, evaluate, knowing_nothing, log_probs
 from armodels.tracking import Tracker
 
 
@@ -204,6 +206,8 @@ class State:
     evaluations_since_best: int = 0
     window_log_prob: float = 0.0  # since the last point of the curve
     window_examples: int = 0
+    since_log_prob: float = 0.0  # since the last evaluation
+    since_examples: int = 0
     valid: dict[str, float] = field(default_factory=dict)
     # Of trainer.select: which candidate this is, the steps of those before, and what each had.
     candidate: int = 0
@@ -307,6 +311,9 @@ class Trainer:
         self._saved_at = time.monotonic()
         self.budget = budget or limits.Budget(settings.max_minutes)
         self.watch = limits.Watch(self.budget)
+        self.lines = Lines(all_of_them=sys.stdout.isatty())
+        self.nothing = knowing_nothing(splits)
+        self._worse = False
         self._doing = "before the first step"
         self._seconds_of: dict[str, float] = {}  # that an evaluation of a split takes
         self._next_chart = 0.0
@@ -478,7 +485,9 @@ class Trainer:
                 )
         for log_prob in log_probs:  # one by one: the sum must not depend on when it is taken
             self.state.window_log_prob += log_prob
+            self.state.since_log_prob += log_prob
         self.state.window_examples += sum(counts)
+        self.state.since_examples += sum(counts)
         self._last_norm = norms[-1]
         self._pending = []
 
@@ -488,15 +497,15 @@ class Trainer:
         """One point of the training curve."""
         self._flush_losses()
         state = self.state
-        sums = torch.tensor([state.window_log_prob, float(state.window_examples)])
-        if self.fabric.world_size > 1:
-            sums = self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum").cpu()
-        train_nats = nats(float(sums[0] / sums[1]), self.splits.spec)
+        train_nats = self._mean_nats(state.window_log_prob, state.window_examples)
         now = time.monotonic()
         speed = (state.examples - self._spoke[1]) / max(now - self._spoke[0], 1e-9)
         self._spoke = (now, state.examples)
         state.window_log_prob, state.window_examples = 0.0, 0
-        bar.set_postfix_str(f"{train_nats:.3f} nats, {speed:,.0f} examples/s", refresh=False)
+        told = f"{train_nats:.3f} nats, {speed:,.0f} examples/s"
+        if self.settings.max_minutes:
+            told += f", {limits.spoken(max(self.budget.end - self.budget.spent, 0))} left"
+        bar.set_postfix_str(told, refresh=False)
         if self.tracker:
             self.tracker.row(
                 state.total_step,
@@ -507,6 +516,13 @@ class Trainer:
                 watch__grad_norm=self._last_norm,
                 watch__examples_per_s=speed,
             )
+
+    def _mean_nats(self, log_prob: float, examples: int) -> float:
+        """Of all processes, each of which has its own sums."""
+        sums = torch.tensor([log_prob, float(examples)])
+        if self.fabric.world_size > 1:
+            sums = self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum").cpu()
+        return nats(float(sums[0] / sums[1]), self.splits.spec)
 
     def _seconds(self) -> float:
         return self.state.seconds + time.monotonic() - self._started
@@ -564,19 +580,71 @@ class Trainer:
         if state.valid["nats"] < state.own_best_nats:
             state.own_best_nats = state.valid["nats"]
             state.evaluations_since_best = 0
-        mark = ""
-        if state.valid["nats"] < state.best_nats:
-            mark = " *"
+        best = state.valid["nats"] < state.best_nats
+        if best:
             state.best_nats, state.best_step = state.valid["nats"], state.step
             state.selected = state.candidate
             if self.fabric.is_global_zero:
                 self.directory.save("best", self._state_dict())
-        show.say(f"step {state.step}: {describe('valid', state.valid)}{mark}")
+        self._say_line(best)
+        self._judge()
         if self.tracker:
             started = limits.now()
             with self._chosen_weights(), self._at_once("drawing"):
                 self._draw()
             self._seconds_of["pictures"] = limits.now() - started
+
+    def _say_line(self, best: bool) -> None:
+        """One line for an evaluation, unless many others come."""
+        state, train = self.state, None
+        if state.since_examples:
+            train = self._mean_nats(state.since_log_prob, state.since_examples)
+            state.since_log_prob, state.since_examples = 0.0, 0
+        if not self.lines.due(self._progress()):
+            return
+        for line in self.lines.add(
+            state.step / self.steps_per_epoch,
+            state.step,
+            train,
+            (state.valid["nats"], state.valid["nats_ci95"]),
+            self._seconds(),
+            best=best,
+        ):
+            show.say(line)
+
+    def _progress(self) -> float:
+        """How much of the training is over, from 0 to 1, by steps or by time."""
+        own = self.state.step / self.total if self.total else 0.0
+        own = 1.0 if self.optimizer is None or self.total == 0 else max(own, self._share())
+        return (self.state.candidate + own) / len(self.candidates)
+
+    def _judge(self) -> None:
+        """Say at once where the model is worse than one that knows nothing."""
+        if self.nothing is None:
+            return
+        name, nothing = self.nothing
+        worse, valid = self.state.valid["nats"] > nothing, self.state.valid["nats"]
+        if worse and not self._worse:
+            show.warn(
+                f"{number(valid)} nats on valid at step {self.state.step} are worse than the "
+                f"{number(nothing)} of {name}"
+            )
+        self._worse = worse
+
+    def warning(self) -> str | None:
+        """What is wrong with a run that has ended, if anything."""
+        state = self.state
+        last = state.valid["nats"] if state.selected == state.candidate else state.best_nats
+        if self.nothing is None or last <= self.nothing[1]:
+            return None
+        name, nothing = self.nothing
+        valid = f"{number(last)} nats on valid, but {number(nothing)} of {name}"
+        if state.best_nats > nothing:
+            return f"worse than knowing nothing: {valid}; lower optimizer.lr, or train longer"
+        return (
+            f"diverged: {valid}; the best weights, of step {state.best_step}, are kept; "
+            f"lower optimizer.lr, or set trainer.max_grad_norm"
+        )
 
     def _draw(self) -> None:
         """Samples, and what the model thinks of data it was not trained on."""
@@ -677,6 +745,7 @@ class Trainer:
         state.earlier_steps += state.step
         state.began = self.budget.spent
         state.step = state.evaluations_since_best = state.window_examples = 0
+        state.since_log_prob, state.since_examples = 0.0, 0
         state.window_log_prob, state.own_best_nats, state.valid_step = 0.0, math.inf, None
         self._epoch_rows, self._block = (-1, torch.empty(0)), ((-1, -1), torch.empty(0))
         self._take(state.candidate)
@@ -729,7 +798,7 @@ class Trainer:
             initial=state.step,
             desc="training",
             unit="step",
-            disable=not (settings.progress and fabric.is_global_zero),
+            disable=None if settings.progress and fabric.is_global_zero else True,
         )
         with bar, flushed_denormals():
             if state.step and state.valid_step != state.step:
@@ -931,6 +1000,9 @@ class Trainer:
             metrics["selected"] = self.candidates[state.selected]
         if gap is not None:
             metrics["gap_to_truth"] = gap
+        metrics |= run.peak_memory(self.fabric.device)
+        if (warning := self.warning()) is not None:
+            metrics["warning"] = warning
         return metrics | {"overrides": self.config["overrides"], "environment": run.environment()}
 
 
@@ -1083,7 +1155,7 @@ def _train(trainer: Trainer) -> float:
                     value = metrics[split][name]
                     trainer.tracker.scalar(f"with_best/{split}_{name}", value, metrics["steps"])
             directory.write_metrics(metrics)
-            directory.write_status("done")
+            directory.write_status("done", warning=trainer.warning())
             _conclude(trainer, metrics)
         success = True
     except (KeyboardInterrupt, limits.OutOfTime) as stop:
@@ -1122,6 +1194,8 @@ def _conclude(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
     if "gap_to_truth" in metrics:
         gap = f"{metrics['gap_to_truth']:.4f} nats above the true entropy of the test split"
         show.say(f"gap    {gap}")
+    if "warning" in metrics:
+        show.warn(metrics["warning"])
     trust = build.trusting(trainer.config)
     show.say()
     show.say("Next:")

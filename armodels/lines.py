@@ -1,0 +1,68 @@
+"""The lines of a training: one for each evaluation, under one header."""
+
+MOST = 28
+"""Lines at most where no terminal shows them, the last one apart."""
+
+COLUMNS = {"epoch": 8, "step": 10, "train nats": 12, "valid nats": 24, "time": 9}
+HEADER = "".join(name.rjust(width) for name, width in COLUMNS.items())
+
+
+class Lines:
+    """Which evaluations get a line, and how it looks.
+
+    Args:
+        all_of_them: Whether each gets one, as on a terminal; else about ``MOST`` do.
+    """
+
+    def __init__(self, *, all_of_them: bool):
+        self._all = all_of_them
+        self._next = 0
+        self._begun = False
+
+    def due(self, share: float) -> bool:
+        """Whether an evaluation gets a line, after a share of the training from 0 to 1."""
+        part = int(share * MOST)
+        if not self._all and part < self._next:
+            return False
+        self._next = part + 1
+        return True
+
+    def add(
+        self, epoch: float, step: int, train: float | None, valid: tuple[float, float],
+        seconds: float, *, best: bool,
+    ) -> list[str]:  # fmt: skip
+        """The next line, and before the first one the header.
+
+        Args:
+            epoch: Passes over the training split so far.
+            step: Steps so far.
+            train: Mean since the evaluation before, nats; None: there were no steps.
+            valid: Mean and half-width of its 95 % interval, nats.
+            seconds: So far.
+            best: Whether no evaluation was better.
+        """
+        cells = (
+            f"{epoch:.4g}",
+            f"{step:,}",
+            "" if train is None else number(train),
+            f"{number(valid[0])} ± {number(valid[1])}",
+            clock(seconds),
+        )
+        line = "".join(
+            cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True)
+        )
+        header = [] if self._begun else [f"{HEADER}  *: best so far"]
+        self._begun = True
+        return [*header, f"{line}  *" if best else line]
+
+
+def number(value: float) -> str:
+    """Nats, with as many digits as a column holds."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """``1:05`` or ``2:01:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
