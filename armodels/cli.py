@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from armodels import __version__, checks, errors, names, show, typed
+from armodels import __version__, checks, errors, limits, names, show, typed
 
 
 class Verb(NamedTuple):
@@ -65,15 +65,6 @@ examples:
 
 HYDRA_FULL_ERROR=1 shows tracebacks; see README.md and docs/ for more.
 """
-
-
-class Stopped(KeyboardInterrupt):
-    """Stopped by a signal."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.exit_code = 128 + number
-        self.name = signal.Signals(number).name
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -151,8 +142,9 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
             os.environ["ARMODELS_SWEPT"] = " ".join(_swept(translated))
             _hydra_main(name, records)
         except KeyboardInterrupt as stop:
-            show.tell(str(stop) or _stopped(name, args, getattr(stop, "name", "Ctrl-C")))
-            sys.exit(getattr(stop, "exit_code", 130))
+            number = getattr(stop, "number", signal.SIGINT)
+            show.tell(str(stop) or _stopped(name, args, signal.Signals(number).name))
+            sys.exit(128 + number)
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -182,10 +174,10 @@ def _signals() -> Iterator[None]:
     def stop(number, frame):
         for one in kept:
             signal.signal(one, signal.SIG_DFL)
-        raise Stopped(number)
+        raise limits.Stopped(number)
 
     with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
-        for number in filter(None, (getattr(signal, f"SIG{n}", None) for n in _ENDS)):
+        for number in limits.SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 kept[number] = signal.signal(number, stop)
     try:
@@ -193,9 +185,6 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-_ENDS = ("INT", "TERM", "HUP")  # Windows has no HUP
 
 
 def _hydra_main(name: str, records: list[dict]) -> None:

@@ -85,7 +85,7 @@ def read_tags(tags: object) -> list[str]:
         ValueError: It is no list, or one of them is no tag.
     """
     if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise ValueError(f"tags is {tags!r}; it must be a list, such as tags=[{tags}]")
+        raise ValueError(f"tags is {tags!r}; it must be a list, such as tags=[first]")
     for tag in map(str, tags):
         if not tag.isprintable() or not 0 < len(tag) <= 40 or "," in tag:
             raise ValueError(

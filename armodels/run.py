@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build
+from armodels import __version__, build, show
 from armodels.density import DensityModel
 from armodels.spec import DataSpec
 
@@ -82,9 +82,10 @@ class RunDirectory:
         """
         run = cls(path)
         if run.path.is_dir() and any(run.path.iterdir()):
+            go_on = show.override("resume", run.path)
             raise FileExistsError(
                 f"output directory {run.path} exists and is not empty; "
-                f"choose another with out=, or continue it with resume={run.path}"
+                f"choose another with out=, or continue it with {go_on}"
             )
         return run
 
