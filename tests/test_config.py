@@ -20,7 +20,7 @@ from command import QUICK, armodels, done
 from omegaconf import OmegaConf
 
 import armodels as package
-from armodels import build, cli, memory
+from armodels import build, cli
 from armodels.density import DensityModel
 from armodels.orders import ORDERS
 from armodels.tasks.train import Settings
@@ -131,47 +131,6 @@ def test_every_experiment_builds(name):
         done(ROOT, *shlex.split(command.group(1)), "--cfg", "job")
     assert re.search(r"^# [Ee]xpected: ", text, re.MULTILINE)
     assert re.search(r"^# [Rr]un time: ", text, re.MULTILINE)
-
-
-RECIPES = [Path(name).stem for name in NAMES if re.fullmatch("recipe/[^/]+", name)]
-CHOSEN = {
-    "anime": ("pixelcnn_pp", 8),
-    "folder": ("pixelcnn_pp", 8),
-    "cifar10": ("pixelcnn_pp", 8),
-    "svhn": ("pixelcnn_pp", 8),
-    "atari": ("made", 8),
-    "emnist": ("made", 8),
-    "table": ("made", 8),
-    "red_wine": ("made", 8),
-}
-
-
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "default"])
-def test_data_come_with_a_model_that_suits_them(name):
-    """Where nothing else is said; what is said wins, and takes nothing of the other model."""
-    model, minutes = CHOSEN[name]
-    path = ["data.path=x"] if name in ("table", "folder") else []
-    config = config_of(f"data={name}", *path)
-    assert config["choices"]["model"] == model
-    assert config["trainer"]["max_minutes"] == minutes
-    if not path:
-        spec = build.source(config["data"]).spec
-        with memory.at_most(memory.MOST // 2, ""):
-            build.model(config["model"], config["head"], spec)
-    other = config_of(f"data={name}", *path, "model=nade")
-    plain = config_of("data=digits", "model=nade")
-    for part in ("model", "optimizer", "schedule", "trainer"):
-        assert other[part] == plain[part]
-
-
-def test_an_experiment_takes_no_recipe():
-    config = config_of("experiment=made_vs_gmm/anime")
-    plain = config_of()
-    assert config["model"] == plain["model"]
-    assert config["head"] == plain["head"]
-    assert config["trainer"] == {**plain["trainer"], "max_epochs": 20}
-    assert config_of("data=anime", "recipe=default")["model"] == plain["model"]
-    assert config_of("recipe=anime")["choices"]["model"] == "pixelcnn_pp"
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -239,8 +239,8 @@ def test_spec_needs_no_files_unless_they_name_the_labels(tree, tmp_path):
     spec = Folder("nowhere/My pictures!", size=(3, 5), channels=1, levels=8, valid=0.2).spec
     assert spec.name == "folder-My_pictures_-3x5-grey-L8-split0.2-0.1"
     assert (spec.shape, spec.levels, spec.contexts) == ((1, 3, 5), 8, ())
-    assert Anime(root=str(tmp_path)).spec.name == "anime-32x32-rgb-L256"
-    assert Folder("x", name="mine").spec.name == "mine-32x32-rgb-L256"
+    assert Anime(root=str(tmp_path)).spec.name == "anime-16x16-rgb-L256"
+    assert Folder("x", name="mine").spec.name == "mine-16x16-rgb-L256"
     for path in tree.rglob("*.png"):
         path.write_bytes(b"")  # their names are enough
     assert Folder(str(tree), labels=True).spec.contexts[0].levels == 2
@@ -648,8 +648,8 @@ def test_rows_that_do_not_fit_stay_where_they_are(monkeypatch):
 
 
 def test_a_model_trains_on_own_images(tree):
-    keys = ("data=folder", f"data.path={tree.name}", "data.size=[3,2]", "data.labels=true",
-            "data.levels=4", "data.valid=0.3", "data.test=0.3", "data.root=root",
+    keys = ("data=folder", "recipe=default", f"data.path={tree.name}", "data.size=[3,2]",
+            "data.labels=true", "data.levels=4", "data.valid=0.3", "data.test=0.3", "data.root=root",
             "model.context=label", "model.hidden_sizes=[6]")  # fmt: skip
     done(tree.parent, "train", *QUICK, *keys, "trainer.max_steps=2", "out=run")
     # From another directory: the run knows where its images and their cache are.
