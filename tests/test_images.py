@@ -649,8 +649,8 @@ def test_rows_that_do_not_fit_stay_where_they_are(monkeypatch):
 
 def test_a_model_trains_on_own_images(tree):
     keys = ("data=folder", "recipe=default", f"data.path={tree.name}", "data.size=[3,2]",
-            "data.labels=true", "data.levels=4", "data.valid=0.3", "data.test=0.3", "data.root=root",
-            "model.context=label", "model.hidden_sizes=[6]")  # fmt: skip
+            "data.labels=true", "data.levels=4", "data.valid=0.3", "data.test=0.3",
+            "data.root=root", "model.context=label", "model.hidden_sizes=[6]")  # fmt: skip
     done(tree.parent, "train", *QUICK, *keys, "trainer.max_steps=2", "out=run")
     # From another directory: the run knows where its images and their cache are.
     assert "folder-pets-3x2-rgb-L4" in done(tree, "eval", "run=../run", "device=cpu")
