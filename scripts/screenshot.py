@@ -1,6 +1,6 @@
 """Pictures of what TensorBoard shows of a folder of runs, by a headless Chromium.
 
-    pip install selenium; apt-get install chromium chromium-driver    (once)
+    pip install -e '.[screenshot]'; apt-get install chromium chromium-driver    (once)
     python scripts/screenshot.py LOGDIR [FOLDER]
 
 Writes time_series.png, images.png and hparams.png into FOLDER (default: the shell's directory),
