@@ -36,13 +36,15 @@ def title(run: Restored, folder: str) -> str:
     return f"{name}, {bound}{metrics['test']['nats']:.1f} nats"
 
 
-def panels(folders: Sequence[str], num: int, seed: int) -> tuple[list[str], list[Tensor]]:
+def panels(
+    folders: Sequence[str], num: int, seed: int, trust: Sequence[str] | None = None
+) -> tuple[list[str], list[Tensor]]:
     """Titles and grids (3, H, W), the real images first.
 
     Raises:
         ValueError: The runs were trained on different data, or on what has no picture.
     """
-    runs = [restore(folder) for folder in folders]
+    runs = [restore(folder, trust=trust) for folder in folders]
     spec = runs[0].spec
     for run in runs[1:]:
         if run.spec.name != spec.name:
@@ -85,12 +87,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
     parser.add_argument("--out", required=True, type=Path, help="PNG file")
     parser.add_argument("--titles", nargs="+", help="one for each run")
+    parser.add_argument("--trust", nargs="+", help="classes of your own that runs may name")
     parser.add_argument("--samples-only", action="store_true", help="show no test images")
     parser.add_argument("--num", type=int, default=16, help="images of each (default 16)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     try:
-        titles, grids = panels(options.runs, options.num, options.seed)
+        titles, grids = panels(options.runs, options.num, options.seed, options.trust)
         if options.titles and len(options.titles) != len(options.runs):
             raise ValueError(f"{len(options.titles)} titles name {len(options.runs)} runs")
         titles = titles[:1] + options.titles if options.titles else titles

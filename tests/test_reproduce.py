@@ -227,14 +227,19 @@ def test_samples_side_by_side(tmp_path, monkeypatch):
         str(tmp_path / name) for name in ("made", "independent", "vector")
     )
     out = tmp_path / "a.png"
-    titles, grids = script.panels([independent, made], 4, 0)
+    titles, grids = script.panels([independent, made], 4, 0, ["tiny.Tiny"])
     assert [title.split(",")[0] for title in titles] == ["test images", "independent", "made"]
     test = json.loads((tmp_path / "made/metrics.json").read_text())["test"]["nats"]
     assert titles[2] == f"made, {test:.1f} nats"
-    script.main([independent, made, "--num", "4", "--out", str(out)])
+    own = ("--trust", "tiny.Tiny", "--out", str(out))
+    script.main([independent, made, "--num", "4", *own])
     with Image.open(out) as picture:
         assert picture.width >= sum(grid.shape[-1] for grid in grids)
-    script.main([made, "--titles", "a name", "--out", str(out)])
+        wide = picture.width
+    script.main([independent, made, "--num", "4", "--samples-only", *own])
+    with Image.open(out) as picture:  # two of the three
+        assert picture.width < 0.7 * wide
+    script.main([made, "--titles", "a name", *own])
     for argv, sentence in (
         ([made, vector], "was trained on tiny-image, but .* on tiny-vector; choose runs of the s"),
         ([vector], "tiny-vector holds no images but a vector each"),
@@ -242,9 +247,26 @@ def test_samples_side_by_side(tmp_path, monkeypatch):
         ([str(tmp_path / "none")], "run .*none does not exist"),
     ):
         with pytest.raises(SystemExit, match=f"^side_by_side: error: .*{sentence}"):
-            script.main([*argv, "--out", str(out)])
+            script.main([*argv, *own])
+    with pytest.raises(SystemExit, match="names the class tiny.Tiny, which is none of armodels"):
+        script.main([made, "--out", str(out)])
     before = out.read_bytes()
     monkeypatch.setattr(script, "LARGEST", 10)
     with pytest.raises(SystemExit, match="a.png would take .* bytes; draw fewer with --num"):
-        script.main([made, "--out", str(out)])
+        script.main([made, *own])
     assert out.read_bytes() == before
+
+
+def test_the_gallery_has_every_data_set(tmp_path, monkeypatch):
+    script = load("gallery")
+    entries = script.entries(tmp_path)
+    drawn = {word.removeprefix("data=") for one in entries for word in one.data if "=" in word}
+    shipped = {path.stem for path in (ROOT / "configs/data").glob("*.yaml")}
+    assert shipped - drawn == {"folder", "toy"}  # the user's own, and by an experiment
+    monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(script, "FOLDER", tmp_path)
+    monkeypatch.setattr(script, "armodels", lambda *words: "it is not here")
+    script.main(["digits", "--runs", str(tmp_path / "runs")])
+    assert "the data is not here: digits, mnist," in (tmp_path / "page.md").read_text()
+    with pytest.raises(SystemExit, match="gallery: error: digit is unknown; choose from digits"):
+        script.main(["digit"])

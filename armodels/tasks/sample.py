@@ -114,7 +114,7 @@ def reference(restored: run.Restored) -> dict:
         return {}
     try:
         _, data, _ = load_split(restored, None, "train")
-        splits = build.source(restored.config["data"]).load()
+        splits = build.source(restored.config["data"], restored.trust).load()
     except (OSError, ValueError) as error:
         show.warn(f"samples are drawn without the data beside them: {error}")
         return {}
