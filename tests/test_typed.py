@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import armodels as package
-from armodels import cli, typed
+from armodels import cli, show, typed
 
 CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 NAMES = ["2024_11_26", "1e5", "true", "1", "wine's.csv", "wine,v2.csv", "wine[1].csv", "w#1.csv",
@@ -172,6 +172,18 @@ def test_what_train_prints_runs_as_pasted(name, tmp_path):
         else:
             (logdir,) = translate(*args, verb=verb, path_key="logdir")
             assert value(logdir) == name
+
+
+COLUMNS = ["a b", "größe", "1e5", "1", "true", "null", "x,y", "it's", 'a"b', "[a]", "{b}", "a=b",
+           "a:b", "$x", "a\\", "${x}", "-1", "(x)", "2024_11_26", "a;b", "a`b", "x#y"]  # fmt: skip
+
+
+def test_advice_about_columns_runs_as_pasted():
+    for names in [[name] for name in COLUMNS] + [COLUMNS]:
+        script = f"printf '%s\\0' {show.override('data.drop', names)}"
+        words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout
+        (word,) = words.decode().split("\0")[:-1]
+        assert value(*translate(word)) == names
 
 
 def test_a_file_of_any_name_is_read(tmp_path):
