@@ -309,7 +309,10 @@ def _note_failure(config: dict, record: dict) -> None:
         tracker = Tracker(run.path)
         tracker.start(config)
         tracker.close(success=False)
-    status = run.read_status()
+    try:
+        status = run.read_status()
+    except (OSError, ValueError):  # damaged, and not by this process
+        return
     if status["status"] == "running" and status["pid"] == os.getpid():
         run.write_status("failed", record["error"])
         with open(run.path / "train.log", "a") as file:

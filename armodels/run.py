@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import errno
+import glob
 import io
 import json
 import math
@@ -9,7 +11,9 @@ import os
 import pickletools
 import platform
 import re
+import shutil
 import socket
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -33,24 +40,92 @@ FORMAT = 2
 """Version of the checkpoint format; another one is refused."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, or a quota, answers."""
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of ``path`` only when it is wholly on disk."""
+    """A binary file that takes the place of ``path`` only when it is wholly on disk.
+
+    Raises:
+        OSError: It could not be written; where the disk is full, says what it takes.
+    """
+    remove_parts(path.parent, path.name)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    written = 0
     try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with open(part, "xb") as file:  # never through a link that a stranger put there
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                written = os.fstat(file.fileno()).st_size
         os.replace(part, path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(
+                error.errno, f"{path} could not be written: {_no_room(path, written)}"
+            ) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 
 
+def _no_room(path: Path, needed: int) -> str:
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"the disk is full or limited ({size_of(free)} free, more than {size_of(needed)} needed)"
+    )
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what processes that are gone were writing when they were killed."""
+    for part in folder.glob(f".{glob.escape(name) if name != '*' else name}.*.part"):
+        pid = part.name.split(".")[-2]
+        if pid.isdecimal() and not _lives(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    return 0 < pid < 2**31 and psutil.pid_exists(pid)
+
+
 def write_json(path: Path, content: Mapping) -> None:
-    """Write ``content`` atomically, indented."""
+    """Write ``content`` atomically, indented; what is no number is null."""
     with atomic(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        text = json.dumps(_as_json(content), indent=2, allow_nan=False)
+        file.write(f"{text}\n".encode())
+
+
+def _as_json(value: Any) -> Any:
+    """The same in what JSON has: null for NaN and infinity, plain numbers for those of arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(child) for child in value]
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        return _as_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict:
+    """What ``write_json`` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    try:
+        content = json.loads(_read(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is no JSON") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no keys")
+    return content
 
 
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable]) -> None:
@@ -72,6 +147,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._begun = False
 
     @classmethod
     def vacant(cls, path: str | Path) -> "RunDirectory":
@@ -81,13 +157,91 @@ class RunDirectory:
             FileExistsError: It exists and holds something.
         """
         run = cls(path)
-        if run.path.is_dir() and any(run.path.iterdir()):
-            go_on = show.override("resume", run.path)
+        run._require_vacant()
+        return run
+
+    def _require_vacant(self) -> None:
+        """Raise FileExistsError where it holds more than a start leaves that was killed early."""
+        if self.path.is_dir() and not all(map(self._is_leftover, self.path.iterdir())):
+            go_on = show.override("resume", self.path)
             raise FileExistsError(
-                f"output directory {run.path} exists and is not empty; "
+                f"output directory {self.path} exists and is not empty; "
                 f"choose another with out=, or continue it with {go_on}"
             )
-        return run
+
+    @staticmethod
+    def _is_leftover(path: Path) -> bool:
+        """Whether a run has it before its config is written, and nobody would miss it."""
+        if path.name in ("checkpoints", "samples"):
+            return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+        return path.name in (".lock", ".owner", "status.json") or path.suffix == ".part"
+
+    @contextlib.contextmanager
+    def claimed(self, *, new: bool) -> Iterator[None]:
+        """Hold the directory inside the block: no other process trains there.
+
+        The lock of a process that is killed is gone with it. A run that is refused before it
+        began leaves nothing behind.
+
+        Args:
+            new: Whether it must hold no run yet.
+
+        Raises:
+            FileExistsError: It holds something else.
+            BlockingIOError: Another process holds it.
+            ValueError: It has links that lead out of it.
+        """
+        lock_file, owner = self.path / ".lock", self.path / ".owner"
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        had, lock = lock_file.exists(), FileLock(lock_file)
+        for attempt in range(10):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+                owner.unlink(missing_ok=True)  # it might be a link
+                owner.write_text(f"{os.getpid()} {socket.gethostname()}")
+                break
+            except Timeout:
+                raise BlockingIOError(self._holder()) from None
+            except FileNotFoundError:  # who was refused has just taken the folder away
+                lock.release()
+                if attempt == 9:
+                    raise
+        try:
+            if new:
+                self._require_vacant()
+            refuse_links(self.path)
+            for folder in (self.path, self.path / "checkpoints", self.samples):
+                remove_parts(folder)
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            if not (self.path / "config.yaml").exists():  # refused before it began
+                (self.path / "status.json").unlink(missing_ok=True)
+                lock_file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # where something else lies there
+                    for folder in (self.path / "checkpoints", self.samples, *made):
+                        if folder.exists():
+                            folder.rmdir()
+            elif not had and not self._begun:
+                lock_file.unlink(missing_ok=True)
+            lock.release()
+
+    def _holder(self) -> str:
+        """Who holds it, as far as that is said."""
+        who = "another process"
+        for _ in range(50):  # who has just taken it says so in a moment
+            with contextlib.suppress(OSError):
+                said = (self.path / ".owner").read_text()[:200].partition(" ")
+                if said[0].isdecimal():
+                    host = "" if said[2] == socket.gethostname() else f" on {said[2]}"
+                    who = f"process {said[0]}{host}"
+                    break
+            time.sleep(0.02)
+        return (
+            f"{self.path} is being trained by {who}; wait until it ends or stop it, or choose "
+            f"another directory with out="
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDirectory":
@@ -108,6 +262,7 @@ class RunDirectory:
         self.write_status("running")
         with atomic(self.path / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+        self._begun = True
 
     def checkpoint(self, name: str) -> Path:
         """Path of the checkpoint called ``last`` or ``best``."""
@@ -128,11 +283,19 @@ class RunDirectory:
         path = self.path / "config.yaml"
         content = _read(path)
         try:
-            # A name for a part that stands elsewhere makes a huge tree of a small file.
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content)):
-                raise ValueError(f"{path} is refused: it has aliases, which armodels never writes")
+            depth = 0
+            for event in yaml.parse(content):
+                # A name for a part that stands elsewhere makes a huge tree of a small file.
+                if isinstance(event, yaml.AliasEvent):
+                    raise ValueError(
+                        f"{path} is refused: it has aliases, which armodels never writes"
+                    )
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                if depth > _MAX_DEPTH:
+                    raise yaml.YAMLError
             config = OmegaConf.to_container(OmegaConf.create(content))
-        except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, AssertionError) as error:  # such as: 5
             raise ValueError(f"{path} is damaged: it is no YAML of a config") from error
         require_plain(config, path)
         return config
@@ -150,7 +313,10 @@ class RunDirectory:
                 torch.save(content, file)
         except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into the latter
             kept = "the one before is untouched" if path.exists() else "there is none before it"
-            raise OSError(f"checkpoint {path} could not be written ({error}); {kept}") from error
+            why = str(error).strip().splitlines()[0]
+            if shutil.disk_usage(path.parent).free < (needed := _size(content)):
+                why = _no_room(path, needed)
+            raise OSError(f"checkpoint {path} could not be written ({why}); {kept}") from error
 
     def write_status(
         self, status: str, reason: str | None = None, warning: str | None = None
@@ -163,16 +329,16 @@ class RunDirectory:
     def read_status(self) -> dict:
         """As written; ``{"status": "killed"}`` where the process that ran it is gone."""
         path = self.path / "status.json"
-        if not path.is_file():
+        if not path.exists():
             return {"status": "unknown"}
-        status = json.loads(path.read_text())
+        status = read_json(path)
+        kinds = {"status": str, "pid": int, "host": str, "reason": str}
+        for key, kind in kinds.items():
+            if not isinstance(status.get(key, "" if key == "reason" else None), kind):
+                raise ValueError(f"{path} is damaged: its {key} is {str(status.get(key))[:50]!r}")
         if status["status"] == "running" and status["host"] == socket.gethostname():
-            try:
-                os.kill(status["pid"], 0)
-            except ProcessLookupError:
+            if not _lives(status["pid"]):
                 status["status"] = "killed"
-            except PermissionError:
-                pass  # it lives, under another user
         return status
 
     def write_metrics(self, metrics: Mapping) -> None:
@@ -182,7 +348,24 @@ class RunDirectory:
     def read_metrics(self) -> dict | None:
         """The final numbers, or None where the run has none yet."""
         path = self.path / "metrics.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.exists() else None
+
+
+def refuse_links(run: Path) -> None:
+    """Raise ValueError where a run has a link out of it: files would be written through it."""
+    root = run.resolve()
+    for folder in (run, run / "checkpoints", run / "samples"):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise ValueError(
+                    f"{path} is a link to {os.readlink(path)}, which is outside of the run, and "
+                    f"nothing is written through it; put a file or folder in its place"
+                )
+
+
+def _size(content: object) -> int:
+    """Bytes that the tensors of a checkpoint take."""
+    return sum(t.numel() * t.element_size() for t in _tensors(content))
 
 
 # A stranger's file: what it states is checked before it is unpacked, copied or built
@@ -459,6 +642,8 @@ class Restored:
             folder.mkdir(parents=True, exist_ok=True)
             return folder
         samples = self.path.parent.parent / "samples"
+        if self.path.parent.name == "checkpoints":
+            refuse_links(self.path.parent.parent)
         return samples if self.path.parent.name == "checkpoints" and samples.is_dir() else Path()
 
 

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import json
+import os
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -73,7 +75,7 @@ def test_seeds_are_one_row(folder):
     row = rows[0]
     values = [number(folder / f"all/made-{seed}", "test", "nats") for seed in (1, 2, 3)]
     assert row["test nats"] == f"{statistics.fmean(values):.3f}"
-    assert row["±"] == f"{statistics.stdev(values):.3f}"
+    assert row["std"] == f"{statistics.stdev(values):.3f}"
     bits = [number(folder / f"all/made-{seed}", "test", "bits_per_dim") for seed in (1, 2, 3)]
     assert row["bits/dim"] == f"{statistics.fmean(bits):.4f}"
     assert row["status"] == "done, std of 3 seeds"
@@ -85,10 +87,70 @@ def test_seeds_are_one_row(folder):
 
 def test_one_run_has_an_interval(folder):
     row = next(row for row in table(folder) if row["run"] == "all/reverse")
-    assert row["±"] == f"{number(folder / 'all/reverse', 'test', 'nats_ci95'):.3f}"
+    assert row["± 95 %"] == f"{number(folder / 'all/reverse', 'test', 'nats_ci95'):.3f}"
     assert row["status"] == "done, 95 % interval"
     assert "order=reverse" in row["model"]
     assert "samples" not in row["model"]
+
+
+def test_one_seed_twice_is_not_two_seeds(folder, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(folder / "all/made-1", tmp_path / name)
+    (row,) = table(tmp_path, ".")
+    assert row["seeds"] == "1"
+    assert row["status"] == "done, std of 2 runs of seed 1"
+    assert row["± 95 %"] == ""
+    shutil.copytree(folder / "all/made-2", tmp_path / "third")
+    (row,) = table(tmp_path, ".")
+    assert row["status"] == "done, std of 3 runs of 2 seeds"
+
+
+LAUGHS = "a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(30))
+DAMAGE = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[1, 2]",
+    "a number": lambda text: "5",
+    "deep": lambda text: "[" * 100_000,
+    "binary": lambda text: "\udcff\udc90\x00\udcfe",
+    "laughs": lambda text: LAUGHS,
+    "no keys": lambda text: "{}",
+    "words": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": nine", text),
+    "NaN": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": NaN", text),
+    "huge": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": 1" + 30 * "0", text),
+    "a pipe": None,
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["status.json", "metrics.json", "config.yaml"])
+def test_a_damaged_run_hides_no_other(name, damage, folder, tmp_path):
+    for run in ("broken", "whole"):
+        shutil.copytree(folder / "all/made-1", tmp_path / run)
+    path = tmp_path / "broken" / name
+    text = path.read_text()
+    path.unlink()
+    if damage == "a pipe":
+        os.mkfifo(path)
+    elif damage == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(DAMAGE[damage](text).encode("utf-8", "surrogateescape"))
+    result = armodels(tmp_path, "compare", ".", "--csv")
+    assert result.code == 0
+    assert "Traceback" not in result.err
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(result.out))}
+    whole = next(row for run, row in rows.items() if "whole" in run or "1 more" in run)
+    assert float(whole["test nats"])
+    if "broken" in rows and rows["broken"]["status"].startswith("unreadable: "):
+        assert f"broken/{name}" in rows["broken"]["status"]
+        assert "1 of 2 runs cannot be read" in result.err
+    else:  # such as a config whose sizes are words: a run of its own
+        assert (name, damage) in {("config.yaml", one) for one in ("words", "NaN", "huge")} | {
+            ("config.yaml", "no keys"), ("config.yaml", "empty"), ("config.yaml", "cut"),
+            ("metrics.json", "huge"), ("status.json", "huge"),
+        }  # fmt: skip
 
 
 def test_runs_without_a_number_say_why(folder):

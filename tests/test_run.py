@@ -1,5 +1,7 @@
 """Run directories: a checkpoint comes back whole, or is refused in one sentence."""
 
+import math
+import os
 import pickle
 import resource
 import shutil
@@ -207,6 +209,79 @@ def test_status(folder, tmp_path):
     child.kill()
     child.join(30)
     assert directory.read_status()["status"] == "killed"
+
+
+def test_two_starts_with_one_out_are_one_run(tmp_path):
+    """Whichever comes second, seconds later or at once, is refused before it loads anything."""
+    endless = ("train", *TINY, "trainer.max_epochs=100000")
+    first, second = (fork(tmp_path, *endless, "out=run", f"seed={i}") for i in (1, 2))
+    while first.exitcode is None and second.exitcode is None:
+        first.join(0.05)
+        second.join(0.05)
+    lost, held = (first, second) if first.exitcode is not None else (second, first)
+    try:
+        assert lost.exitcode == 1
+        while RunDirectory(tmp_path / "run").read_status()["status"] == "unknown":
+            held.join(0.01)
+        for args in ((*TINY, "out=run"), ("resume=run",)):
+            told = armodels(tmp_path, "train", *args, "trainer.max_steps=1").error
+            assert f"is being trained by process {held.pid}; " in told or "not empty" in told
+        assert f"process {held.pid};" in told
+    finally:
+        held.kill()
+        held.join(30)
+    done(tmp_path, "train", "resume=run", "trainer.max_epochs=null", "trainer.max_steps=1")
+
+
+def test_a_start_that_died_early_can_be_started_again(tmp_path):
+    run_ = tmp_path / "run"
+    (run_ / "checkpoints").mkdir(parents=True)
+    for name in (".lock", ".owner", ".config.yaml.4194305.part"):
+        (run_ / name).write_text("4194305 here")
+    RunDirectory(run_).write_status("running")
+    done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run")
+    assert not list(run_.rglob("*.part"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    assert "is not empty" in armodels(tmp_path, "train", *TINY, "out=mine").error
+    assert snapshot(tmp_path / "mine") == {"notes.txt": b"mine"}
+
+
+def test_a_refused_start_leaves_nothing(tmp_path):
+    told = armodels(tmp_path, "train", *TINY, "model.order=nowhere", "out=a/b").error
+    assert "nowhere" in told
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_parts_of_the_killed_are_removed_and_those_of_the_living_stay(copied):
+    gone, alive = copied / ".metrics.csv.4194305.part", copied / f".x.{os.getpid()}.part"
+    for path in (gone, alive, copied / "checkpoints/.last.pt.4194305.part"):
+        path.write_text("half")
+    done(copied.parent, "train", "resume=run", "trainer.max_steps=10")
+    assert list(copied.rglob("*.part")) == [alive]
+
+
+@pytest.mark.parametrize("where", ["samples", "metrics.csv", "checkpoints/last.pt"])
+def test_nothing_is_written_through_links_out_of_a_run(where, copied):
+    outside = copied.parent / "outside"
+    outside.mkdir()
+    path = copied / where
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.symlink_to(outside)
+    else:
+        path.unlink()
+        path.symlink_to(outside / "precious")
+    for args in (("sample", "run", "num=1"), ("train", "resume=run", "trainer.max_steps=10")):
+        told = armodels(copied.parent, *args).error
+        assert f"run/{where} is a link to" in told
+    assert not list(outside.iterdir())
+
+
+def test_json_is_json(tmp_path):
+    values = {"a": math.nan, "b": [math.inf, np.float32(2)], "c": {"d": np.bool_(True)}}
+    run.write_json(tmp_path / "x.json", values)
+    assert run.read_json(tmp_path / "x.json") == {"a": None, "b": [None, 2], "c": {"d": True}}
 
 
 def test_metrics_hold_what_a_number_depends_on(folder):

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armodels import names, show
-from armodels.run import RunDirectory
+from armodels.run import RunDirectory, atomic
 
-COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "±", "bits/dim",
-           "gap", "seconds", "tags", "status", "run")  # fmt: skip
+COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
+           "bits/dim", "gap", "seconds", "tags", "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
             "tags", "started", "trust")  # fmt: skip
@@ -35,7 +35,8 @@ class Row:
     parameters: int | None
     seeds: str
     nats: float
-    spread: float
+    interval: float
+    deviation: float
     bits_per_dim: float
     gap: float | None
     seconds: float
@@ -52,7 +53,7 @@ class Row:
         return [
             self.data, self.measure, self.model,
             "" if self.parameters is None else f"{self.parameters:,}",
-            self.seeds, number(self.nats, 3), number(self.spread, 3),
+            self.seeds, number(self.nats, 3), number(self.interval, 3), number(self.deviation, 3),
             number(self.bits_per_dim, 4), number(self.gap, 4), number(self.seconds, 0),
             self.tags, self.status, self.run,
         ]  # fmt: skip
@@ -68,19 +69,75 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} does not exist; name folders that hold runs")
-        for path in sorted(folder.rglob("status.json")):
+        marks = [*folder.rglob("status.json")]
+        marks += [p for p in folder.rglob("config.yaml") if (p.parent / "checkpoints").is_dir()]
+        for path in sorted(marks, key=lambda path: path.parent):
             found[path.parent.resolve()] = RunDirectory(path.parent)
     if not found:
         raise FileNotFoundError(f"no run in {', '.join(map(str, folders))}; train something first")
     return list(found.values())
 
 
-def _tags(config: Mapping) -> list[str]:
-    """The user's own words about a run."""
-    return [str(tag) for tag in config.get("tags") or []]
+@dataclass(frozen=True)
+class Facts:
+    """What the files of a run say: whole, or why they cannot be read."""
+
+    path: Path
+    config: dict
+    status: dict
+    metrics: dict | None = None
+    damage: str = ""
+
+    @property
+    def tags(self) -> list[str]:
+        """The user's own words about it."""
+        return [str(tag) for tag in self.config.get("tags") or []]
 
 
-def tagged(runs: Sequence[RunDirectory], tags: Sequence[str]) -> list[RunDirectory]:
+def read(run: RunDirectory) -> Facts:
+    """What a run says of itself; one that is damaged must not hide all the others."""
+    try:
+        status, metrics = run.read_status(), run.read_metrics()
+        config = run.read_config() if (run.path / "config.yaml").exists() else {}
+        _require_config(config, run.path / "config.yaml")
+        if metrics is not None:
+            _require_metrics(metrics, run.path / "metrics.json")
+    except (OSError, ValueError) as error:
+        return Facts(run.path, {}, {}, damage=" ".join(str(error).split()))
+    return Facts(run.path, config, status, metrics)
+
+
+_NUMBER = (int, float)
+_METRICS = {
+    "data": str, "measure": str, "seed": int, "parameters": int, "seconds": _NUMBER,
+    "test.nats": _NUMBER, "test.bits_per_dim": _NUMBER,
+    "test.nats_ci95": (*_NUMBER, type(None)), "gap_to_truth": (*_NUMBER, type(None)),
+}  # fmt: skip
+_CONFIG = {"seed": int, "choices": dict, "overrides": list, "data": dict, "tags": (list, str)}
+
+
+def _require_metrics(metrics: Mapping, path: Path) -> None:
+    for name, kind in _METRICS.items():
+        value: object = metrics
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        absent = value is None and name == "gap_to_truth"
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        if not absent and (not isinstance(value, kind) or infinite):
+            raise ValueError(f"{path} is damaged: its {name} is {str(value)[:50]!r}")
+
+
+def _require_config(config: Mapping, path: Path) -> None:
+    for name, kind in _CONFIG.items():
+        if config.get(name) is not None and not isinstance(config[name], kind):
+            raise ValueError(f"{path} is damaged: its {name} is {str(config[name])[:50]!r}")
+    if config and not isinstance(config.get("seed"), int):
+        raise ValueError(f"{path} is damaged: it has no seed")
+    if not all(isinstance(item, str) for item in config.get("overrides") or []):
+        raise ValueError(f"{path} is damaged: its overrides are no text")
+
+
+def tagged(runs: Sequence[Facts], tags: Sequence[str]) -> list[Facts]:
     """Those of the runs that have all of the tags.
 
     Raises:
@@ -89,9 +146,8 @@ def tagged(runs: Sequence[RunDirectory], tags: Sequence[str]) -> list[RunDirecto
     wanted = {str(tag) for tag in tags}
     if not wanted:
         return list(runs)
-    of = {run: _tags(run.read_config()) for run in runs if (run.path / "config.yaml").is_file()}
-    if not (found := [run for run, own in of.items() if wanted <= {*own}]):
-        known = sorted({tag for own in of.values() for tag in own})
+    if not (found := [run for run in runs if wanted <= {*run.tags}]):
+        known = sorted({tag for run in runs for tag in run.tags})
         raise ValueError(
             f"no run has the tags {', '.join(sorted(wanted))}; "
             f"{'there are ' + ', '.join(known) if known else 'none of the runs has any'}"
@@ -121,50 +177,61 @@ def _what_counts(config: Mapping, key: str) -> object:
     return {name: value for name, value in part.items() if name not in aside}
 
 
-def rows(runs: Sequence[RunDirectory]) -> Iterator[Row]:
+def _said(seeds: Sequence[int]) -> str:
+    """What runs that are averaged differ in."""
+    number = len(set(seeds))
+    if number == len(seeds):
+        return f"std of {number} seeds"
+    of = f"seed {seeds[0]}" if number == 1 else f"{number} seeds"
+    return f"std of {len(seeds)} runs of {of}"
+
+
+def rows(runs: Sequence[Facts]) -> Iterator[Row]:
     """One row for each group of runs that differ in the seed alone."""
-    groups: dict[str, list[tuple[RunDirectory, dict, dict | None, dict]]] = defaultdict(list)
+    groups: dict[str, list[Facts]] = defaultdict(list)
     for run in runs:
-        status, metrics = run.read_status(), run.read_metrics()
-        has_config = (run.path / "config.yaml").is_file()
-        config = run.read_config() if has_config else {}
+        config = run.config
         same = {key: _what_counts(config, key) for key in config if key not in _IGNORED}
-        if not has_config or status["status"] != "done" or metrics is None:
+        if not config or run.metrics is None or run.status["status"] != "done":
             same = {"alone": str(run.path)}  # has no number to average
-            metrics = None
-        groups[json.dumps(same, sort_keys=True)].append((run, config, metrics, status))
+        groups[json.dumps(same, sort_keys=True, default=str)].append(run)
+    nothing = [math.nan] * 4
     for group in groups.values():
-        run, config, first, status = group[0]
-        if first is None:
-            data = config.get("choices", {}).get("data", "?")
-            reason = textwrap.shorten(status.get("reason", ""), 60, placeholder=" ...")
-            told = f"{status['status']}: {reason}" if reason else status["status"]
-            nothing = [math.nan] * 3
-            yield Row(data, "", label(config), None, str(config.get("seed", "")), *nothing, None,
-                      math.nan, ",".join(_tags(config)), told, str(run.path))  # fmt: skip
+        run, config, status = group[0], group[0].config, group[0].status
+        if not config or run.metrics is None or run.damage or status["status"] != "done":
+            told = f"unreadable: {run.damage}" if run.damage else status["status"]
+            if not run.damage and status.get("reason"):
+                told += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
+            data = (config.get("choices") or {}).get("data", "?")
+            seed = str(config.get("seed", ""))
+            yield Row(str(data), "", label(config), None, seed, *nothing, None, math.nan,
+                      ",".join(run.tags), told, str(run.path))  # fmt: skip
             continue
-        metrics = [item[2] for item in group]
-        tests = [item["test"] for item in metrics]
-        values = [test["nats"] for test in tests]
-        gaps = [item["gap_to_truth"] for item in metrics if "gap_to_truth" in item]
+        metrics = [item.metrics for item in group]
+        first, tests = metrics[0], [item["test"] for item in metrics]
+        values, seeds = [test["nats"] for test in tests], [item["seed"] for item in metrics]
+        gaps = [item["gap_to_truth"] for item in metrics if item.get("gap_to_truth") is not None]
         several = len(group) > 1
+        half = tests[0]["nats_ci95"]
         yield Row(
             first["data"],
             first["measure"],
             label(config),
             first["parameters"],
-            ",".join(str(item["seed"]) for item in metrics),
-            *summarize(values, tests[0]["nats_ci95"]),
+            ",".join(map(str, dict.fromkeys(seeds))),
+            statistics.fmean(values),
+            math.nan if several or half is None else half,
+            statistics.stdev(values) if several else math.nan,
             statistics.fmean(test["bits_per_dim"] for test in tests),
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),
-            ",".join(sorted({tag for item in group for tag in _tags(item[1])})),
-            f"done, std of {len(group)} seeds" if several else "done, 95 % interval",
+            ",".join(sorted({tag for item in group for tag in item.tags})),
+            f"done, {_said(seeds)}" if several else "done, 95 % interval",
             str(run.path) + (f" and {len(group) - 1} more" if several else ""),
         )
 
 
-def tables(runs: Sequence[RunDirectory]) -> list[list[Row]]:
+def tables(runs: Sequence[Facts]) -> list[list[Row]]:
     """Rows by data name and measure, best first; runs without a number come last."""
     parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows(runs):
@@ -207,11 +274,14 @@ def render(parts: Sequence[Sequence[Row]], style: str) -> str:
 def main(config: Mapping) -> None:
     """Print the tables, or write them to a file."""
     runs = config["runs"]
-    found = find_runs([runs] if isinstance(runs, str) else runs)
+    found = [read(one) for one in find_runs([runs] if isinstance(runs, str) else runs)]
+    if damaged := [one for one in found if one.damage]:
+        show.warn(f"{len(damaged)} of {len(found)} runs cannot be read; their rows say why")
     parts = tables(tagged(found, names.read_tags(config["tags"])))
     text = render(parts, config["format"])
     if config["out"]:
-        Path(config["out"]).write_text(text + "\n")
+        with atomic(Path(config["out"])) as file:
+            file.write(f"{text}\n".encode())
         show.say(f"wrote  {config['out']}")
         return
     show.say(text)

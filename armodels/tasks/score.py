@@ -1,6 +1,5 @@
 """armodels score: the log-likelihood of every single example."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,11 +24,8 @@ def main(config: Mapping) -> None:
         config["out"]
         or restored.folder_for(None).parent / f"scores-{spec.name}-{config['split']}.csv"
     )
-    with open(path, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["index", "nats", "bits_per_dim"])
-        for i, value in enumerate(values.tolist()):
-            table.writerow([i, repr(nats(value, spec)), repr(bits_per_dim(value, spec))])
+    rows = [(i, nats(v, spec), bits_per_dim(v, spec)) for i, v in enumerate(values.tolist())]
+    run.write_csv(path, ["index", "nats", "bits_per_dim"], rows)
     show.say(f"from   {restored.origin}")
     possible = values[values.isfinite()]
     if len(possible) < len(values):

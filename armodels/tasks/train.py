@@ -1103,7 +1103,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         config, directory, changed = _take_up(config)
         trust = build.Trust.of(config["trust"], directory.path / "config.yaml")
     else:
-        trust = build.Trust.in_own(config)
+        trust, changed = build.Trust.in_own(config), None
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
         select = without_typed(config["trainer"].get("select"), config["overrides"])
         config = {**config, "trainer": {**config["trainer"], "select": select}}
@@ -1114,6 +1114,23 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     fabric = _fabric(settings)
     show.muted = not fabric.is_global_zero
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # rank 0's, for all
+    first = fabric.is_global_zero
+    with directory.claimed(new=not resuming) if first else contextlib.nullcontext():
+        return _begin(config, settings, budget, fabric, directory, trust, changed, log)
+
+
+def _begin(
+    config: Mapping[str, Any],
+    settings: Settings,
+    budget: limits.Budget,
+    fabric: Fabric,
+    directory: run.RunDirectory,
+    trust: build.Trust,
+    changed: list[str] | None,
+    log: show.Log,
+) -> float:
+    """Train in a directory that is claimed; ``changed`` keys of a run that goes on, else None."""
+    resuming = changed is not None
     last, path = None, directory.checkpoint("last")
     if resuming and path.is_file():
         last = run.load_checkpoint(path)
