@@ -178,6 +178,14 @@ def test_ctrl_c_in_the_last_evaluation_keeps_what_was_trained(tmp_path, monkeypa
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def work(*args, **options) -> None:
+    """What would go on for long, if nothing ended it."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        pass
+    raise AssertionError("nothing ended it")
+
+
 @pytest.mark.parametrize(
     "where", ["initializing", "evaluating valid", "drawing", "evaluating test"]
 )
@@ -189,8 +197,7 @@ def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkey
 
     def stop(*args, **options):
         os.kill(os.getpid(), number)
-        while True:  # until the signal is there
-            pass
+        work()
 
     def watched(*args, name, **options):
         if where == f"evaluating {name}":
@@ -584,12 +591,8 @@ def test_a_limit_that_holds_no_evaluation(tmp_path, monkeypatch):
 
 
 def test_the_bell_ends_what_takes_too_long(tmp_path, monkeypatch):
-    def long(*args, **options):
-        while True:
-            pass
-
     with monkeypatch.context() as patched:
-        patched.setattr(AutoregressiveModel, "initialize", long)
+        patched.setattr(AutoregressiveModel, "initialize", work)
         told = armodels(tmp_path, "train", *TINY, "trainer.max_minutes=0.02", "out=run").error
     assert told.startswith(
         "trainer.max_minutes=0.02 ended while initializing; try: armodels train"
