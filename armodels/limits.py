@@ -16,8 +16,9 @@ SIGNALS = tuple(
 )
 """Signals that ask a run to stop; Windows has no SIGHUP."""
 
-SLACK = 1.1
-"""What is planned for takes at most so many times as long as it was measured to take."""
+SLACK = 1.5
+"""What is planned for takes at most so many times as long as it was measured to take: on a busy
+machine runs that kept a tenth ended without their last numbers."""
 
 
 def spoken(seconds: float) -> str:
