@@ -58,7 +58,9 @@ def finished(folder: Path, *overrides, seed=0, nats=10.0, half=0.3, **status):
         "parameters": 7, "seconds": 12.3, "environment": environment,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "status.json").write_text(json.dumps({"status": "done"} | status))
+    (folder / "status.json").write_text(
+        json.dumps({"status": "done", "pid": 1, "host": "here"} | status)
+    )
 
 
 def lines(page: Path) -> list[list[str]]:
