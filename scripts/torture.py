@@ -42,16 +42,18 @@ from armodels import cli, run
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 120
 """Seconds after which a command counts as one that hangs."""
-BEGINS = 0.5
-"""Seconds within which a command has begun to listen to signals."""
+BEGINS = 0.2
+"""Seconds after its first line in which a command has begun to listen to signals."""
 PEAK = 1200
 """Megabytes that no command on such small data may need."""
 QUICK = ("trainer.progress=false", "trainer.accelerator=cpu", "samples.num=4")
+# A limit of minutes makes the learning rate a matter of the clock: no two runs would be equal.
+EXACT = (*QUICK, "trainer.max_minutes=null")
 TABLE = ("data=table", "data.path=rows.csv", "model.hidden_sizes=[6]", "trainer.batch_size=20",
-         *QUICK)  # fmt: skip
+         *EXACT)  # fmt: skip
 PICTURES = ("data=folder", "data.path=pictures", "data.size=[6,6]", "data.levels=4",
-            "data.valid=0.3", "data.test=0.3", "model.hidden_sizes=[6]", "trainer.batch_size=20",
-            *QUICK)  # fmt: skip
+            "data.valid=0.3", "data.test=0.3", "model=made", "head=auto",
+            "model.hidden_sizes=[6]", "trainer.batch_size=20", *EXACT)  # fmt: skip
 PRELOAD = ["torch", "hydra", "lightning_fabric", "torchvision", "torch.utils.tensorboard",
            "pandas", "matplotlib.figure", "sklearn.mixture", "armodels.cli", "torture",
            *(f"armodels.tasks.{verb.module}" for verb in cli.VERBS.values())]  # fmt: skip
@@ -102,6 +104,7 @@ class Told:
         out: Standard output.
         err: Standard error, without progress bars.
         seconds: It took so many.
+        begun: Of them, those before its first line; infinite where it never came so far.
         peak: Megabytes that it needed; 0 where it was killed.
         writes: Files that it opened for writing, renamed, made or removed.
     """
@@ -111,12 +114,13 @@ class Told:
     out: str
     err: str
     seconds: float
+    begun: float
     peak: float
     writes: int
 
     def __str__(self) -> str:
         shown = " ".join(self.err.strip().splitlines()[-3:]) or "silent"
-        return f"`armodels {shlex.join(self.args)}` ended with {self.code}: {shown[:300]}"
+        return f"`armodels {shlex.join(self.args)}` ended with {self.code}: {shown[-300:]}"
 
     def civil(self) -> "Told":
         """Lost if it crashed, hung or is not clean."""
@@ -163,11 +167,13 @@ class Told:
             require(self.code in (0, -number), f"{blow} of {self}")
             return self
         # While Python starts and ends, a signal ends the process without a word, as any other.
-        early = blow.seconds is not None and blow.seconds < BEGINS
+        early = blow.seconds is not None and blow.seconds < self.begun + BEGINS
         codes = (0, 128 + number, *([-number] if early or self.peak else []))
         require(self.code in codes, f"{blow} of {self}")
         if self.code == 128 + number:
-            lines = [line for line in self.err.splitlines() if line.startswith("armodels: ")]
+            lines = [
+                one for one in self.err.splitlines() if re.match("armodels: (?!warning)", one)
+            ]
             require(len(lines) == 1, f"{blow} is taken with {len(lines)} lines: {self}")
         return self
 
@@ -219,6 +225,7 @@ def _child(folder: str, args: tuple, env: dict, pipes: dict, blow: Blow | None, 
     counted = [0]
     _watch(folder, blow, counted)
     sys.argv = ["armodels", *args]
+    pipes["numbers"].send(time.monotonic())
     try:
         cli.main()
     finally:
@@ -285,23 +292,30 @@ class Command:
         elif code == -signal.SIGALRM:  # the delayed blow
             code = -signal.SIGKILL
         seconds = time.monotonic() - self._began
-        left = True
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            left = False
+        left, patience = True, time.monotonic() + 2  # a child may take a moment to follow
+        while left and time.monotonic() < patience:
+            try:
+                os.killpg(process.pid, 0)
+                time.sleep(0.02)
+            except ProcessLookupError:
+                left = False
+        if left:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for listener in self._listeners:
             listener.join()
+        begun, peak, writes = math.inf, 0, 0
         try:
+            begun = self._read["numbers"].recv() - self._began
             peak, writes = self._read["numbers"].recv()
         except EOFError:  # killed
-            peak, writes = 0, 0
+            pass
         for pipe in self._read.values():
             pipe.close()
         out, err = (self._told[name].decode(errors="replace") for name in ("out", "err"))
         lines = err.replace("\r", "\n").splitlines()
         err = "\n".join(line for line in lines if "%|" not in line and line.strip())
-        told = Told(self.args, code, out, err, seconds, peak, writes)
+        told = Told(self.args, code, out, err, seconds, begun, peak, writes)
         killed = blow is not None and code == -signal.SIGKILL
         require(not left or killed, f"leaves a process behind: {told}")
         return told
@@ -381,11 +395,11 @@ def essence(path: Path) -> object:
         return sorted(content)
     if path.suffix == ".pt":
         state = {key: content[key] for key in _STATE if key in content}
-        aside = ("seconds",)
+        aside = ("seconds", "spent", "began")
         return state | {"state": {k: v for k, v in state["state"].items() if k not in aside}}
     if path.name == "metrics.csv":
         head, *rows = (line.split(",") for line in content.splitlines())
-        kept = [i for i, name in enumerate(head) if "second" not in name and "speed" not in name]
+        kept = [i for i, name in enumerate(head) if "second" not in name and "per_s" not in name]
         return [[row[i] for i in kept if i < len(row)] for row in (head, *rows)]
     return content
 
@@ -399,7 +413,7 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, Mapping):
         return isinstance(b, Mapping) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return isinstance(b, type(a)) and len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
 
 
@@ -410,7 +424,8 @@ def essences(folder: Path) -> dict[str, object]:
         names[config.parent] = f"sweep-{yaml.safe_load(config.read_text())['seed']}"
     found = {}
     for path in files_of(folder):
-        if path.name.startswith("events.out") or path.name in ("train.log", "README"):
+        # Charts of a training are drawn when there is time for them.
+        if re.match(r"events\.out|(train\.log|multirun\.yaml|step-\d+\.png)$", path.name):
             continue
         owner = next((names[one] for one in path.parents if one in names), None)
         inside = next((one for one in path.parents if one in names), folder)

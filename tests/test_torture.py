@@ -20,7 +20,7 @@ GOOD = "armodels: error: no.csv does not exist; name a file with data.path\n"
 
 
 def told(code: int, err: str = "", out: str = "", peak: float = 400, args=("train",)) -> Told:
-    return Told(args, code, out, err, 1.0, peak, 3)
+    return Told(args, code, out, err, 2.0, 0.1, peak, 3)
 
 
 def test_what_is_civil():
