@@ -1,5 +1,8 @@
 """The lines of a training: one for each evaluation, under one header."""
 
+import math
+from collections.abc import Callable
+
 MOST = 28
 """Lines at most where no terminal shows them, the last one apart."""
 
@@ -45,7 +48,7 @@ class Lines:
             f"{epoch:.4g}",
             f"{step:,}",
             "" if train is None else number(train),
-            f"{number(valid[0])} ± {number(valid[1])}",
+            interval(*valid, number),
             clock(seconds),
         )
         line = "".join(
@@ -54,6 +57,11 @@ class Lines:
         header = [] if self._begun else [f"{HEADER}  *: best so far"]
         self._begun = True
         return [*header, f"{line}  *" if best else line]
+
+
+def interval(mean: float, half: float, written: Callable[[float], str]) -> str:
+    """``7.1 ± 0.2``; the mean alone where a single example has no interval."""
+    return written(mean) if math.isnan(half) else f"{written(mean)} ± {written(half)}"
 
 
 def number(value: float) -> str:

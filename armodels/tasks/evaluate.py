@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, contexts, run, show
+from armodels import build, contexts, lines, run, show
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
@@ -156,11 +156,11 @@ def knowing_nothing(splits: Splits) -> tuple[str, float] | None:
 
 def describe(name: str, report: Mapping[str, float]) -> str:
     """One line: nats and bits/dim with their intervals."""
-    return (
-        f"{name:<6} {report['nats']:.4f} ± {report['nats_ci95']:.4f} nats   "
-        f"{report['bits_per_dim']:.4f} ± {report['bits_per_dim_ci95']:.4f} bits/dim   "
-        f"({report['num_examples']} examples)"
+    nats, bits = (
+        lines.interval(report[key], report[f"{key}_ci95"], "{:.4f}".format)
+        for key in ("nats", "bits_per_dim")
     )
+    return f"{name:<6} {nats} nats   {bits} bits/dim   ({report['num_examples']} examples)"
 
 
 def load_split(
