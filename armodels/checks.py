@@ -4,6 +4,7 @@ A signature (or a table such as ``KEYS``) says the kind of each key as a type, a
 it has one: ``num_layers: Count``, ``dropout: Share``, ``accelerator: Literal["auto", "cpu"]``.
 """
 
+import dataclasses
 import math
 import os
 import types
@@ -139,6 +140,19 @@ def require_keys(config: Mapping[str, Any]) -> None:
         names = {name: hint for name, hint in KEYS.items() if name.startswith(f"{section}.")}
         hints = {name.partition(".")[2]: hint for name, hint in names.items()}
         require_types(config.get(section) or {}, hints, f"{section}.")
+
+
+def require_fields(made: type, values: Any, prefix: str) -> None:
+    """Raise ValueError unless the keys are those that a dataclass is made of."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.')} is {values!r}; it must be keys with values")
+    known = {field.name: field for field in dataclasses.fields(made)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{prefix}{key} is no key; choose from {', '.join(known)}")
+    for name, field in known.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name} is missing")
 
 
 def require_at_least(values: Mapping[str, Any], **least: int) -> None:

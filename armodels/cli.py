@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -130,17 +131,18 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         sys.argv = [program, *translated]
         follows = checks.started_by_torchrun() and os.environ["RANK"] != "0"
         os.environ["ARMODELS_JOBS"] = ""
-        if follows or typed.is_sweep(translated):  # nothing else needs a disk with space
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="armodels-"))
-            # Jobs of a sweep may run in other processes: they report in this file.
-            os.environ["ARMODELS_JOBS"] = str(Path(scratch) / "jobs")
-        if follows:
-            show.muted = True  # rank 0 owns the directory and the log
-            folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
-            sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
         try:
+            if follows or typed.is_sweep(translated):  # nothing else needs a disk with space
+                scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="armodels-"))
+                # Jobs of a sweep may run in other processes: they report in this file.
+                os.environ["ARMODELS_JOBS"] = str(Path(scratch) / "jobs")
+            if follows:
+                show.muted = True  # rank 0 owns the directory and the log
+                folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
+                sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
             os.environ["ARMODELS_SWEPT"] = " ".join(_swept(translated))
-            _hydra_main(name, records)
+            with limits.unhidden():
+                _hydra_main(name, records)
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
             show.tell(str(stop) or _stopped(name, args, signal.Signals(number).name))
@@ -170,12 +172,26 @@ def _signals() -> Iterator[None]:
     A signal that is ignored (nohup, a job in the background of a script) stays so.
     """
     kept = {}
+    before = sys.unraisablehook
 
     def stop(number, frame):
         for one in kept:
             signal.signal(one, signal.SIG_DFL)
         raise limits.Stopped(number)
 
+    def swallowed(unraisable):
+        """Within a destructor nothing can be raised, and a signal may find the program there."""
+        error = unraisable.exc_value
+        if not isinstance(error, (limits.Stopped, limits.OutOfTime)):
+            return before(unraisable)
+        # One that waits for the end of a step has noted it; that of ``stop`` is sent again.
+        if isinstance(error, limits.Stopped) and signal.getsignal(error.number) == signal.SIG_DFL:
+            for one in kept:
+                signal.signal(one, stop)
+            threading.Timer(0.01, signal.raise_signal, (error.number,)).start()
+        return None
+
+    sys.unraisablehook = swallowed
     with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
         for number in limits.SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -183,6 +199,7 @@ def _signals() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = before
         for number, handler in kept.items():
             signal.signal(number, handler)
 
@@ -240,7 +257,7 @@ def _job(name: str, config) -> tuple[float | None, dict]:
         plain = OmegaConf.to_container(config, resolve=True)
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
-        with show.quiet() if swept else contextlib.nullcontext():
+        with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
             value = task.main(plain)
     except Exception as error:
         record = {
@@ -248,7 +265,8 @@ def _job(name: str, config) -> tuple[float | None, dict]:
             "traceback": traceback.format_exc(),
         }
         if "directory" in plain:
-            _note_failure(plain, record)
+            with contextlib.suppress(OSError):  # of a full disk, perhaps, as the sentence says
+                _note_failure(plain, record)
     if swept or record:
         record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
         record["directory"] = plain.get("resume") or plain.get("directory")

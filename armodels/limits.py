@@ -41,6 +41,20 @@ class OutOfTime(RuntimeError):
     """The time of a run is over before its work is done."""
 
 
+@contextlib.contextmanager
+def unhidden() -> Iterator[None]:
+    """A request to stop leaves the block as itself, whatever it broke where it was raised."""
+    try:
+        yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None and not isinstance(link, (KeyboardInterrupt, OutOfTime)):
+            link = link.__cause__ or link.__context__
+        if link is None or link is error:
+            raise
+        raise link from None
+
+
 class Budget:
     """The time that a run may take, with everything in it.
 

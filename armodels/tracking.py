@@ -130,15 +130,19 @@ class Tracker:
     Args:
         directory: The run directory.
         step: Where this process starts; what an earlier one wrote after it is dropped.
+        evaluated: Whether the evaluation of that step is among what was saved; else it is done,
+            and written, once more.
     """
 
-    def __init__(self, directory: Path, step: int = 0):
+    def __init__(self, directory: Path, step: int = 0, evaluated: bool = True):
         self.writer = _open_writer(directory, purge_step=step + 1 if step else None)
         self._csv = directory / "metrics.csv"
         rows = []
         if self._csv.is_file():  # also at step 0: a baseline that was fitted has its row there
             with open(self._csv, newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            if not evaluated:
+                rows = [row for row in rows if int(row["step"]) < step or not row["valid/nats"]]
         rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in rows]
         with open(self._csv, "w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)

@@ -9,7 +9,7 @@ import hydra.utils
 import pytest
 import torch
 import yaml
-from command import TINY, armodels
+from command import TINY, armodels, done
 
 import armodels as package
 from armodels import build, checks, cli, errors
@@ -190,3 +190,21 @@ def test_a_wrong_value_is_refused_before_anything_is_touched(override, tmp_path)
     told = armodels(tmp_path, "train", *TINY, "data.damage=loud", override, "out=run").error
     assert WRONG[override] in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"extra": 1}, "trainer.extra is no key; choose from max_epochs, max_steps"),
+        ({"batch_size": None}, "trainer.batch_size is missing"),
+    ],
+)
+def test_keys_of_the_trainer_in_a_saved_config(change, told, tmp_path):
+    done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run")
+    path = tmp_path / "run/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for key, value in change.items():
+        config["trainer"].pop(key, None)
+        config["trainer"] |= {} if value is None else {key: value}
+    path.write_text(yaml.safe_dump(config))
+    assert armodels(tmp_path, "train", "resume=run").error.startswith(told)

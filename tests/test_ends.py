@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from command import HERE, TINY, armodels, done, process, start
 
-from armodels import cli
+from armodels import cli, limits
 from armodels.run import RunDirectory
 
 
@@ -221,3 +222,35 @@ def test_runs_are_resumed_by_a_sweep(folder, tmp_path):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["multirun.yaml"]
     for name in ("a", "1"):
         assert RunDirectory(tmp_path / name).read_metrics()["steps"] == 2
+
+
+@pytest.mark.parametrize("hidden", [KeyboardInterrupt(), limits.OutOfTime()])
+def test_a_request_to_stop_is_not_hidden_by_what_it_broke(hidden):
+    def broken():
+        try:
+            raise hidden
+        finally:
+            {}["what a library was about to restore"]
+
+    with pytest.raises(type(hidden)), limits.unhidden():
+        broken()
+    with pytest.raises(KeyError), limits.unhidden():
+        {}["no request"]
+
+
+def test_a_signal_within_a_destructor_is_not_lost():
+    """Python swallows what is raised there: it comes again."""
+
+    class Late:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            sum(range(1000))
+
+    def waiting():
+        late = Late()
+        del late
+        time.sleep(5)
+
+    with pytest.raises(limits.Stopped) as stop, cli._signals():
+        waiting()
+    assert stop.value.number == signal.SIGTERM

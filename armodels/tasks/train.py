@@ -1064,6 +1064,7 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
 def _refuse(config: Mapping[str, Any], trust: build.Trust) -> Settings:
     """Raise ValueError for what can be refused before any data is read; else the settings."""
     checks.require_keys(config)
+    checks.require_fields(Settings, config["trainer"], "trainer.")
     settings = Settings(**config["trainer"])
     for values in settings.candidates():
         tried = with_values(config, values)
@@ -1160,24 +1161,27 @@ def _train(trainer: Trainer) -> float:
     success = False
     if speaks:
         _announce(trainer)
-        trainer.tracker = Tracker(directory.path, trainer.state.total_step)
+        evaluated = trainer.state.valid_step == trainer.state.step
+        trainer.tracker = Tracker(directory.path, trainer.state.total_step, evaluated)
         trainer.tracker.start(trainer.base)
     try:
-        with trainer.watch:
+        with trainer.watch, limits.unhidden():
             trainer.fit()
             metrics = trainer.final_metrics()
-        if speaks:
-            for split in ("valid", "test"):
-                for name in ("nats", "bits_per_dim"):
-                    value = metrics[split][name]
-                    trainer.tracker.scalar(f"with_best/{split}_{name}", value, metrics["steps"])
-            directory.write_metrics(metrics)
-            directory.write_status("done", warning=trainer.warning())
-            _conclude(trainer, metrics)
-        success = True
+            # From here on all is known: who asks to stop now waits for its last files.
+            if speaks:
+                for split in ("valid", "test"):
+                    for name in ("nats", "bits_per_dim"):
+                        tag, value = f"with_best/{split}_{name}", metrics[split][name]
+                        trainer.tracker.scalar(tag, value, metrics["steps"])
+                directory.write_metrics(metrics)
+                directory.write_status("done", warning=trainer.warning())
+            success = True
+            if speaks:
+                _conclude(trainer, metrics)
     except (KeyboardInterrupt, limits.OutOfTime) as stop:
         told = trainer.interrupted(stop)
-        if speaks:
+        if speaks and not success:
             directory.write_status("interrupted", str(told))
         raise told from None
     finally:
