@@ -28,12 +28,13 @@ NOTHING_SENSIBLE = ("text", {}, [[1]], True, float("nan"), float("inf"), -float(
 ZERO = {
     "seed", "order_seed", "connectivity_seed", "split_seed", "fold", "warmup_steps", "final",
     "weight_decay", "momentum", "rho", "dropout", "smoothing", "margin", "tolerance",
-    "regularization", "num_blocks", "num_resnets", "min_log_scale", "valid", "test", "repeat",
+    "regularization", "num_blocks", "num_resnets", "min_log_scale", "max_log_scale",
+    "valid", "test", "repeat",
     "num_noops", "betas", "max_epochs", "max_steps", "max_minutes", "checkpoint_every",
     "samples.num", "samples.temperature", "temperature", "num_neighbours", "keep", "label",
     "port",
 }  # fmt: skip
-NEGATIVE = {"min_log_scale"}
+NEGATIVE = {"min_log_scale", "max_log_scale"}
 
 
 def plain(hint):

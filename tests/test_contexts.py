@@ -147,7 +147,13 @@ def test_sample_shows_the_nearest_training_examples(folder):
     done(folder, "sample", "run=untold", "num=5", "num_neighbours=2", "out=near")
     arrays = np.load(folder / "near/sample-seed0-t1.npz")
     config = run.restore(folder / "untold").config
-    train = build.source(config["data"]).load().split("train").numpy().astype(float)
+    train = (
+        build.source(config["data"], build.Trust.in_own(config))
+        .load()
+        .split("train")
+        .numpy()
+        .astype(float)
+    )
     for x, neighbours, told in zip(
         *(arrays[k] for k in ("x", "neighbours", "distances")), strict=False
     ):
@@ -210,7 +216,7 @@ def test_complete_uses_the_context(folder):
             ("complete", "run=told", "label=1"),
             "label=1 goes with image=FILE; examples of the test split have their own",
         ),
-        (("sample", "run=told", "label=one"), "label is one; the model knows 0 to 2"),
+        (("sample", "run=told", "label=one"), "label is 'one'; it must be a whole number or null"),
         (
             ("train", *QUICK, "model.context=colour"),
             "model.context is 'colour', but data digits offers label, lowres_2, lowres_4; "
