@@ -10,7 +10,7 @@ import re
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,6 @@ ORDER_KEYS = {
     "resample_orders": bool,
 }
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
-
-PATH_KEYS = ("path", "root", "cache")
-"""Keys of a data YAML that name a file or folder."""
-
-PARTS = ("data", "model", "head", "optimizer", "schedule")
-"""Keys of a run's config that say what is built."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ _KINDS = (Source, Network, DensityModel, Head, Schedule, torch.optim.Optimizer)
 
 def foreign(config: Mapping) -> list[str]:
     """Targets named in the parts of a config, also deep inside, that are not the package's."""
-    found = {str(name) for part in PARTS for name in _targets(config.get(part))}
+    found = {str(name) for part in checks.PARTS for name in _targets(config.get(part))}
     return sorted(name for name in found if _ours(name, _KINDS) is None)
 
 
@@ -352,6 +346,54 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
     return model.mixture(config["order"], range(first, first + num_orders))
 
 
+def moved(data: Mapping, places: Mapping | None) -> dict:
+    """The ``data`` config of a run, where a command says that it lies elsewhere now.
+
+    Args:
+        data: Of the run.
+        places: Path keys as the command has them; null: as the run has it.
+
+    Raises:
+        ValueError: The data has no such key.
+    """
+    said = {key: (places or {}).get(key) for key in checks.PATH_KEYS}
+    said = {key: place for key, place in said.items() if place is not None}
+    for key in said:
+        if key not in data:
+            name = str(data.get("_target_")).rpartition(".")[2]
+            raise ValueError(
+                f"data.{key} says where the data of the run lies, but {name} lies nowhere: "
+                f"leave it out"
+            )
+    return {**data, **said}
+
+
+def same_data(own: DataSpec, found: DataSpec) -> DataSpec:
+    """The data that a run was trained on, under the run's own name, wherever it lies now.
+
+    Its checksum says whether it is the same, or its name where it has none. That of pictures is
+    known when they are loaded, and until then nothing is refused.
+
+    Args:
+        own: What the checkpoint says of it.
+        found: What there is now.
+
+    Raises:
+        ValueError: It is other data.
+    """
+    if own.checksum and not found.checksum:
+        return replace(found, name=own.name)
+    by_sum = bool(own.checksum and found.checksum)
+    if found.checksum != own.checksum if by_sum else found.name != own.name:
+        now = found.name if found.name != own.name else f"another {found.name}"
+        raise ValueError(
+            f"the run was trained on {own.name}, but its data has changed and is now {now}, with "
+            f"other rows in its splits; restore it, or say with data.path or data.root where it "
+            f"lies unchanged"
+        )
+    return replace(found, name=own.name)
+
+
 def located(config: Mapping) -> dict:
     """The config of a run with the files of its data named absolutely, where they are here.
 
@@ -359,7 +401,7 @@ def located(config: Mapping) -> dict:
     not exist yet.
     """
     data = dict(config["data"])
-    for key in PATH_KEYS:
+    for key in checks.PATH_KEYS:
         if isinstance(path := data.get(key), str):
             path = os.path.abspath(os.path.expanduser(path))
             if key == "cache" or os.path.exists(path):
@@ -408,9 +450,10 @@ def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]
         missing = object()
         old = OmegaConf.select(config, key, default=missing)
         if old is missing or OmegaConf.is_dict(old):
+            typed = item.input_line.lstrip("+")
             raise ValueError(
-                f"resume continues the same run, to which {item.input_line!r} cannot be applied; "
-                f"name single keys, such as trainer.max_epochs=20"
+                f"resume continues the same run, to which {typed!r} cannot be applied; name "
+                f"single keys, such as trainer.max_epochs=20"
             )
         OmegaConf.update(config, key, item.value())
     merged = plain(config)

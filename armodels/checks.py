@@ -13,6 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+PARTS = ("data", "model", "head", "optimizer", "schedule")
+"""Keys of a run's config that say what is built."""
+
+PATH_KEYS = ("path", "root", "cache")
+"""Keys of a data config that say where the data lies, but not what it is."""
+
 LARGEST = 2**31 - 1
 """No size, count or number of steps is larger; PyTorch's own sizes end near it."""
 

@@ -380,6 +380,9 @@ def _translate(name: str, args: list[str]) -> list[str]:
         raise ValueError(
             f"resume={given['resume']} goes on in its own directory; leave out={given['out']} away"
         )
+    if given.get("resume", "null") != "null":  # where its data lies, of whatever kind it is
+        places = {f"data.{key}" for key in checks.PATH_KEYS}
+        words = [f"++{word}" if word.partition("=")[0] in places else word for word in words]
     return [flags.get(word, word) for word in words]
 
 

@@ -17,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build, show
+from armodels import __version__, build, checks, show
 from armodels.density import DensityModel
 from armodels.spec import DataSpec
 
@@ -404,7 +404,7 @@ def require_plain(config: object, file: Path) -> None:
             left += [(keys, child) for child in value]
         elif isinstance(value, str) and "${" in value and keys[0] != "overrides":
             raise ValueError(f"{file} is refused: {name} is to be replaced: {value[:200]}")
-        elif isinstance(value, int) and keys[0] in build.PARTS:
+        elif isinstance(value, int) and keys[0] in checks.PARTS:
             if abs(value) > MAX_SIZE and "seed" not in str(keys[-1]):
                 raise ValueError(f"{file} is refused: {name} is {value}, more than {MAX_SIZE}")
         elif not isinstance(value, (str, int, float, type(None))):
@@ -519,7 +519,7 @@ def load_checkpoint(path: str | Path) -> dict:
     return state
 
 
-def _spec_of(state: Mapping, path: Path) -> DataSpec:
+def spec_of(state: Mapping, path: Path) -> DataSpec:
     """What a datum is, as a checkpoint says."""
     try:
         spec = DataSpec(**state["spec"])
@@ -581,7 +581,7 @@ def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, D
     Raises:
         ValueError: It names a class that is not trusted, or its parts do not fit each other.
     """
-    spec, config = _spec_of(state, path), state["config"]
+    spec, config = spec_of(state, path), state["config"]
     if not all(isinstance(t, Tensor) for t in state["model"].values()):
         raise ValueError(f"checkpoint {path} is refused: its weights are no tensors")
     own = not build.foreign({key: config.get(key) for key in ("model", "head")})
@@ -711,8 +711,11 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Pa
 
 
 def from_config(config: Mapping) -> Restored:
-    """The model that a verb's config asks for, by run, checkpoint, eval and device."""
-    return restore(
+    """The model that a verb's config asks for, by run, checkpoint, eval, device and data.
+
+    Its data lies where the config says, if it says it.
+    """
+    restored = restore(
         config["run"],
         checkpoint=config["checkpoint"],
         weights=config["eval"]["weights"],
@@ -720,6 +723,10 @@ def from_config(config: Mapping) -> Restored:
         trust=config["trust"],
         device=pick_device(config["device"]),
     )
+    if "_target_" in config["data"]:  # other data
+        return restored
+    data = build.moved(restored.config["data"], config["data"])
+    return replace(restored, config={**restored.config, "data": data})
 
 
 def load_model(path: str | Path, **options) -> DensityModel:

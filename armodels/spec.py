@@ -149,6 +149,8 @@ class DataSpec:
         standardization: By which the values were made of the user's, ``log_det`` included; None:
             they are in their original units.
         coding: What the levels stand for; None: themselves.
+        checksum: Of all values, of data that are files of the user's own: says that two are the
+            same, whatever their names; empty where the name alone says it.
     """
 
     name: str
@@ -160,6 +162,7 @@ class DataSpec:
     contexts: tuple[ContextSpec, ...] = ()
     standardization: Standardization | None = None
     coding: Coding | None = None
+    checksum: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))

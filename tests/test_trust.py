@@ -17,7 +17,7 @@ import torch
 import yaml
 from command import QUICK, armodels, done, process
 
-from armodels import build
+from armodels import build, checks
 from armodels.data.toy import Toy
 from armodels.run import RunDirectory, load_checkpoint, load_model
 
@@ -107,7 +107,7 @@ def test_the_traps_work(strange):
         (strange / "trace").unlink()
 
 
-@pytest.mark.parametrize("part", build.PARTS)
+@pytest.mark.parametrize("part", checks.PARTS)
 def test_no_part_runs_what_it_names(part, strange, monkeypatch):
     monkeypatch.chdir(strange)
     state = load_checkpoint(strange / "run/checkpoints/best.pt")
@@ -141,7 +141,7 @@ VERBS = {
     "score": (("score", "run"), ("data", "model", "head")),
     "sample": (("sample", "run", "num=2", "num_neighbours=1"), ("data", "model", "head")),
     "complete": (("complete", "run", "num=2"), ("data", "model", "head")),
-    "resume": (("train", "resume=run", "trainer.max_steps=3"), build.PARTS),
+    "resume": (("train", "resume=run", "trainer.max_steps=3"), checks.PARTS),
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -115,6 +116,8 @@ class Loaded(NamedTuple):
 
     arrays: Mapping[str, Tensor]
     meta: Mapping[str, Any]
+    checksum: str
+    """Of the arrays, whatever they were made from, and wherever it lay."""
 
 
 def cached(root: Path, given: str | None, name: str, make: Callable[[Cache], None]) -> Loaded:
@@ -222,6 +225,7 @@ def _read(path: Path) -> Loaded:
             if (bad := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{bad} does not have its checksum")
             about = json.loads(archive.read("about.json"))
+            sums = sorted((name, archive.getinfo(name).CRC) for name in about["shapes"])
             for name, (dtype, shape) in about["shapes"].items():
                 start = archive.getinfo(name).header_offset
                 raw.seek(start + 26)
@@ -235,4 +239,5 @@ def _read(path: Path) -> Loaded:
         raise ValueError(
             f"cache {path} is corrupted ({what}); delete it and it is made anew"
         ) from error
-    return Loaded(arrays, about["meta"])
+    facts = repr([sums, sorted(about["shapes"].items())])
+    return Loaded(arrays, about["meta"], hashlib.sha256(facts.encode()).hexdigest())

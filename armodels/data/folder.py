@@ -1,6 +1,7 @@
 """Anyone's own images: a folder, a zip or an npz."""
 
 import re
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -116,7 +117,7 @@ class Folder(Source):
             show.say(f"{loaded.meta['num_near']} near-duplicates share a split")
         if labels:
             show.say(f"labels: {', '.join(f'{i} {name}' for i, name in enumerate(labels))}")
-        stored = {}
+        spec, stored = replace(spec, checksum=loaded.checksum), {}
         if labels:
             stored["label"] = lambda: [loaded.arrays[f"labels-{part}"] for part in PARTS]
         return Splits(spec, *(loaded.arrays[part] for part in PARTS), contexts=stored)

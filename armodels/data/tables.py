@@ -408,7 +408,9 @@ class Table(Source):
         for part in parts:
             checksum.update(f"{len(part)} rows".encode() + part.tobytes())
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem)
-        name, scale = f"table-{stem}-{checksum.hexdigest()[:8]}", units.get("standardization")
+        checksum = checksum.hexdigest()
+        name, scale = f"table-{stem}-{checksum[:8]}", units.get("standardization")
+        units["checksum"] = checksum
         if scale is not None:
             return DataSpec(
                 name, "vector", (len(names),), None, "density", log_det=scale.log_det, **units

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, contexts, lines, run, show
+from armodels import build, checks, contexts, lines, run, show
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
@@ -164,7 +164,7 @@ def describe(name: str, report: Mapping[str, float]) -> str:
 
 
 def load_split(
-    restored: run.Restored, data: Mapping | None, split: str
+    restored: run.Restored, data: Mapping, split: str
 ) -> tuple[DataSpec, Tensor, Tensor | None]:
     """A split of the run's own data, or of other data of the same shape and levels.
 
@@ -173,7 +173,7 @@ def load_split(
 
     Args:
         restored: The model.
-        data: The config of other data; None: the run's own.
+        data: The ``data`` of a verb's config: other data, or none, which is the run's own.
         split: ``"train"``, ``"valid"`` or ``"test"``; of a table also ``"all"``: every row, in
             the order of the file.
 
@@ -183,18 +183,18 @@ def load_split(
     Raises:
         ValueError: The model cannot score such data.
     """
-    if data:
+    own, other = restored.spec, "_target_" in data
+    if other:
+        absent = {key for key in checks.PATH_KEYS if data.get(key) is None}  # as the verb has them
+        data = {key: value for key, value in data.items() if key not in absent}
         source = build.source(data, build.Trust.in_own({"data": data}))
     else:
         source = build.source(restored.config["data"], restored.trust)
-    own = restored.spec
-    if not data and source.spec.name != own.name:
-        raise ValueError(
-            f"the run was trained on {own.name}, but its data has changed and is now "
-            f"{source.spec.name}: other rows would be train and {split}; restore it, or name "
-            f"other data as such"
-        )
-    spec, rows = source.whole() if split == "all" else (source.spec, None)
+        found = build.same_data(own, source.spec)
+    if split == "all":  # which may be too few rows to be split
+        spec, rows = source.whole()
+    else:
+        spec, rows = source.spec if other else found, None
     given = spec
     if None not in (spec.columns, own.columns):
         if spec.columns != own.columns:
@@ -215,6 +215,8 @@ def load_split(
     x, context = rows, None
     if rows is None:
         splits = source.load()
+        if not other:
+            build.same_data(own, splits.spec)
         x = splits.split(split)
         context = splits.context(wanted, split, x, slice(None))
     if (given.standardization, given.coding) != (own.standardization, own.coding):
@@ -224,7 +226,7 @@ def load_split(
 
 def draw_examples(restored: run.Restored, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """``num`` examples of the run's own test split, and what the model is conditioned on there."""
-    _, x, context = load_split(restored, None, "test")
+    _, x, context = load_split(restored, {}, "test")
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num]
     return x[rows], None if context is None else context[rows]
 
@@ -232,7 +234,7 @@ def draw_examples(restored: run.Restored, num: int, seed: int) -> tuple[Tensor, 
 def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
     restored = run.from_config(config)
-    spec, x, context = load_split(restored, config.get("data"), config["split"])
+    spec, x, context = load_split(restored, config["data"], config["split"])
     started = time.monotonic()
     try:
         result = evaluate(

@@ -75,7 +75,7 @@ def main(config: Mapping) -> None:
     }
     neighbours = None
     if config["num_neighbours"]:
-        _, train, _ = load_split(restored, None, "train")
+        _, train, _ = load_split(restored, {}, "train")
         rows, arrays["distances"] = nearest(x, train, config["num_neighbours"])
         neighbours = train[rows]
         arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
@@ -113,7 +113,7 @@ def reference(restored: run.Restored) -> dict:
     if not charts.is_table(restored.spec):
         return {}
     try:
-        _, data, _ = load_split(restored, None, "train")
+        _, data, _ = load_split(restored, {}, "train")
         splits = build.source(restored.config["data"], restored.trust).load()
     except (OSError, ValueError) as error:
         show.warn(f"samples are drawn without the data beside them: {error}")

@@ -11,7 +11,7 @@ from armodels.tasks.evaluate import load_split, log_probs
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
     restored = run.from_config(config)
-    spec, x, context = load_split(restored, config.get("data"), config["split"])
+    spec, x, context = load_split(restored, config["data"], config["split"])
     values = log_probs(
         restored.model,
         x,

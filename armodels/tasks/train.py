@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
@@ -377,12 +377,6 @@ class Trainer:
 
     def take_up(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on from what last.pt holds."""
-        began, now = checkpoint["spec"]["name"], self.splits.spec.name
-        if began != now:
-            raise ValueError(
-                f"the run was trained on {began}, but its data has changed and is now {now}; "
-                f"restore it, or start a new run"
-            )
         saved = checkpoint["state"]
         self.state = State(**{"own_best_nats": saved["best_nats"], **saved})
         if self.state.candidate:
@@ -1043,7 +1037,10 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
     directory = run.RunDirectory.open(config["resume"])
     saved = directory.read_config()
     merged, names = build.override(saved, config["overrides"])
+    places = {f"data.{key}" for key in checks.PATH_KEYS}
     for name in names:
+        if name in places:
+            continue
         if name.split(".")[0] in ("data", "model", "head", "seed"):
             raise ValueError(
                 f"resume continues the same run, whose {name} cannot change; "
@@ -1056,7 +1053,8 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
             )
     merged["resume"], merged["trust"] = config["resume"], config["trust"]
     kept = [o for o in saved["overrides"] if o.partition("=")[0] not in names]
-    changes = [o for o in config["overrides"] if o.partition("=")[0] in names]
+    typed = [o.lstrip("+") for o in config["overrides"]]
+    changes = [o for o in typed if o.partition("=")[0] in names]
     merged["overrides"] = kept + changes
     return merged, directory, names
 
@@ -1136,10 +1134,14 @@ def _begin(
     if resuming and path.is_file():
         last = run.load_checkpoint(path)
     source = build.source(config["data"], trust)
+    own = run.spec_of(last, path) if last else source.spec
+    spec = build.same_data(own, source.spec)
     for values in reversed(settings.candidates()):  # refused before any load
         tried = with_values(config, values)
-        model = affordable(tried, settings, fabric.device, source.spec, trust)
+        model = affordable(tried, settings, fabric.device, spec, trust)
     splits = source.load()  # which may make the folder of the data
+    if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
+        splits = replace(splits, spec=spec)
     config = build.located(config)
     trainer = Trainer(config, settings, fabric, model, splits, directory, budget, trust)
     if resuming:
