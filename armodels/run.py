@@ -575,6 +575,15 @@ def size_of(num_bytes: float) -> str:
     return f"{num_bytes / 1000**power:.3g} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
 
 
+def guard(config: Mapping, state: Mapping, path: Path) -> contextlib.AbstractContextManager:
+    """Inside which a model of the config is built: no larger than a checkpoint's weights need."""
+    if not all(isinstance(t, Tensor) for t in state["model"].values()):
+        raise ValueError(f"checkpoint {path} is refused: its weights are no tensors")
+    if build.foreign({key: config.get(key) for key in ("model", "head")}):
+        return contextlib.nullcontext()  # of the user's own class, which they vouch for
+    return Frugal(state["model"], path)
+
+
 def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, DensityModel]:
     """The model that a checkpoint describes, with the weights that it was trained to.
 
@@ -582,10 +591,7 @@ def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, D
         ValueError: It names a class that is not trusted, or its parts do not fit each other.
     """
     spec, config = spec_of(state, path), state["config"]
-    if not all(isinstance(t, Tensor) for t in state["model"].values()):
-        raise ValueError(f"checkpoint {path} is refused: its weights are no tensors")
-    own = not build.foreign({key: config.get(key) for key in ("model", "head")})
-    with Frugal(state["model"], path) if own else contextlib.nullcontext():
+    with guard(config, state, path):
         model = build.model(config.get("model"), config.get("head"), spec, trust)
     return spec, model
 

@@ -78,7 +78,7 @@ def test_seeds_are_one_row(folder):
     assert row["std"] == f"{statistics.stdev(values):.3f}"
     bits = [number(folder / f"all/made-{seed}", "test", "bits_per_dim") for seed in (1, 2, 3)]
     assert row["bits/dim"] == f"{statistics.fmean(bits):.4f}"
-    assert row["status"] == "done, std of 3 seeds"
+    assert re.fullmatch("done, (.*nothing, )?std of 3 seeds", row["status"])
     assert row["run"] == "all/made-1 and 2 more"
     assert row["parameters"] == f"{number(folder / 'all/made-1', 'parameters'):,}"
     # A baseline whose own seed follows the run's is grouped, too.
@@ -88,7 +88,7 @@ def test_seeds_are_one_row(folder):
 def test_one_run_has_an_interval(folder):
     row = next(row for row in table(folder) if row["run"] == "all/reverse")
     assert row["± 95 %"] == f"{number(folder / 'all/reverse', 'test', 'nats_ci95'):.3f}"
-    assert row["status"] == "done, 95 % interval"
+    assert re.fullmatch("done, (.*nothing, )?95 % interval", row["status"])
     assert "order=reverse" in row["model"]
     assert "samples" not in row["model"]
 
@@ -98,11 +98,26 @@ def test_one_seed_twice_is_not_two_seeds(folder, tmp_path):
         shutil.copytree(folder / "all/made-1", tmp_path / name)
     (row,) = table(tmp_path, ".")
     assert row["seeds"] == "1"
-    assert row["status"] == "done, std of 2 runs of seed 1"
+    assert re.fullmatch("done, (.*nothing, )?std of 2 runs of seed 1", row["status"])
     assert row["± 95 %"] == ""
     shutil.copytree(folder / "all/made-2", tmp_path / "third")
     (row,) = table(tmp_path, ".")
-    assert row["status"] == "done, std of 3 runs of 2 seeds"
+    assert re.fullmatch("done, (.*nothing, )?std of 3 runs of 2 seeds", row["status"])
+
+
+def test_a_run_that_learned_nothing_says_so(folder, tmp_path):
+    for name in ("made-1", "made-2"):
+        shutil.copytree(folder / "all" / name, tmp_path / name)
+    directory, other = (RunDirectory(tmp_path / f"made-{i}") for i in (1, 2))
+    for run, warning in ((directory, "diverged: 9 nats; lower"), (other, None)):
+        run.write_metrics(run.read_metrics() | {"warning": warning})
+    (row,) = table(tmp_path, "made-1")
+    assert row["status"] == "done, diverged, 95 % interval"
+    (row,) = table(tmp_path, ".")
+    assert row["status"] == "done, 1 diverged, std of 2 seeds"
+    directory.write_metrics(directory.read_metrics() | {"warning": [1]})
+    told = [row["status"] for row in table(tmp_path, ".")]
+    assert any(one.startswith("unreadable: ") and "its warning is" in one for one in told)
 
 
 LAUGHS = "a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(30))

@@ -280,6 +280,25 @@ def test_bombs_are_refused_by_what_they_state(kind, strange):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KB
 
 
+def test_a_run_does_not_lift_what_protects_this_machine(strange):
+    """Neither its own allow_large nor, against its weights, that of the command."""
+    import resource
+
+    path = strange / "run/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"] |= {"hidden_sizes": [20_000, 20_000], "allow_large": True}
+    path.write_text(yaml.safe_dump(config))
+    resume = ("train", "resume=run", "trainer.max_steps=3", NOBODY)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for lifted in ((), ("model.allow_large=true",)):
+        told = armodels(strange, *resume, *lifted).error
+        assert told.startswith("checkpoint run/checkpoints/last.pt is refused: its config descr")
+    (strange / "run/checkpoints/last.pt").unlink()
+    told = armodels(strange, *resume).error  # without weights, the budget holds
+    assert "more than 100,000,000 parameters" in told
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
 def test_whatever_torch_would_call_is_refused(strange):
     """A list of what torch itself allows is longer than that of what a checkpoint needs."""
     path = strange / "run/checkpoints/best.pt"

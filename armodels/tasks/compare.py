@@ -112,6 +112,7 @@ _METRICS = {
     "data": str, "measure": str, "seed": int, "parameters": int, "seconds": _NUMBER,
     "test.nats": _NUMBER, "test.bits_per_dim": _NUMBER,
     "test.nats_ci95": (*_NUMBER, type(None)), "gap_to_truth": (*_NUMBER, type(None)),
+    "warning": (str, type(None)),
 }  # fmt: skip
 _CONFIG = {"seed": int, "choices": dict, "overrides": list, "data": dict, "tags": (list, str)}
 
@@ -121,7 +122,7 @@ def _require_metrics(metrics: Mapping, path: Path) -> None:
         value: object = metrics
         for key in name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        absent = value is None and name == "gap_to_truth"
+        absent = value is None and name in ("gap_to_truth", "warning")
         infinite = isinstance(value, float) and not math.isfinite(value)
         if not absent and (not isinstance(value, kind) or infinite):
             raise ValueError(f"{path} is damaged: its {name} is {str(value)[:50]!r}")
@@ -186,6 +187,15 @@ def _said(seeds: Sequence[int]) -> str:
     return f"std of {len(seeds)} runs of {of}"
 
 
+def _amiss(metrics: Sequence[Mapping]) -> str:
+    """The first words of what runs that are averaged warn of, as ``, diverged``."""
+    said = [item["warning"] for item in metrics if item.get("warning")]
+    if not said:
+        return ""
+    first = textwrap.shorten(said[0].partition(":")[0], 60, placeholder=" ...")
+    return f", {len(said)} {first}" if len(metrics) > 1 else f", {first}"
+
+
 def rows(runs: Sequence[Facts]) -> Iterator[Row]:
     """One row for each group of runs that differ in the seed alone."""
     groups: dict[str, list[Facts]] = defaultdict(list)
@@ -226,7 +236,7 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),
             ",".join(sorted({tag for item in group for tag in item.tags})),
-            f"done, {_said(seeds)}" if several else "done, 95 % interval",
+            f"done{_amiss(metrics)}, {_said(seeds) if several else '95 % interval'}",
             str(run.path) + (f" and {len(group) - 1} more" if several else ""),
         )
 

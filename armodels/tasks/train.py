@@ -341,8 +341,9 @@ class Trainer:
 
     def go_on(self, **overrides: object) -> str:
         """The command that continues the run."""
-        trust = build.trusting(self.config)
-        return show.command("train", resume=self.directory.path, **overrides, **trust)
+        again = build.trusting(self.config)
+        again |= {"model__allow_large": True} if self.config["model"].get("allow_large") else {}
+        return show.command("train", resume=self.directory.path, **overrides, **again)
 
     def _total_steps(self) -> int | None:
         limits = []
@@ -1039,7 +1040,7 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
     merged, names = build.override(saved, config["overrides"])
     places = {f"data.{key}" for key in checks.PATH_KEYS}
     for name in names:
-        if name in places:
+        if name in places or name == "model.allow_large":
             continue
         if name.split(".")[0] in ("data", "model", "head", "seed"):
             raise ValueError(
@@ -1052,6 +1053,9 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
                 f"alike: its {name} cannot change; start a new run instead"
             )
     merged["resume"], merged["trust"] = config["resume"], config["trust"]
+    # The run may be a stranger's: what protects this machine is lifted by this command alone.
+    free = config["model"].get("allow_large", False)
+    merged["model"] = {**merged["model"], "allow_large": free}
     kept = [o for o in saved["overrides"] if o.partition("=")[0] not in names]
     typed = [o.lstrip("+") for o in config["overrides"]]
     changes = [o for o in typed if o.partition("=")[0] in names]
@@ -1083,11 +1087,21 @@ def affordable(
     device: torch.device,
     spec: DataSpec,
     trust: build.Trust,
+    guard: contextlib.AbstractContextManager,
 ) -> DensityModel:
-    """The model of the config, unless it is above the budget of the machine."""
+    """The model of the config, unless it is above the budget of the machine.
+
+    Args:
+        config: Of the run.
+        settings: Of its training.
+        device: Where it is trained.
+        spec: What a datum is.
+        trust: Which of the user's own classes may be built.
+        guard: Inside which it is built.
+    """
     free, advice = config["model"].get("allow_large", False), memory.way_out(config["model"])
     most = memory.MOST if device.type == "cpu" and not free else None
-    with memory.at_most(most, advice):
+    with memory.at_most(most, advice), guard:
         model = built(config, spec, trust)
     if not free:
         part = -(-settings.batch_size // settings.accumulate)
@@ -1138,7 +1152,10 @@ def _begin(
     spec = build.same_data(own, source.spec)
     for values in reversed(settings.candidates()):  # refused before any load
         tried = with_values(config, values)
-        model = affordable(tried, settings, fabric.device, spec, trust)
+        # Of candidates, only one has weights there to say how large it is.
+        guarded = last and len(settings.candidates()) == 1
+        guard = run.guard(tried, last, path) if guarded else contextlib.nullcontext()
+        model = affordable(tried, settings, fabric.device, spec, trust, guard)
     splits = source.load()  # which may make the folder of the data
     if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
         splits = replace(splits, spec=spec)
