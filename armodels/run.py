@@ -189,7 +189,7 @@ class RunDirectory:
         Raises:
             FileExistsError: It holds something else.
             BlockingIOError: Another process holds it.
-            ValueError: It has links that lead out of it.
+            ValueError: What a run writes would go elsewhere, or nowhere.
         """
         lock_file, owner = self.path / ".lock", self.path / ".owner"
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
@@ -211,6 +211,7 @@ class RunDirectory:
             if new:
                 self._require_vacant()
             refuse_links(self.path)
+            refuse_what_is_no_file(self.path)
             for folder in (self.path, self.path / "checkpoints", self.samples):
                 remove_parts(folder)
             yield
@@ -351,6 +352,20 @@ class RunDirectory:
         return read_json(path) if path.exists() else None
 
 
+_FILES = ("config.yaml", "metrics.csv", "metrics.json", "status.json", "train.log",
+          "checkpoints/best.pt", "checkpoints/last.pt")  # fmt: skip
+
+
+def refuse_what_is_no_file(run: Path) -> None:
+    """Raise ValueError where something else lies at the place of a file or folder of a run."""
+    for path in (run / name for name in _FILES):
+        if os.path.lexists(path) and not path.is_file():
+            raise ValueError(f"{path} is no file that can be read and written; remove it")
+    for folder in (run / "checkpoints", run / "samples"):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; remove it")
+
+
 def refuse_links(run: Path) -> None:
     """Raise ValueError where a run has a link out of it: files would be written through it."""
     root = run.resolve()
@@ -385,6 +400,19 @@ _BUILDERS |= {"torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_paramete
 _STORAGE = re.compile(
     r"torch(\.cuda|\.storage)? \w+Storage|torch u?(int|float|bfloat)\d+|torch bool"
 )
+
+
+_SHAPE = dict.fromkeys(("choices", *checks.PARTS, "trainer", "eval", "samples"), Mapping)
+_SHAPE |= {"overrides": list, "seed": int}
+
+
+def require_shape(config: Mapping, file: Path) -> None:
+    """Raise ValueError unless a run can go on by a saved config: nothing that it needs is gone."""
+    for key, kind in _SHAPE.items():
+        if not isinstance(config.get(key), kind):
+            raise ValueError(f"{file} is damaged: {key} is not as armodels wrote it")
+    if not all(isinstance(one, str) for one in config["overrides"]):
+        raise ValueError(f"{file} is damaged: overrides is not as armodels wrote it")
 
 
 def require_plain(config: object, file: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from command import TINY, armodels, done, fork, snapshot
 
 from armodels import run
@@ -297,3 +298,35 @@ def test_metrics_hold_what_a_number_depends_on(folder):
     config = RunDirectory(folder / "run").read_config()
     assert config["model"]["order_seed"] == 5
     assert config["resume"] is None
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_resume_without_the_best_weights_is_refused_before_a_step(how, copied):
+    path = copied / "checkpoints/best.pt"
+    path.write_bytes(path.read_bytes()[:100]) if how == "cut" else path.unlink()
+    before = snapshot(copied)
+    told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=12").error
+    assert "checkpoints/best.pt" in told
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "metrics.csv", "train.log", "samples"])
+def test_what_lies_in_the_place_of_a_file_is_refused(name, copied):
+    path = copied / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.write_text("") if name == "samples" else os.mkfifo(path)
+    before = snapshot(copied / "checkpoints")
+    told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=12").error
+    kind = "folder" if name == "samples" else "file that can be read and written"
+    assert told == f"run/{name} is no {kind}; remove it"
+    assert snapshot(copied / "checkpoints") == before
+
+
+@pytest.mark.parametrize("change", [{"overrides": [0]}, {"choices": None}, {"seed": "x"}])
+def test_a_resume_by_a_damaged_config_is_refused(change, copied):
+    path = copied / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | change))
+    (key,) = change
+    told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=12").error
+    assert told == f"run/config.yaml is damaged: {key} is not as armodels wrote it"

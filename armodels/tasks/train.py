@@ -1037,6 +1037,7 @@ def _take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[st
     """The config and directory of a run to continue, and the keys that change."""
     directory = run.RunDirectory.open(config["resume"])
     saved = directory.read_config()
+    run.require_shape(saved, directory.path / "config.yaml")
     merged, names = build.override(saved, config["overrides"])
     places = {f"data.{key}" for key in checks.PATH_KEYS}
     for name in names:
@@ -1147,6 +1148,8 @@ def _begin(
     last, path = None, directory.checkpoint("last")
     if resuming and path.is_file():
         last = run.load_checkpoint(path)
+        if math.isfinite(last["state"]["best_nats"]):  # refused now, not after the last step
+            run.load_checkpoint(directory.checkpoint("best"))
     source = build.source(config["data"], trust)
     own = run.spec_of(last, path) if last else source.spec
     spec = build.same_data(own, source.spec)
