@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import golden
+import numpy as np
 import pytest
 import torch
 from cases import CASES
@@ -831,3 +832,19 @@ def test_denormals_are_zero_while_weights_move_and_at_no_other_time(tmp_path, mo
     done(tmp_path, "train", *TINY, "trainer.max_steps=3", "out=run")
     assert seen == [0, 0, 0]
     assert tiny() != 0
+
+
+def test_a_baseline_is_not_warned_of_itself(tmp_path):
+    """Both are independent Gaussians, but for a rounding and a prior."""
+    rows = np.random.RandomState(0).rand(60, 3)
+    np.savetxt(tmp_path / "noise.csv", rows, delimiter=",", header="a,b,c", comments="")
+    result = armodels(
+        tmp_path,
+        "train",
+        "data=table",
+        "data.path=noise.csv",
+        "model=independent",
+        *QUICK,
+        "out=run",
+    )
+    assert (result.code, result.err) == (0, "")

@@ -618,7 +618,8 @@ class Trainer:
         if self.nothing is None:
             return
         name, nothing = self.nothing
-        worse, valid = self.state.valid["nats"] > nothing, self.state.valid["nats"]
+        valid = self.state.valid["nats"]
+        worse = self._is_worse(valid)
         if worse and not self._worse:
             show.warn(
                 f"{number(valid)} nats on valid at step {self.state.step} are worse than the "
@@ -626,16 +627,25 @@ class Trainer:
             )
         self._worse = worse
 
+    def _is_worse(self, valid: float) -> bool:
+        """Whether valid nats are worse than knowing nothing by more than their interval.
+
+        A single example has no interval: there only what is far worse counts.
+        """
+        half, nothing = self.state.valid["nats_ci95"], self.nothing[1]
+        return valid - (half if math.isfinite(half) else abs(nothing)) > nothing
+
     def warning(self) -> str | None:
         """What is wrong with a run that has ended, if anything."""
         state = self.state
         last = state.valid["nats"] if state.selected == state.candidate else state.best_nats
-        if self.nothing is None or last <= self.nothing[1]:
+        if self.nothing is None or not self._is_worse(last):
             return None
         name, nothing = self.nothing
         valid = f"{number(last)} nats on valid, but {number(nothing)} of {name}"
         if state.best_nats > nothing:
-            return f"worse than knowing nothing: {valid}; lower optimizer.lr, or train longer"
+            advice = "lower optimizer.lr, or train longer" if self.optimizer else "choose another"
+            return f"worse than knowing nothing: {valid}; {advice}"
         return (
             f"diverged: {valid}; the best weights, of step {state.best_step}, are kept; "
             f"lower optimizer.lr, or set trainer.max_grad_norm"
