@@ -34,7 +34,7 @@ _PUBLIC = {
     "AutoregressiveModel": "armodels.density",
     "DensityModel": "armodels.density",
     "OrderMixture": "armodels.density",
-    "load_model": "armodels.run",
+    "load_model": "armodels.checkpoints",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -103,7 +103,7 @@ def _bad_choice(message: str) -> str:
 def _names(node: dict, prefix: str = "") -> Iterator[str]:
     """Dotted keys of a nested config."""
     for child, value in node.items():
-        if not child.startswith("_"):
+        if not str(child).startswith("_"):
             yield f"{prefix}{child}"
             if isinstance(value, dict):
                 yield from _names(value, f"{prefix}{child}.")
@@ -113,6 +113,16 @@ def _read(path: Any) -> dict:
     import yaml
 
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _config_of(run: str) -> dict:
+    """That of a run, which may be a stranger's; empty where it cannot be read."""
+    from armodels.run import RunDirectory
+
+    try:
+        return RunDirectory(run).read_config()
+    except (OSError, ValueError):
+        return {}
 
 
 def read_verb(name: str, args: list[str] | None = None) -> tuple[dict, dict[str, str]]:
@@ -195,7 +205,7 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
     """The key does not exist, at all or under what was chosen for its group."""
     given = _given(args)
     saved = given.get("resume", "").strip("'\"")
-    if saved and key in _names(_read(Path(saved) / "config.yaml")):
+    if saved and key in _names(_config_of(saved)):
         return f"{key} of a run that is resumed cannot change; start a new run instead"
     word = next((arg for arg in args if arg.startswith(f"{key}=")), "")
     if word and os.path.exists(word):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from armodels import names
+from armodels.run import read_csv, write_csv
 
 COLUMNS = (
     "step",
@@ -124,6 +125,23 @@ def _open_writer(directory: Path, **options) -> SummaryWriter:
         time.sleep(1 - time.time() % 1)
 
 
+def read_rows(directory: Path) -> list[dict[str, str]]:
+    """What metrics.csv of a run holds so far, columns called as they are now.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = directory / "metrics.csv"
+    found = read_csv(path)
+    for i, row in enumerate(found):
+        if not (row.get("step") or "").isdecimal():
+            raise ValueError(
+                f"{path} is damaged: the step in row {i + 1} is {str(row.get('step'))[:50]!r}; "
+                f"mend it, or move it away"
+            )
+    return [{RENAMED.get(name, name): value for name, value in row.items()} for row in found]
+
+
 class Tracker:
     """Writes one run's events and metrics.csv.
 
@@ -137,17 +155,11 @@ class Tracker:
     def __init__(self, directory: Path, step: int = 0, evaluated: bool = True):
         self.writer = _open_writer(directory, purge_step=step + 1 if step else None)
         self._csv = directory / "metrics.csv"
-        rows = []
-        if self._csv.is_file():  # also at step 0: a baseline that was fitted has its row there
-            with open(self._csv, newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-            if not evaluated:
-                rows = [row for row in rows if int(row["step"]) < step or not row["valid/nats"]]
-        rows = [{RENAMED.get(name, name): value for name, value in row.items()} for row in rows]
-        with open(self._csv, "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
+        # Also at step 0: a baseline that was fitted has its row there.
+        rows = [row for row in read_rows(directory) if int(row["step"]) <= step]
+        if not evaluated:
+            rows = [row for row in rows if int(row["step"]) < step or not row["valid/nats"]]
+        write_csv(self._csv, COLUMNS, [[row.get(name, "") for name in COLUMNS] for row in rows])
 
     def start(self, config: Mapping) -> None:
         """The hyperparameters of a run's config, before its first step."""

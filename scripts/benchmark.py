@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from armodels import heads, orders
+from armodels.checkpoints import processor
 from armodels.data.base import Splits, binarize
 from armodels.density import AutoregressiveModel, draw_noise
 from armodels.kernels import nade as kernels
@@ -31,7 +32,7 @@ from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
-from armodels.run import RunDirectory, processor
+from armodels.run import RunDirectory
 from armodels.spec import DataSpec
 from armodels.tasks.train import Settings, Trainer
 

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from armodels import pictures
-from armodels.run import Restored, RunDirectory, restore
+from armodels.checkpoints import Restored, restore
+from armodels.run import RunDirectory
 from armodels.tasks.evaluate import draw_examples
 
 LARGEST = 150_000

@@ -37,7 +37,7 @@ import torch
 import yaml
 from PIL import Image
 
-from armodels import cli, run
+from armodels import checkpoints, cli
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 120
@@ -352,7 +352,7 @@ def read_whole(path: Path) -> object:
     if path.suffix == ".yaml":
         return yaml.safe_load(path.read_text())
     if path.suffix == ".pt":
-        return run.load_checkpoint(path)
+        return checkpoints.load_checkpoint(path)
     if path.suffix == ".npz":
         with open(path, "rb") as file:
             return dict(np.load(file))
@@ -1004,7 +1004,7 @@ def _specials(here: Path) -> dict[str, Callable[[], object]]:
 
     def pickled():
         path = target / "checkpoints/best.pt"
-        torch.save({"format": run.FORMAT, "x": Trap(here / "PWNED")}, path)
+        torch.save({"format": checkpoints.FORMAT, "x": Trap(here / "PWNED")}, path)
 
     def interpolated(config):
         config["model"]["order"] = "${oc.env:HOME}"

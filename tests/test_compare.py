@@ -18,8 +18,9 @@ from PIL import Image
 from tiny import Tiny
 
 from armodels import baselines
+from armodels.checkpoints import load_model
 from armodels.density import DISTRUST, Completion
-from armodels.run import RunDirectory, load_model
+from armodels.run import RunDirectory
 from armodels.spec import DataSpec, Standardization, bits_per_dim
 from armodels.tasks import complete
 from armodels.tasks.complete import KNOWN, distrusted, known_part, read_image, read_mask

@@ -7,7 +7,7 @@ from command import QUICK, TINY, armodels, done
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from armodels import build, contexts, run
+from armodels import build, checkpoints, contexts, run
 from armodels.data.digits import Digits
 from armodels.data.mnist import MNIST
 from armodels.spec import DataSpec
@@ -118,7 +118,7 @@ def test_sample_answers_images_several_times_beside_the_truth(folder):
     arrays = np.load(folder / "answers/sample-seed0-t1.npz")
     assert arrays["x"].shape == (12, 1, 3, 4)
     assert arrays["truth"].shape == (3, 1, 3, 4)
-    spec = run.restore(folder / "low").spec
+    spec = checkpoints.restore(folder / "low").spec
     low = contexts.derive("lowres_2", torch.from_numpy(arrays["truth"]), spec)
     assert (arrays["context"] == low.repeat_interleave(4, 0).numpy()).all()
     # One row an input: what was given, four answers, the truth; magnified, with borders of 2 and
@@ -146,7 +146,7 @@ def test_every_verb_takes_a_vector(folder):
 def test_sample_shows_the_nearest_training_examples(folder):
     done(folder, "sample", "run=untold", "num=5", "num_neighbours=2", "out=near")
     arrays = np.load(folder / "near/sample-seed0-t1.npz")
-    config = run.restore(folder / "untold").config
+    config = checkpoints.restore(folder / "untold").config
     train = (
         build.source(config["data"], build.Trust.in_own(config))
         .load()

@@ -11,7 +11,8 @@ import yaml
 from command import QUICK, armodels, done
 
 import armodels as package
-from armodels.run import RunDirectory, load_model
+from armodels.checkpoints import load_model
+from armodels.run import RunDirectory
 from armodels.tasks import sample, train
 
 CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"

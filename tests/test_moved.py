@@ -9,7 +9,8 @@ import pytest
 from command import QUICK, armodels, done
 from PIL import Image
 
-from armodels.run import RunDirectory, load_checkpoint
+from armodels.checkpoints import load_checkpoint
+from armodels.run import RunDirectory
 
 MADE = ("model=made", "model.hidden_sizes=[4]", "trainer.max_steps=2", *QUICK)
 VERBS = {

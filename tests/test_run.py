@@ -14,8 +14,9 @@ import torch
 import yaml
 from command import TINY, armodels, done, fork, snapshot
 
-from armodels import run
-from armodels.run import RunDirectory, load_checkpoint, load_model, restore
+from armodels import checkpoints, run
+from armodels.checkpoints import load_checkpoint, load_model, restore
+from armodels.run import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_another_version(copied):
     torch.save({**load_checkpoint(path), "format": 99, "version": "9.9"}, path)
     told = refusal(path)
     assert told.startswith(f"checkpoint {path} has format 99 (armodels 9.9), but this armodels ")
-    assert told.endswith(f"reads format {run.FORMAT}")
+    assert told.endswith(f"reads format {checkpoints.FORMAT}")
 
 
 def test_not_a_checkpoint(tmp_path):
@@ -330,3 +331,30 @@ def test_a_resume_by_a_damaged_config_is_refused(change, copied):
     (key,) = change
     told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=12").error
     assert told == f"run/config.yaml is damaged: {key} is not as armodels wrote it"
+
+
+def test_a_damaged_table_is_refused_before_anything_is_written(copied):
+    path = copied / "metrics.csv"
+    whole = path.read_text()
+    for text, told in (
+        (whole + "soon,1\n", "metrics.csv is damaged: the step in row "),
+        (whole + 40 * "1," + "\n", "has more cells than columns"),
+        ("\udcff", "metrics.csv is damaged: it is no text"),
+    ):
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        before = snapshot(copied)
+        assert told in armodels(copied.parent, "train", "resume=run", "trainer.max_steps=10").error
+        assert snapshot(copied) == before
+    path.write_text(whole)
+    done(copied.parent, "train", "resume=run", "trainer.max_steps=10")
+    assert path.read_text().startswith(whole[: whole.index("\n")])
+
+
+def test_a_lock_that_leads_out_is_not_taken(copied):
+    precious = copied.parent / "precious"
+    precious.write_text("mine")
+    (copied / ".lock").unlink(missing_ok=True)
+    (copied / ".lock").symlink_to(precious)
+    told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=10").error
+    assert "run/.lock is a link to" in told
+    assert precious.read_text() == "mine"

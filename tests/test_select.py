@@ -7,7 +7,7 @@ import torch
 from command import TINY, armodels, done
 
 from armodels import limits
-from armodels.run import load_checkpoint, load_model
+from armodels.checkpoints import load_checkpoint, load_model
 from armodels.tasks import train
 
 STEPS = ("trainer.max_steps=10", "trainer.eval_every=0.3", "trainer.ema=0.9", "data.num_train=50")

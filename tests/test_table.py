@@ -18,10 +18,10 @@ import torch
 from command import QUICK, armodels, done
 from omegaconf import OmegaConf
 
+from armodels.checkpoints import load_checkpoint, restore
 from armodels.data import files
 from armodels.data.files import PARTS
 from armodels.data.tables import Table
-from armodels.run import load_checkpoint, restore
 from armodels.spec import Coding, DataSpec, Standardization, nats
 from armodels.tasks.complete import fill
 

@@ -21,9 +21,10 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from armodels import baselines, build, limits
+from armodels.checkpoints import load_checkpoint, load_model
 from armodels.density import AutoregressiveModel
 from armodels.lines import Lines
-from armodels.run import RunDirectory, load_checkpoint, load_model
+from armodels.run import RunDirectory
 from armodels.schedules import Constant, Cosine, Exponential
 from armodels.tasks import train
 from armodels.tasks.evaluate import evaluate, knowing_nothing

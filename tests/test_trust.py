@@ -18,8 +18,9 @@ import yaml
 from command import QUICK, armodels, done, process
 
 from armodels import build, checks
+from armodels.checkpoints import load_checkpoint, load_model
 from armodels.data.toy import Toy
-from armodels.run import RunDirectory, load_checkpoint, load_model
+from armodels.run import RunDirectory
 
 TOY = (*QUICK, "data=toy", "data.name=uniform", "data.num_train=40", "data.num_valid=20",
        "data.num_test=20")  # fmt: skip
@@ -74,7 +75,7 @@ def traps(folder: Path) -> dict[str, dict]:
                         "_args_": [f"touch {folder}/trace"]},
         "by torch": {"_target_": "torch.optim.adam.torch.load", "f": f"{folder}/evil.pt",
                      "weights_only": False},
-        "of another kind": {"_target_": "armodels.run.load_checkpoint", "path": "x"},
+        "of another kind": {"_target_": "armodels.checkpoints.load_checkpoint", "path": "x"},
     }  # fmt: skip
 
 
@@ -316,6 +317,8 @@ def test_a_config_of_many_names_for_one_part(strange):
     (strange / "run/config.yaml").write_text(text)
     told = armodels(strange, "train", "resume=run", NOBODY).error
     assert told == "run/config.yaml is refused: it has aliases, which armodels never writes"
+    told = armodels(strange, "train", "resume=run", "nothing=1").error  # which looks it up there
+    assert told.startswith("nothing is no key of armodels train")
     (strange / "run/config.yaml").write_bytes(b"a: 1\n" * 5_000_000)
     told = armodels(strange, "train", "resume=run", NOBODY).error
     assert "larger than any that armodels writes" in told

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import build, charts, contexts, pictures, run, show
+from armodels import build, charts, checkpoints, contexts, pictures, run, show
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.density import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
@@ -149,7 +149,7 @@ def _context_of(
 
 
 def fill(
-    restored: run.Restored, x: Tensor, known: Tensor, config: Mapping
+    restored: checkpoints.Restored, x: Tensor, known: Tensor, config: Mapping
 ) -> tuple[Tensor, list[Completion]]:
     """Draw the unknown cells of rows, each given its own known ones.
 
@@ -187,7 +187,7 @@ def fill(
     return filled, done
 
 
-def fill_table(config: Mapping, restored: run.Restored) -> None:
+def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     """Fill the cells that rows of a table lack; write the table as CSV, what is there as it is."""
     spec, answers = restored.spec, config["num_completions"]
     if spec.columns is None or restored.model.context is not None:
@@ -230,7 +230,7 @@ def fill_table(config: Mapping, restored: run.Restored) -> None:
 
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
-    restored = run.from_config(config)
+    restored = checkpoints.from_config(config)
     if config["table"]:
         fill_table(config, restored)
         return

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, checks, contexts, lines, run, show
+from armodels import build, checkpoints, checks, contexts, lines, run, show
 from armodels.data.base import Splits
 from armodels.density import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
@@ -164,7 +164,7 @@ def describe(name: str, report: Mapping[str, float]) -> str:
 
 
 def load_split(
-    restored: run.Restored, data: Mapping, split: str
+    restored: checkpoints.Restored, data: Mapping, split: str
 ) -> tuple[DataSpec, Tensor, Tensor | None]:
     """A split of the run's own data, or of other data of the same shape and levels.
 
@@ -224,7 +224,9 @@ def load_split(
     return spec, x, context
 
 
-def draw_examples(restored: run.Restored, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
+def draw_examples(
+    restored: checkpoints.Restored, num: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
     """``num`` examples of the run's own test split, and what the model is conditioned on there."""
     _, x, context = load_split(restored, {}, "test")
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num]
@@ -233,7 +235,7 @@ def draw_examples(restored: run.Restored, num: int, seed: int) -> tuple[Tensor, 
 
 def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
-    restored = run.from_config(config)
+    restored = checkpoints.from_config(config)
     spec, x, context = load_split(restored, config["data"], config["split"])
     started = time.monotonic()
     try:
@@ -262,7 +264,7 @@ def main(config: Mapping) -> None:
         **result.report(spec),
         "seconds": time.monotonic() - started,
         "overrides": config["overrides"],
-        "environment": run.environment(),
+        "environment": checkpoints.environment(),
     }
     about = f"D = {spec.num_dims}, levels {spec.levels}, {measure}"
     show.say(f"data   {report['data']} ({about})")

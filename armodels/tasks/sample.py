@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import build, charts, contexts, pictures, run, show
+from armodels import build, charts, checkpoints, contexts, pictures, run, show
 from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
 from armodels.tasks.evaluate import draw_examples, load_split
 
@@ -46,7 +46,7 @@ def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
     num, inputs = config["num"], config["num_inputs"]
-    restored = run.from_config(config)
+    restored = checkpoints.from_config(config)
     if config["temperature"] == 0:
         show.say("temperature 0 follows the mode: expect (nearly) equal samples")
     spec, wanted = restored.spec, restored.model.context
@@ -108,7 +108,7 @@ def main(config: Mapping) -> None:
         _draw(picture, folder / f"{name}-neighbours.png", " (sample, nearest training examples)")
 
 
-def reference(restored: run.Restored) -> dict:
+def reference(restored: checkpoints.Restored) -> dict:
     """What samples of the model are drawn beside, as far as its data is here."""
     if not charts.is_table(restored.spec):
         return {}

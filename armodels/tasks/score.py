@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import run, show
+from armodels import checkpoints, run, show
 from armodels.spec import bits_per_dim, nats
 from armodels.tasks.evaluate import load_split, log_probs
 
 
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
-    restored = run.from_config(config)
+    restored = checkpoints.from_config(config)
     spec, x, context = load_split(restored, config["data"], config["split"])
     values = log_probs(
         restored.model,

@@ -24,7 +24,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, charts, checks, limits, memory, pictures, run, show
+from armodels import build, charts, checkpoints, checks, limits, memory, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density import DensityModel
@@ -32,7 +32,7 @@ from armodels.lines import Lines, number
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec, nats
 from armodels.tasks.evaluate import NoMean, describe, evaluate, knowing_nothing, log_probs
-from armodels.tracking import Tracker
+from armodels.tracking import Tracker, read_rows
 
 
 class Unfit(ValueError):
@@ -371,7 +371,9 @@ class Trainer:
         self.state.spent = self.budget.spent
         if self.fabric.is_global_zero:
             optimizer = self.optimizer.state_dict() if self.optimizer else None
-            self.directory.save("last", {**self._state_dict(), "optimizer": optimizer})
+            checkpoints.save(
+                self.directory, "last", {**self._state_dict(), "optimizer": optimizer}
+            )
             if self.tracker:
                 self.tracker.flush()
         self._saved_at = time.monotonic()
@@ -382,7 +384,9 @@ class Trainer:
         self.state = State(**{"own_best_nats": saved["best_nats"], **saved})
         if self.state.candidate:
             self._take(self.state.candidate)
-        run.load_weights(self.model, checkpoint["model"], self.directory.checkpoint("last"))
+        checkpoints.load_weights(
+            self.model, checkpoint["model"], self.directory.checkpoint("last")
+        )
         if self.optimizer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         if self.average and checkpoint["ema"]:
@@ -580,7 +584,7 @@ class Trainer:
             state.best_nats, state.best_step = state.valid["nats"], state.step
             state.selected = state.candidate
             if self.fabric.is_global_zero:
-                self.directory.save("best", self._state_dict())
+                checkpoints.save(self.directory, "best", self._state_dict())
         self._say_line(best)
         self._judge()
         if self.tracker:
@@ -956,7 +960,10 @@ class Trainer:
     def final_metrics(self) -> dict:
         """What the best weights had on valid and, evaluated for the only time, on test."""
         self.fabric.barrier()  # rank 0 may still be writing it
-        best, spec = run.load_checkpoint(self.directory.checkpoint("best")), self.splits.spec
+        best, spec = (
+            checkpoints.load_checkpoint(self.directory.checkpoint("best")),
+            self.splits.spec,
+        )
         # Another model: last.pt goes on from the last weights, not from the best.
         model, self.model = self.model, self._placed(built(best["config"], spec, self.trust))
         try:
@@ -1005,10 +1012,13 @@ class Trainer:
             metrics["selected"] = self.candidates[state.selected]
         if gap is not None:
             metrics["gap_to_truth"] = gap
-        metrics |= run.peak_memory(self.fabric.device)
+        metrics |= checkpoints.peak_memory(self.fabric.device)
         if (warning := self.warning()) is not None:
             metrics["warning"] = warning
-        return metrics | {"overrides": self.config["overrides"], "environment": run.environment()}
+        return metrics | {
+            "overrides": self.config["overrides"],
+            "environment": checkpoints.environment(),
+        }
 
 
 def _fabric(settings: Settings) -> Fabric:
@@ -1017,7 +1027,7 @@ def _fabric(settings: Settings) -> Fabric:
     The environment is named, not detected: Fabric would take the tasks of a Slurm allocation for
     processes of its own.
     """
-    run.pick_device(settings.accelerator, "trainer.accelerator")
+    checkpoints.pick_device(settings.accelerator, "trainer.accelerator")
     if not checks.started_by_torchrun():
         if settings.devices > 1:
             raise ValueError(
@@ -1156,18 +1166,19 @@ def _begin(
     """Train in a directory that is claimed; ``changed`` keys of a run that goes on, else None."""
     resuming = changed is not None
     last, path = None, directory.checkpoint("last")
+    read_rows(directory.path)  # refused before anything of the run is written
     if resuming and path.is_file():
-        last = run.load_checkpoint(path)
+        last = checkpoints.load_checkpoint(path)
         if math.isfinite(last["state"]["best_nats"]):  # refused now, not after the last step
-            run.load_checkpoint(directory.checkpoint("best"))
+            checkpoints.load_checkpoint(directory.checkpoint("best"))
     source = build.source(config["data"], trust)
-    own = run.spec_of(last, path) if last else source.spec
+    own = checkpoints.spec_of(last, path) if last else source.spec
     spec = build.same_data(own, source.spec)
     for values in reversed(settings.candidates()):  # refused before any load
         tried = with_values(config, values)
         # Of candidates, only one has weights there to say how large it is.
         guarded = last and len(settings.candidates()) == 1
-        guard = run.guard(tried, last, path) if guarded else contextlib.nullcontext()
+        guard = checkpoints.guard(tried, last, path) if guarded else contextlib.nullcontext()
         model = affordable(tried, settings, fabric.device, spec, trust, guard)
     splits = source.load()  # which may make the folder of the data
     if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
