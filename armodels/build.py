@@ -168,7 +168,13 @@ def _locate(node: Mapping, trust: Trust, *kinds: type) -> Any:
     here = os.getcwd()
     if here not in sys.path:  # last, so that no file in the shell's folder shadows a package
         sys.path.append(here)
-    return hydra.utils.get_object(name)
+    module, _, attribute = str(name).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"_target_ is {name!r}, which cannot be imported ({error}); write it as module.Class"
+        ) from error
 
 
 def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **objects) -> Any:
@@ -192,7 +198,7 @@ def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **obj
         _require_types(target, keys, f"{part}.")
         make = _own_maker(node, args, trust)
     else:
-        _require_keys(target, keys, [*args], objects)
+        _require_keys(target, keys, [*args], objects, part)
         _require_types(target, keys, f"{part}.")
         make = functools.partial(target, *args, **keys)
     try:
@@ -230,13 +236,20 @@ def _require_plain(value: object, name: str, trust: Trust) -> None:
             _require_plain(child, name, trust)
 
 
-def _require_keys(target: Any, keys: Mapping, args: list, objects: Mapping) -> None:
-    """Raise ValueError unless each key is an argument that a config may give."""
-    known = [*inspect.signature(target).parameters][len(args) :]
+def _require_keys(target: Any, keys: Mapping, args: list, objects: Mapping, part: str) -> None:
+    """Raise ValueError unless the keys are arguments that a config may give, and all it must."""
+    known = dict([*inspect.signature(target).parameters.items()][len(args) :])
+    for name, argument in known.items():
+        needed = argument.default is argument.empty and argument.kind not in _SEVERAL
+        if needed and name not in keys and name not in objects:
+            raise ValueError(f"{part}.{name} is missing; give {part}.{name}=VALUE")
     for key in keys:
         if key not in known or key in objects:
             free = ", ".join(one for one in known if one not in objects) or "none"
             raise ValueError(f"{target.__name__} has no argument {key}; its arguments are {free}")
+
+
+_SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _require_types(target: Any, keys: Mapping, prefix: str) -> None:
@@ -283,7 +296,7 @@ def model(
     if not (isinstance(target, type) and issubclass(target, Network)):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     config = {"resample_orders": False} | config  # runs of before it was a key lack it
-    checks.require_types(config, ORDER_KEYS, "model.")
+    checks.require_types(config, ORDER_KEYS | {"context": str | None}, "model.")
     for key in (*ORDER_KEYS, "context"):
         if key not in config:
             raise ValueError(f"model {target.__name__} needs the key {key}")

@@ -89,6 +89,9 @@ def main() -> None:
         code = stop.code
     except BrokenPipeError as error:  # of what Hydra prints
         show.lost = error
+    except KeyboardInterrupt as stop:  # before a verb listens, or after
+        show.tell("interrupted")
+        code = getattr(stop, "exit_code", 130)
     lost = show.flushed()
     if isinstance(lost, BrokenPipeError):
         code = code or 141  # as of a program that SIGPIPE ended: its reader wants no more

@@ -166,6 +166,8 @@ class Told:
         if blow.number == signal.SIGKILL:
             require(self.code in (0, -number), f"{blow} of {self}")
             return self
+        if self.begun == math.inf:  # no line of the program had run
+            return self
         # While Python starts and ends, a signal ends the process without a word, as any other.
         early = blow.seconds is not None and blow.seconds < self.begun + BEGINS
         codes = (0, 128 + number, *([-number] if early or self.peak else []))
@@ -304,11 +306,11 @@ class Command:
                 os.killpg(process.pid, signal.SIGKILL)
         for listener in self._listeners:
             listener.join()
-        begun, peak, writes = math.inf, 0, 0
+        begun, peak, writes = math.inf, 0, 0  # of one that is killed
         try:
             begun = self._read["numbers"].recv() - self._began
             peak, writes = self._read["numbers"].recv()
-        except EOFError:  # killed
+        except EOFError:
             pass
         for pipe in self._read.values():
             pipe.close()

@@ -217,9 +217,18 @@ BAD = {
         ("train", "resume=nothing"),
         "nothing is not a run directory: it has no config.yaml to resume from",
     ),
+    "own-class": (
+        ("train", *TINY, "model._target_=nowhere.Net"),
+        "_target_ is 'nowhere.Net', which cannot be imported (No module named 'nowhere'); write "
+        "it as module.Class",
+    ),
+    "context": (
+        ("train", *TINY, "model.context=[label]"),
+        "model.context is ['label']; it must be text or null",
+    ),
     "taken-key": (
         ("train", "~trainer.batch_size"),
-        "~trainer.batch_size takes away what armodels train needs; leave it out",
+        "trainer.batch_size is missing",
     ),
     "taken-group": (("train", "~model"), "~model takes away what armodels train needs"),
     "variable": (

@@ -358,3 +358,8 @@ def test_a_lock_that_leads_out_is_not_taken(copied):
     told = armodels(copied.parent, "train", "resume=run", "trainer.max_steps=10").error
     assert "run/.lock is a link to" in told
     assert precious.read_text() == "mine"
+
+
+def test_other_data_that_lacks_a_key_is_refused(folder):
+    told = armodels(folder, "eval", "run", "data=table", "device=cpu").error
+    assert told == "data.path is missing; give data.path=VALUE"

@@ -72,6 +72,8 @@ def read_columns(path: Path, array: str | None, options: Options) -> dict[str, C
         return {"": _read_parquet(path)}
     if kind in (".npy", ".npz"):
         return _read_arrays(path, kind, array)
+    if array is not None:
+        raise ValueError(f"data.array is {array!r}; {path} holds no arrays, only columns")
     content = _unpacked(path) if packed else path.read_bytes()
     if kind == ".tsv" and options.delimiter is None:
         options = Options(**{**vars(options), "delimiter": "tab"})

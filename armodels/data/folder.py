@@ -1,5 +1,6 @@
 """Anyone's own images: a folder, a zip or an npz."""
 
+import os
 import re
 from dataclasses import replace
 from functools import cached_property
@@ -55,6 +56,8 @@ class Folder(Source):
         cache: str | None = None,
     ):
         self.path = Path(path).expanduser()
+        if name and "/" in name.replace(os.sep, "/"):
+            raise ValueError(f"data.name is {name!r}; it is no path, so use no {os.sep} in it")
         self.name = name or f"folder-{_clean(self.path.resolve().stem)}"
         self.format = Format(size, channels, levels)
         self.labels = labels

@@ -288,7 +288,8 @@ class Table(Source):
                 raise ValueError(
                     f"column {name!r} is not in {self.path}; it has {', '.join(names)}"
                 )
-        chosen = [n for n in (self.columns or names) if n not in self.drop]
+        kept = names if self.columns is None else self.columns
+        chosen = [n for n in kept if n not in self.drop]
         if self.columns is None:
             for name in [name for name in chosen if name in table.aside]:
                 chosen.remove(name)
