@@ -143,7 +143,7 @@ def test_bad_configs_are_many():
 
 @pytest.mark.parametrize(
     ("kind", "indices"),
-    [("damage", (2,)), ("hostile", (0, 80)),
+    [("kills", (0,)), ("races", (0,)), ("disk", (0,)), ("damage", (2,)), ("hostile", (0, 80)),
      ("configs", (0, 400))],
 )  # fmt: skip
 def test_a_handful_of_trials_survive(kind, indices, stage, tmp_path):
