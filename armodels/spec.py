@@ -220,14 +220,24 @@ class DataSpec:
         """Values (N, D) of the original units as a model knows them; ``x`` where they are.
 
         Raises:
-            ValueError: A value is none of the levels.
+            ValueError: A value is none of the levels, or no number once it is standardized; names
+                the first one and its column.
         """
         if self.coding is not None:
             return self.coding.levels_of(x).to(self.dtype)
         if self.standardization is None:
             return x
         mean, std = self._scale(x)
-        return ((x.double() - mean) / std).to(self.dtype)
+        z = ((x.double() - mean) / std).to(self.dtype)
+        wrong = z.isinf().nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise ValueError(
+                f"column {self.columns[column]!r} holds {float(x[row, column]):g}, too far from "
+                f"the training rows to be standardized (mean {float(mean[column]):.4g}, standard "
+                f"deviation {float(std[column]):.4g})"
+            )
+        return z
 
     def original(self, x: Tensor) -> Tensor:
         """Values in their original units: float64 where they were standardized, int64 where coded.

@@ -212,6 +212,19 @@ BAD = [
     ),
     ("a,b\n" + "1,2\n" * 300 + "3\n", {}, "table {} has 2 columns, but 1 in row 301 (split"),
     ("a,b\n" + "1,2\n" * 300 + "3,4,5\n", {}, "table {} has 2 columns, but 3 in row 301 (split"),
+    (
+        "a,b,c\n(m),,kg\n1,2,3\n4,5,6\n",
+        {},
+        "table {} holds words below its names, such as '(m)', and numbers from there on; if they "
+        "are units, delete that line",
+    ),
+    ("a,b\nm,red\n1,red\n", {}, "column 'a' of {} is not numeric: row 1 holds 'm'"),
+    (
+        "a;b\n" + "0,5;7\n1\xa0234,5;2\n" * 9,
+        {"decimal": "comma"},
+        "column 'a' of {} is not numeric: row 2 holds '1\\xa0234,5'; is it a number with "
+        "data.decimal=comma data.thousands=blank? Else leave it out",
+    ),
     ("a,a\n1,2\n3,4\n", {}, "table {} has two columns called 'a'; rename one"),
     ("a,b\n1,2\n3,4\n", {}, "table {} has 2 rows, too few for three splits"),
     ("a,b\n", {}, "table {} has 0 rows, too few for three splits"),
@@ -281,7 +294,10 @@ BAD_ARRAYS = [
     ),
     ("t.npz", {"train": ROWS[:0], "valid": ROWS, "test": ROWS}, {}, "table {} has no rows to"),
     ("t.npz", b"no archive", {}, "table {} is no npz file by its contents"),
-    ("t.npz", b"PK\x03\x04...", {}, "table {} cannot be read as arrays: File is not a zip file"),
+    ("t.npz", b"PK\x03\x04...", {}, "table {} is cut short: its end is missing; fetch it again"),
+    ("t.zip", b"PK\x03\x04...", {}, "table {} is cut short: its end is missing; fetch it again"),
+    ("t.zip", b"1,2", {}, "table {} cannot be unpacked: File is not a zip file"),
+    ("t.csv.gz", b"1,2", {}, "table {} cannot be unpacked: Not a gzipped file"),
     ("t.npy", b"PK\x03\x04...", {}, "table {} is no npy file by its contents"),
     ("t.npy", b"", {}, "table {} cannot be read as an array: "),
     (
@@ -384,6 +400,20 @@ READ = [
     ("".join(f"{i},{i}.5,7\n" for i in range(5)), {}, ["0", "1", "2"], [2, 2.5, 7], ""),
     ("a,b\n" + "TRUE,false\n" * 3, {}, ["a", "b"], [1, 0], ""),
     ("a,b\r1,2\r1,2\r1,2\r", {}, ["a", "b"], [1, 2], ""),
+    ("sep=;\r\na,1;b\r\n" + "1;2\r\n" * 3, {}, ["a,1", "b"], [1, 2], ""),
+    ('"sep=|"\n# of 2024\na|b\n' + "1|2\n" * 3, {}, ["a", "b"], [1, 2], "comments (#) at its top"),
+    ("sep=;\na,b\n" + "1,2\n" * 3, {"delimiter": "comma"}, ["a", "b"], [1, 2], ""),
+    ("a;b\n" + "1'234.5;2\n" * 3, {}, ["a", "b"], [1234.5, 2], "data.thousands=apostrophe"),
+    ("a;b\n" + "1’234,5;2\n" * 3, {}, ["a", "b"], [1234.5, 2], "=comma data.thousands=apostrophe"),
+    ("a,b\n" + "1'234,7\n2,3\n" * 2, {}, ["a", "b"], [1234, 7], "data.thousands=apostrophe"),
+    ("a,b\n" + "\u22120.5,-2\n" * 3, {}, ["a", "b"], [-0.5, -2], ""),
+    (
+        "a;b\n" + "1\u202f234,5;2\n" * 3,
+        {"decimal": "comma", "thousands": "blank"},
+        ["a", "b"],
+        [1234.5, 2],
+        "data.thousands=blank",
+    ),
 ]
 
 
@@ -449,8 +479,7 @@ def test_marks_that_are_no_delimiter(tmp_path):
 
 def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
     """By the size that they state, or where they state another than they have."""
-    forged = gzip.compress(b"1,2\n" * 1000)
-    (tmp_path / "stated.csv.gz").write_bytes(forged[:-4] + b"\xff\xff\xff\xbf")
+    packed = gzip.compress(b"1,2\n" * 1000)
     np.save(tmp_path / "t.npy", ROWS)
     content = (tmp_path / "t.npy").read_bytes()
     huge = content.replace(b"(60, 3), ", b"(9" + b"0" * 12 + b", 3), ").replace(b" " * 11, b"", 1)
@@ -460,20 +489,28 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
     for name in ("huge.npy", "huge.npz"):
         with pytest.raises(ValueError, match="takes 216,000,000,000,000 bytes, and .* are there"):
             Table(tmp_path / name).load()
-    with pytest.raises(ValueError, match=r"of [\d,]+ bytes would unpack to 3,221,225,471 or more"):
-        Table(tmp_path / "stated.csv.gz").load()
     monkeypatch.setattr(files, "BOMB", (1000, 10))
-    (tmp_path / "lies.csv.gz").write_bytes(forged[:-4] + b"\1\0\0\0")
+    (tmp_path / "t.csv.gz").write_bytes(packed)
+    (tmp_path / "lies.csv.gz").write_bytes(packed[:-4] + b"\1\0\0\0")
     with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("t.csv", b"1,2\n" * 1000)
     np.savez_compressed(tmp_path / "t.npz", np.zeros((1000, 2)))
-    names = ["lies.csv.gz", "t.zip", "t.npz"]
+    names = ["t.csv.gz", "lies.csv.gz", "t.zip", "t.npz"]
     if importlib.util.find_spec("pyarrow"):
         pandas.DataFrame({"a": np.zeros(100_000)}).to_parquet(tmp_path / "t.parquet")
         names.append("t.parquet")
     for name in names:
         with pytest.raises(ValueError, match=f"table .*{name} of [0-9,]+ bytes would unpack to"):
             Table(tmp_path / name).load()
+
+
+def test_a_gz_that_is_cut_short_says_so(tmp_path):
+    """Its last bytes are no size."""
+    packed = gzip.compress(write_text(tmp_path / "t.csv").read_bytes())
+    for end in (len(packed) // 2, -8, -1):
+        (tmp_path / "t.csv.gz").write_bytes(packed[:end])
+        with pytest.raises(ValueError, match="t.csv.gz is cut short: its end is missing; fetch"):
+            Table(tmp_path / "t.csv.gz").load()
 
 
 def test_a_zip_of_several_files_is_refused(tmp_path):
@@ -518,6 +555,44 @@ def test_huge_and_tiny_columns(tmp_path):
     np.save(path, rows * [1, 1e-310, 1])
     with pytest.raises(ValueError, match="column '1' of .* has a spread beyond what numbers can"):
         Table(path).load()
+
+
+def test_columns_that_float32_cannot_hold_are_refused(tmp_path):
+    """By name, whether the values no longer differ or are no numbers at all."""
+    path, rows = tmp_path / "t.npy", np.random.RandomState(1).rand(60, 3)
+    train = np.flatnonzero(np.isin(rows[:, 1], Table(write_npy(path, rows))._parts[1][0][:, 1]))
+    lone, repeated = rows.copy(), rows.copy()
+    lone[train[0], 1] = 1e300
+    repeated[:, 1] = np.arange(60) % 2
+    repeated[train[0], 1] = 1e300
+    for bad in (lone, repeated):
+        told = "column '1' of .*t.npy cannot be standardized: it goes from .* to 1e.300, and most"
+        with pytest.raises(ValueError, match=told) as error:
+            Table(write_npy(path, bad)).spec  # noqa: B018
+        assert str(error.value).endswith("logarithm, or leave it out with data.drop=\"['1']\"")
+    huge = rows * [1, 1e308, 1] * np.where(np.arange(60) % 2, 1, -1)[:, None]
+    with pytest.raises(ValueError, match="column '1' of .*t.npy has a spread beyond what numbers"):
+        Table(write_npy(path, huge)).spec  # noqa: B018
+    rest = np.setdiff1d(np.arange(60), train)
+    rows[rest[0], 1] = 1e300
+    source = Table(write_npy(path, rows))
+    told = r"table .*t.npy: column '1' holds 1e\+300, too far from the training rows to be stand"
+    with pytest.raises(ValueError, match=told):
+        source.load()
+    with pytest.raises(ValueError, match="^column '2' holds -1e.200, too far from the training"):
+        source.spec.encoded(torch.tensor([[0, 0, 0.5], [0, 0, -1e200]], dtype=torch.double))
+
+
+def test_columns_that_float32_holds_are_read(tmp_path):
+    """Rounding of the last digits, heavy tails and large offsets do not count."""
+    draw = np.random.RandomState(2)
+    tenths = np.repeat(np.arange(1, 13) / 10, 5)
+    noisy = tenths * (1 + draw.choice([0, 1e-16, 2e-16], size=60))
+    pareto = np.exp(draw.exponential(2, size=60))
+    offset = 1e15 + np.arange(60.0)
+    rows = np.stack([noisy, pareto, offset, draw.choice([0, 1], 60)], axis=1)
+    train = Table(write_npy(tmp_path / "t.npy", rows), split_seed=1).load().train
+    assert [len(np.unique(column)) for column in train.T[2:]] == [48, 2]
 
 
 def write_npy(path, rows):
@@ -596,6 +671,43 @@ def test_columns_that_look_discrete_are_named(tmp_path, capsys):
     told = "armodels: warning: columns of few distinct values: b (3); a density on"
     assert capsys.readouterr().err.startswith(told)
     Table(path, drop="b").load()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_columns_of_names_are_named(tmp_path, capsys):
+    """Those that number the rows from anywhere, and those with digits that are lost."""
+    values = np.random.RandomState(0).randn(60)
+    for first in (0, 1, 1960):
+        write_text(tmp_path / "t.csv", np.stack([first + np.arange(60), values], 1), ["id", "x"])
+        Table(tmp_path / "t.csv").load()
+        told = f"column 'id' numbers the rows of {tmp_path}/t.csv; data.drop='[id]' leaves it out"
+        assert capsys.readouterr().err == f"armodels: warning: {told}\n"
+    large = [9007199254740993 + 10 * i for i in range(60)]
+    pandas.DataFrame({"id": large, "x": values}).to_csv(tmp_path / "ids.csv", index=False)
+    Table(tmp_path / "ids.csv").load()
+    assert capsys.readouterr().err == (
+        f"armodels: warning: column 'id' of {tmp_path}/ids.csv holds whole numbers of too many "
+        f"digits, such as 9007199254740993 in row 1, which is read as 9007199254740992; "
+        f"data.drop='[id]' leaves it out\n"
+    )
+    even = np.stack([2.0**60 + 4096 * np.arange(60) ** 2, values], 1)
+    Table(write_npy(tmp_path / "even.npy", even)).load()
+    pandas.DataFrame({"id": [f"{v:.0f}" for v in even[:, 0]], "x": values}).to_csv(
+        tmp_path / "even.csv", index=False
+    )
+    Table(tmp_path / "even.csv").load()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_levels_are_offered(tmp_path, capsys):
+    """In a line, of whole numbers that come again and again, to one that has not chosen."""
+    hint = "is read as real numbers, but holds 4 different whole ones: data.levels=auto models"
+    path = write_text(tmp_path / "t.csv", STARS, list("ab"))
+    assert Table(path, levels="binary").spec.levels is None
+    assert hint in capsys.readouterr().out
+    assert Table(path).spec.levels is None
+    write_text(tmp_path / "u.csv", np.arange(80).reshape(40, 2) // 9, list("ab"))
+    Table(tmp_path / "u.csv", levels="binary").spec  # noqa: B018
     assert capsys.readouterr() == ("", "")
 
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,6 +44,10 @@ _EXPONENT = re.compile(r"(?<=[\d.])[dD](?=[-+]?\d+$)")
 """Fortran's, for double precision."""
 
 
+_TYPESET = str.maketrans("\u2212\u2019\u00a0\u202f", "-'  ")
+"""Minus, apostrophe and blanks as they are printed, and as they are typed."""
+
+
 class Numbers(NamedTuple):
     """How cells of text write numbers."""
 
@@ -56,7 +60,7 @@ class Numbers(NamedTuple):
         Raises:
             ValueError: It is no number so written.
         """
-        text = cell.strip()
+        text = cell.strip().translate(_TYPESET)
         if text.lower() in MISSING:
             return math.nan
         if self.thousands is not None and self.thousands in text:
@@ -86,7 +90,11 @@ class Numbers(NamedTuple):
 
 
 WAYS = (Numbers(), Numbers(","), Numbers(".", ","), Numbers(",", "."))
+WAYS += (Numbers(".", "'"), Numbers(",", "'"))
 """How numbers are found to be written where nobody says it."""
+
+BLANKS = (Numbers(".", " "), Numbers(",", " "))
+"""How they are not found to be written, because blanks may stand between cells."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class Options:
         said = getattr(self, key)
         if said is None:
             return None
-        mark = words.get(said, said)
+        mark = words.get(said, said).translate(_TYPESET)
         if len(mark) != 1 or mark.isalnum() or mark in '"\n\r':
             raise ValueError(
                 f"data.{key} is {said!r}; choose from {', '.join(words)}, or give one character"
@@ -143,10 +151,20 @@ def say_once(text: str) -> None:
     show.say(text)
 
 
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warn of what was found out about a file."""
+    show.warn(text)
+
+
 def overrides(*marks: tuple[str, str]) -> str:
     """What to type for marks by key, such as ``data.decimal=comma``."""
-    words = {mark: word for word, mark in (MARKS | DELIMITERS).items()}
-    return " ".join(show.override(f"data.{key}", words.get(mark, mark)) for key, mark in marks)
+    said = []
+    for key, mark in marks:
+        words = DELIMITERS if key == "delimiter" else MARKS
+        word = next((word for word, one in words.items() if one == mark), mark)
+        said.append(show.override(f"data.{key}", word))
+    return " ".join(said)
 
 
 class Layout(NamedTuple):
@@ -185,13 +203,15 @@ class Text:
 
     def __init__(self, path: Path, content: bytes, options: Options):
         self.path, self.options = path, options
-        self._cut(self._decoded(content))
+        self._cut(self._stated(self._decoded(content)))
         layout = self._layout()
         self.delimiter, rows, self.numbers = layout.delimiter, layout.rows, layout.ways[0]
         commented = self._commented(rows)
         header = not commented and self._has_header(rows)
         self.names = commented or (_names(rows) if header else [""] * len(rows[0]))
         self._require_width(rows[header:])
+        if header:
+            self._refuse_second_header(rows)
         self.frame = self._read(header)
         self._tell(bool(commented))
 
@@ -232,6 +252,15 @@ class Text:
                 say_once(f"table {self.path} is not UTF-8, and is read with {said}")
             return text
         raise ValueError(f"table {self.path} cannot be read as text: {why}")
+
+    def _stated(self, text: str) -> str:
+        """What is below a first line such as ``sep=;``, by which Excel is told the delimiter."""
+        stated = re.match(r'"?sep=([^\w"\r\n])"?[\t ,;]*(\r\n?|\n)', text, re.IGNORECASE)
+        if not stated:
+            return text
+        if self.options.delimiter is None:
+            self.options = replace(self.options, delimiter=stated[1])
+        return text[stated.end() :]
 
     def _cut(self, text: str) -> None:
         """Lines end as in Unix; comments at the top; the body below them; its first lines."""
@@ -327,9 +356,10 @@ class Text:
         best = [way for way, number in zip(ways, read, strict=True) if number == max(read)]
         if Numbers() in best:
             best = [Numbers()]
-        elif Numbers(",") in best:  # no mark of thousands beside it
-            best = [way for way in best if way != Numbers(",", ".")]
-        return best, max(read) / max(1, len(cells))
+        values = {}  # of ways that come to the same the first
+        for way in best if len(best) > 1 else ():
+            values.setdefault(tuple(way.read(c) if way.reads(c) else None for c in cells), way)
+        return [*values.values()] or best, max(read) / max(1, len(cells))
 
     def _column_or(self, best: Layout, alone: Layout, found: Sequence[Layout]) -> Layout:
         """A single column of numbers with commas, or the columns that its commas would part."""
@@ -400,24 +430,37 @@ class Text:
         if not all(below):
             return False
         values = [self.numbers.read(cell) for cell in first]
-        if all(map(_is_whole, first)):
+        if all(map(is_whole, first)):
             if len(first) > 1 and all(b - a == 1 for a, b in pairwise(values)):
                 return True  # what pandas calls columns without names, or years
-            if not any(_is_whole(cell) for cells in below for cell in cells):
+            if not any(is_whole(cell) for cells in below for cell in cells):
                 return True
         if not many:
             return False
         if first == ["0"] and "0" not in below[0]:
             return True
         for cell, cells in zip(first, below, strict=True):
-            whole = [*map(_is_whole, cells)]
-            if (all(whole) or not any(whole)) and _is_whole(cell) != whole[0]:
+            whole = [*map(is_whole, cells)]
+            if (all(whole) or not any(whole)) and is_whole(cell) != whole[0]:
                 return True
         for value, cells in zip(values, below, strict=True):
             low, *_, high = sorted(map(self.numbers.read, cells))
             if 1.5 * low - 0.5 * high <= value <= 1.5 * high - 0.5 * low:
                 return False
         return True  # far from all others in every column
+
+    def _refuse_second_header(self, rows: list[list[str]]) -> None:
+        """Raise ValueError where the line below the names has no number, and those below it do."""
+        _, second, *below = rows if len(rows) > 2 else ([], [])
+        told = [i for i, cell in enumerate(second) if not _is_missing(cell)]
+        columns = [[row[i] for row in below if not _is_missing(row[i])] for i in told]
+        if not told or any(map(self.numbers.reads, second)) or not all(columns):
+            return
+        if all(self.numbers.reads(cell) for cells in columns for cell in cells):
+            raise ValueError(
+                f"table {self.path} holds words below its names, such as {second[told[0]]!r:.40}, "
+                f"and numbers from there on; if they are units, delete that line"
+            )
 
     def _commented(self, rows: list[list[str]]) -> list[str]:
         """Names in the last comment, where ``numpy.savetxt`` writes them; none."""
@@ -475,7 +518,8 @@ def _is_missing(cell: str) -> bool:
     return cell.strip().lower() in MISSING
 
 
-def _is_whole(cell: str) -> bool:
+def is_whole(cell: str) -> bool:
+    """Whether a cell is digits alone, with or without a sign."""
     return cell.lstrip("+-").isdigit()
 
 

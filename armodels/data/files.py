@@ -13,14 +13,17 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from armodels.data.dialect import (
+    BLANKS,
     FEW_ROWS,
     MISSING,
     WAYS,
     Numbers,
     Options,
     Text,
+    is_whole,
     overrides,
     say_once,
+    warn_once,
 )
 
 PARTS = ("train", "valid", "test")
@@ -29,6 +32,9 @@ ENDINGS = (*TEXT, ".npy", ".npz", ".parquet")
 
 BOMB = (1 << 30, 100)
 """A file that would unpack to so many bytes, and so many times its own, is not unpacked."""
+
+EXACT = 2**53
+"""Whole numbers below it are themselves as floats."""
 
 _DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./-]\d\d?[./-]\d{2,4}|\d\d?:\d\d")
 _UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, NotImplementedError)
@@ -108,6 +114,12 @@ def to_numbers(columns: Columns, name: str, where: str, *, leave_out: str) -> np
         # Its own list would make whole numbers of some dates.
         texts = map(str, cells if cells.dtype.kind in "mM" else cells.tolist())
         values = _read_texts([*texts], what, columns.numbers, leave_out)
+    lost = _first_rounded(cells, values)
+    if lost is not None:
+        warn_once(
+            f"{what} holds whole numbers of too many digits, such as {cells[lost]} in row "
+            f"{lost + 1}, which is read as {values[lost]:.0f}; {leave_out} leaves it out"
+        )
     infinite = np.isinf(values)
     if infinite.any():
         raise ValueError(
@@ -115,6 +127,16 @@ def to_numbers(columns: Columns, name: str, where: str, *, leave_out: str) -> np
             f"row {infinite.argmax() + 1}; mend such rows, or leave it out with {leave_out}"
         )
     return values
+
+
+def _first_rounded(cells: np.ndarray, values: np.ndarray) -> int | None:
+    """Place of the first whole number that is another one as a float64."""
+    if cells.dtype.kind != "f":
+        for i in np.flatnonzero((abs(values) >= EXACT) & np.isfinite(values)):
+            text = str(cells[i]).strip()
+            if is_whole(text) and int(text) != int(values[i]):
+                return int(i)
+    return None
 
 
 def _read_texts(cells: list[str], what: str, numbers: Numbers, leave_out: str) -> np.ndarray:
@@ -132,7 +154,7 @@ def _read_texts(cells: list[str], what: str, numbers: Numbers, leave_out: str) -
                     f"{what} holds dates or times, such as {cell!r:.40} in row {i + 1}; turn them "
                     f"into numbers, such as days since the first, or leave it out with {leave_out}"
                 ) from error
-            way = next((way for way in WAYS if way.reads(cell)), None)
+            way = next((way for way in (*WAYS, *BLANKS) if way.reads(cell)), None)
             other = f"is it a number with {overrides(*way.marks())}? Else " if way else ""
             raise ValueError(
                 f"{what} is not numeric: row {i + 1} holds {cell!r:.40}; {other}leave it out with "
@@ -159,8 +181,8 @@ def _named(
 
 
 def counts_rows(cells: np.ndarray) -> bool:
-    """Whether cells are 0, 1, 2, ... or 1, 2, 3, ..., as rows are numbered."""
-    if cells.dtype.kind not in "iuf" or not len(cells) or cells[0] not in (0, 1):
+    """Whether cells are whole and go up by 1, as rows are numbered."""
+    if cells.dtype.kind not in "iuf" or not len(cells) or cells[0] % 1:
         return False
     return bool((cells == np.arange(len(cells)) + cells[0]).all())
 
@@ -168,7 +190,7 @@ def counts_rows(cells: np.ndarray) -> bool:
 def _numbers_rows(cells: np.ndarray, named: bool) -> bool:
     """Whether cells without a name are an index: others have names, or they plainly count."""
     if not named:
-        return len(cells) >= FEW_ROWS and counts_rows(cells)
+        return len(cells) >= FEW_ROWS and counts_rows(cells) and cells[0] in (0, 1)
     whole = cells.dtype.kind in "iu" or (cells.dtype.kind == "f" and bool((cells % 1 == 0).all()))
     return whole and len(np.unique(cells)) == len(cells)
 
@@ -199,9 +221,6 @@ def _unpacked(path: Path) -> bytes:
                     _refuse_bomb(path, infos[0].file_size, packed)
                     return archive.read(infos[0])
         else:
-            with open(path, "rb") as file:
-                file.seek(max(0, packed - 4))
-                _refuse_bomb(path, int.from_bytes(file.read(), "little"), packed)
             with gzip.open(path) as file:  # the size that a gz states may be wrong
                 content = file.read(max(BOMB[0], BOMB[1] * packed) + 1)
             _refuse_bomb(path, len(content), packed)
@@ -211,8 +230,16 @@ def _unpacked(path: Path) -> bytes:
     raise ValueError(f"table {path} holds {len(infos)} files; unpack it, and name one of them")
 
 
+def _is_zip(path: Path) -> bool:
+    """Whether a file begins as a zip; what tells ``zipfile`` so is its end."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def _unreadable(path: Path, what: str, error: Exception) -> ValueError:
     """One sentence; our own stays as it is."""
+    if isinstance(error, EOFError) or (_is_zip(path) and not zipfile.is_zipfile(path)):
+        return ValueError(f"table {path} is cut short: its end is missing; fetch it again")
     text = " ".join(str(error).split()) or type(error).__name__
     ours = isinstance(error, ValueError) and text.startswith((f"table {path} ", "data."))
     return ValueError(text if ours else f"table {path} {what}: {text}")
@@ -260,10 +287,8 @@ def _read_arrays(path: Path, kind: str, name: str | None) -> dict[str, Columns]:
         )
 
     with open(path, "rb") as file:
-        found = ".npz" if file.read(4) == b"PK\x03\x04" else ".npy"
-        if found != kind:
+        if _is_zip(path) != (kind == ".npz"):
             raise ValueError(f"table {path} is no {kind[1:]} file by its contents")
-        file.seek(0)
         arrays = load_npz(path, file, choose) if kind == ".npz" else _load_npy(path, file, name)
     return {part: _array_columns(array, path) for part, array in arrays.items()}
 

@@ -39,8 +39,15 @@ FEW_VALUES = 0.05
 
 MAX_LEVELS = 256
 
-EXACT = 2**53
-"""Whole numbers below it are themselves as floats."""
+OFTEN = 10
+"""Whole numbers that each stand so often in a table, on average, look like levels."""
+
+LARGEST = np.finfo(float).max / 1000
+"""Of a standard deviation: differences and samples must be numbers, too."""
+
+MERGED = (0.5, 10_000)
+"""A column of which more than this share is told apart no longer once it is standardized is
+refused; so many rows, evenly chosen, show it."""
 
 
 class BinaryUCI(Source):
@@ -353,14 +360,16 @@ class Table(Source):
         if values is not None:
             return self._named(names, parts, coding=Coding(names, values))
         scale = self._standardization(names, parts[0])
-        return self._named(names, parts, standardization=scale)
+        spec = self._named(names, parts, standardization=scale)
+        self._require_told_apart(spec, parts[0])
+        return spec
 
     def _values(self, names: list[str], parts: Sequence[np.ndarray]) -> list[int] | None:
         """What the levels stand for; None: the table has none."""
         if self.levels is None:
             return None
         found = np.unique(np.concatenate([np.unique(part) for part in parts]))
-        whole = bool((found % 1 == 0).all() and (abs(found) < EXACT).all())
+        whole = bool((found % 1 == 0).all() and (abs(found) < files.EXACT).all())
         binary = bool(np.isin(found, (0, 1)).all())
         if isinstance(self.levels, int):
             if whole and 0 <= found[0] and found[-1] < self.levels:
@@ -384,6 +393,11 @@ class Table(Source):
         if self.levels == "auto":
             why = f"{len(found)} different numbers" if whole else "numbers that are not whole"
             say_once(f"table {self.path} is real-valued, for it holds {why}")
+        elif whole and 1 < len(found) <= min(MAX_LEVELS, sum(map(np.size, parts)) // OFTEN):
+            say_once(
+                f"table {self.path} is read as real numbers, but holds {len(found)} different "
+                f"whole ones: data.levels=auto models them exactly"
+            )
         return None
 
     def _standardization(self, names: list[str], train: np.ndarray) -> Standardization:
@@ -397,12 +411,33 @@ class Table(Source):
         unit = np.exp2(np.frexp(abs(train).max(0))[1] - 1.0)
         mean, std = (train / unit).mean(0) * unit, (train / unit).std(0) * unit
         for name, one in zip(names, std, strict=True):
-            if not np.finfo(float).tiny <= one < np.inf:
+            if not np.finfo(float).tiny <= one < LARGEST:
                 raise ValueError(
                     f"column {name!r} of {self.path} has a spread beyond what numbers can state; "
                     f"bring it to other units, or leave it out with {self._leaving_out(name)}"
                 )
         return Standardization(names, mean.tolist(), std.tolist())
+
+    def _require_told_apart(self, spec: DataSpec, train: np.ndarray) -> None:
+        """Raise ValueError where standardized values no longer say which is which."""
+        some = train[:: -(-len(train) // MERGED[1])]
+        standardized = self._encoded(spec, some).numpy()
+        for name, raw, now, column in zip(
+            spec.columns, some.T, standardized.T, train.T, strict=True
+        ):
+            if _merged(raw, now) > MERGED[0]:
+                raise ValueError(
+                    f"column {name!r} of {self.path} cannot be standardized: it goes from "
+                    f"{column.min():g} to {column.max():g}, and most of its values would become "
+                    f"equal; mend what is too large, take a logarithm, or leave it out with "
+                    f"{self._leaving_out(name)}"
+                )
+
+    def _encoded(self, spec: DataSpec, rows: np.ndarray) -> torch.Tensor:
+        try:
+            return spec.encoded(torch.from_numpy(rows))
+        except ValueError as error:
+            raise ValueError(f"table {self.path}: {error}") from error
 
     def _named(self, names: Sequence[str], parts: Sequence[np.ndarray], **units) -> DataSpec:
         checksum = hashlib.md5(repr(list(names)).encode(), usedforsecurity=False)
@@ -424,7 +459,7 @@ class Table(Source):
         spec, (names, parts) = self.spec, self._parts
         if spec.levels is None:
             self._warn(names, parts)
-        return Splits(spec, *(spec.encoded(torch.from_numpy(part)) for part in parts))
+        return Splits(spec, *(self._encoded(spec, part) for part in parts))
 
     def _warn(self, names: list[str], parts: Sequence[np.ndarray]) -> None:
         """Of columns that have no density, or should have none."""
@@ -438,12 +473,9 @@ class Table(Source):
         limit = FEW_VALUES * len(parts[0])
         few = [f"{n} ({c})" for n, c in zip(names, counts, strict=True) if c < limit]
         if few:
-            exact = len(few) == len(names) and all((part % 1 == 0).all() for part in parts)
             show.warn(
                 f"columns of few distinct values: {', '.join(few)}; a density on such a column "
                 f"has no bound, and nats then say how narrow the model may get"
-                + "; data.levels=auto models whole numbers exactly"
-                * exact
             )
 
     def whole(self, *, missing: bool = False):
@@ -456,6 +488,21 @@ class Table(Source):
             raise ValueError(f"table {self.path} has no rows")
         raw = Standardization(names, [0.0] * len(names), [1.0] * len(names))
         return self._named(names, [rows], standardization=raw), torch.from_numpy(rows)
+
+
+def _merged(raw: np.ndarray, now: np.ndarray) -> float:
+    """Share of values that are equal to other ones now, and were not to seven digits before.
+
+    Args:
+        raw: (N,) float64.
+        now: The same in the same order of size, (N,) float32.
+    """
+    digits, exponent = np.frexp(raw)
+    raw = np.sort(np.ldexp(np.rint(digits * 2**24), exponent - 24))  # to the digits of a float32
+    new = np.diff(np.sort(now)) > 0
+    group = np.cumsum(np.append(False, new))
+    mixed = np.bincount(group[1:], (np.diff(raw) > 0) & ~new, group[-1] + 1) > 0
+    return float(mixed[group].mean())
 
 
 def _listed(names: Sequence[str | int] | str | int) -> list[str]:
