@@ -75,12 +75,32 @@ class Trust:
         return cls(frozenset(foreign(config)))
 
     def refuse(self, why: str, name: str) -> typing.NoReturn:
-        """Raise ValueError with the way to allow it."""
+        """Raise ValueError, with the way to allow it where it may be a user's own class."""
         where = f"{self.file} is refused: it" if self.file else "the config"
-        raise ValueError(
-            f"{where} {why}, whose code would run; if you know that code and trust it, "
-            f"add trust={name}"
-        )
+        told = f"{where} {why}, whose code would run"
+        if _may_be_own(name):
+            told += f"; if you know that code and trust it, add trust={name}"
+        raise ValueError(told)
+
+
+_LIBRARIES = frozenset(
+    "armodels torchvision numpy scipy sklearn joblib numba pandas PIL matplotlib tensorboard "
+    "hydra omegaconf yaml".split()
+)
+
+
+def _may_be_own(name: str) -> bool:
+    """Whether a target may be a model, head or data of the user's: no function of a library is.
+
+    Advice to trust os.system would be the attack itself. Layers of torch may stand within a model.
+    """
+    top, *rest = str(name).split(".")
+    if top != "torch":
+        return top not in _LIBRARIES and top not in sys.stdlib_module_names
+    found: Any = torch
+    for part in rest:
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    return isinstance(found, type) and issubclass(found, torch.nn.Module)
 
 
 PACKAGE = Trust()
@@ -170,11 +190,14 @@ def _locate(node: Mapping, trust: Trust, *kinds: type) -> Any:
         sys.path.append(here)
     module, _, attribute = str(name).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"_target_ is {name!r}, which cannot be imported ({error}); write it as module.Class"
         ) from error
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        raise ValueError(f"{name} is no {' or '.join(kind.__name__ for kind in kinds)}")
+    return found
 
 
 def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **objects) -> Any:

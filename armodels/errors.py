@@ -53,7 +53,7 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
 
 def _sentence(error: BaseException, where: str = "") -> str:
     """The message; of an error that nobody foresaw, also where, its type and how to see more."""
-    text = " ".join(str(error).split())
+    text = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
     if isinstance(error, (ValueError, OSError, FloatingPointError, RuntimeError)) and text:
         if "out of memory" in text.lower():
             text = f"out of memory; lower trainer.batch_size or raise trainer.accumulate ({text})"

@@ -34,9 +34,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic(path: Path) -> Iterator[Any]:
     """A binary file that takes the place of ``path`` only when it is wholly on disk.
 
+    A device or a pipe has no place to take: it is written to.
+
     Raises:
         OSError: It could not be written; where the disk is full, says what it takes.
     """
+    if path.exists() and not path.is_file():
+        try:
+            with open(path, "wb") as file:
+                yield file
+        except OSError as error:
+            raise OSError(f"{path} could not be written: {error.strerror}") from error
+        return
     remove_parts(path.parent, path.name)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
@@ -58,6 +67,34 @@ def atomic(path: Path) -> Iterator[Any]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def require_place(out: str | None, *, mark: str | None = None) -> None:
+    """Raise ValueError where ``out`` cannot be written, before any work for it is done.
+
+    Args:
+        out: What the user named; None: nothing.
+        mark: What stands near the beginning of the verb's own files, the only ones that are
+            written over; None: the verb wants a folder.
+    """
+    path = Path(out or ".")
+    if out is None:
+        return
+    if mark is None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out is {path}, which is no folder; name one for the files")
+        return
+    if path.is_dir():
+        raise ValueError(f"out is {path}, which is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"out is {path}, but there is no folder {path.parent}; make it first")
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as file:
+            if mark.encode() not in file.read(1000):
+                raise ValueError(
+                    f"out is {path}, a file that this command has not written; name another, or "
+                    f"remove it first"
+                )
 
 
 def no_room(path: Path, needed: int) -> str:
@@ -106,9 +143,10 @@ def read_json(path: Path) -> dict:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
+    text = _read(path)
     try:
-        content = json.loads(_read(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits
         raise ValueError(f"{path} is damaged: it is no JSON") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no keys")
@@ -302,8 +340,12 @@ class RunDirectory:
                 depth -= isinstance(event, yaml.CollectionEndEvent)
                 if depth > MAX_DEPTH:
                     raise yaml.YAMLError
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is damaged: it is no YAML") from error
+        try:
             config = OmegaConf.to_container(OmegaConf.create(content))
-        except (yaml.YAMLError, OmegaConfBaseException, AssertionError) as error:  # such as: 5
+        except (yaml.YAMLError, OmegaConfBaseException, AssertionError, ValueError) as error:
+            # Such as the YAML of a single number, or a number of 5,000 digits.
             raise ValueError(f"{path} is damaged: it is no YAML of a config") from error
         require_plain(config, path)
         return config
@@ -319,7 +361,7 @@ class RunDirectory:
     def read_status(self) -> dict:
         """As written; ``{"status": "killed"}`` where the process that ran it is gone."""
         path = self.path / "status.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return {"status": "unknown"}
         status = read_json(path)
         kinds = {"status": str, "pid": int, "host": str, "reason": str}
@@ -338,7 +380,7 @@ class RunDirectory:
     def read_metrics(self) -> dict | None:
         """The final numbers, or None where the run has none yet."""
         path = self.path / "metrics.json"
-        return read_json(path) if path.exists() else None
+        return read_json(path) if os.path.lexists(path) else None
 
 
 _FILES = ("config.yaml", "metrics.csv", "metrics.json", "status.json", "train.log",
@@ -387,13 +429,25 @@ MAX_ROWS = 2**28
 
 _SHAPE = dict.fromkeys(("choices", *checks.PARTS, "trainer", "eval", "samples"), Mapping)
 _SHAPE |= {"overrides": list, "seed": int}
+_SECTIONS = {
+    "choices": {"model", "data", "experiment"},
+    "eval": {"weights", "batch_size"},
+    "samples": {"num", "temperature"},
+}
 
 
 def require_shape(config: Mapping, file: Path) -> None:
-    """Raise ValueError unless a run can go on by a saved config: nothing that it needs is gone."""
+    """Raise ValueError unless a run can go on by a config, as far as no signature says it."""
     for key, kind in _SHAPE.items():
         if not isinstance(config.get(key), kind):
             raise ValueError(f"{file} is damaged: {key} is not as armodels wrote it")
+    for section, keys in _SECTIONS.items():
+        if wrong := sorted(map(str, keys ^ {*config[section]})):
+            missing = wrong[0] in keys
+            raise ValueError(
+                f"{file} is damaged: it {'lacks' if missing else 'has'} the key "
+                f"{section}.{wrong[0]}{'' if missing else ', which no run has'}"
+            )
     if not all(isinstance(one, str) for one in config["overrides"]):
         raise ValueError(f"{file} is damaged: overrides is not as armodels wrote it")
 

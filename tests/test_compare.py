@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import statistics
 from pathlib import Path
 
@@ -134,8 +135,10 @@ DAMAGE = {
     "words": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": nine", text),
     "NaN": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": NaN", text),
     "huge": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": 1" + 30 * "0", text),
+    "long": lambda text: re.sub(r": -?[0-9][0-9.e-]*", ": 1" + 5000 * "0", text, count=1),
     "a pipe": None,
     "a folder": None,
+    "a link to itself": None,
 }
 
 
@@ -151,6 +154,8 @@ def test_a_damaged_run_hides_no_other(name, damage, folder, tmp_path):
         os.mkfifo(path)
     elif damage == "a folder":
         path.mkdir()
+    elif damage == "a link to itself":
+        path.symlink_to(path)
     else:
         path.write_bytes(DAMAGE[damage](text).encode("utf-8", "surrogateescape"))
     result = armodels(tmp_path, "compare", ".", "--csv")
@@ -167,6 +172,14 @@ def test_a_damaged_run_hides_no_other(name, damage, folder, tmp_path):
             ("config.yaml", "no keys"), ("config.yaml", "empty"), ("config.yaml", "cut"),
             ("metrics.json", "huge"), ("status.json", "huge"),
         }  # fmt: skip
+
+
+def test_a_name_makes_no_row_of_its_own(folder, tmp_path):
+    shutil.copytree(folder / "all/made-1", tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    run.write_metrics(run.read_metrics() | {"data": "\x1b[31mred\nbest  probability  mine  0.000"})
+    head, row = done(tmp_path, "compare", ".").splitlines()
+    assert row.startswith("\\x1b[31mred\\nbest  probability  mine  0.000")
 
 
 def test_runs_without_a_number_say_why(folder):
@@ -490,3 +503,41 @@ def test_list(folder):
 def test_verbs_refuse_what_the_model_cannot_do(folder):
     told = armodels(folder, "complete", "all/real", "image=x.png", "device=cpu").error
     assert told == "the model was trained on tiny-vector, which is no image with levels"
+
+
+# Where files go
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("score", "all/made-1", "out=all"), "out is all, which is a folder; name a file in it"),
+        (("eval", "all/made-1", "out=no/x.json"), "but there is no folder no; make it first"),
+        (("compare", "all", "out=no/x.md"), "but there is no folder no; make it first"),
+        (("score", "all/made-1", "out=mine.csv"), "a file that this command has not written"),
+        (("eval", "all/made-1", "out=mine.csv"), "a file that this command has not written"),
+        (("sample", "all/made-1", "out=file"), "which is no folder; name one for the files"),
+        (("complete", "all/made-1", "out=file"), "which is no folder; name one for the files"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(args, told, folder):
+    (folder / "file").touch()
+    (folder / "mine.csv").write_text("a,b\n1,2\n")
+    result = armodels(folder, *args)
+    assert told in result.error
+    assert result.out == ""
+    assert (folder / "mine.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_verb_writes_over_its_own_file(folder, tmp_path):
+    for verb in ("score", "eval", "compare"):
+        for _ in range(2):
+            done(folder, verb, "all/made-1", f"out={tmp_path}/{verb}")
+
+
+def test_a_device_is_written_to_and_stays(folder, tmp_path):
+    os.mknod(tmp_path / "full", 0o666 | stat.S_IFCHR, os.makedev(1, 7))
+    told = armodels(folder, "score", "all/made-1", f"out={tmp_path}/full").error
+    assert told == f"{tmp_path}/full could not be written: No space left on device"
+    assert (tmp_path / "full").is_char_device()
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]

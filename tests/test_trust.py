@@ -129,8 +129,35 @@ def test_no_part_runs_what_it_names(part, strange, monkeypatch):
         told = str(refusal.value)
         assert trap["_target_"] in told, (name, place)
         assert "a.pt is refused" in told
-        assert told.endswith(f"add trust={trap['_target_']}")
+        assert ("add trust=" in told) == (trap["_target_"] == "evilmod.X")
         assert not (strange / "trace").exists(), (name, place)
+
+
+def test_what_is_no_model_is_not_run_where_it_is_trusted(strange):
+    for file in (strange / f"run/checkpoints/{name}.pt" for name in ("best", "last")):
+        state = load_checkpoint(file)
+        config = {**state["config"], "model": traps(strange)["system"]}
+        torch.save({**state, "config": config}, file)
+    told = armodels(strange, "eval", "run", "trust=os.system").error
+    assert told == "os.system is no Network or DensityModel"
+    assert not (strange / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("eval", "batch_size"), ("samples", "num"), ("choices", "model")]
+)
+def test_a_run_that_lacks_or_adds_a_key_is_refused_before_its_first_step(section, key, strange):
+    file = strange / "run/config.yaml"
+    whole = yaml.safe_load(file.read_text())
+    for change, told in (
+        ({key: None}, f"lacks the key {section}.{key}"),
+        ({"extra": 1}, f"has the key {section}.extra, which no run has"),
+    ):
+        bad = {k: v for k, v in {**whole[section], **change}.items() if change.get(k, k)}
+        file.write_text(yaml.safe_dump({**whole, section: bad}))
+        result = armodels(strange, "train", "resume=run", "trainer.max_steps=3")
+        assert result.error == f"run/config.yaml is damaged: it {told}"
+        assert result.out == ""
 
 
 def _keys(node: dict) -> dict:
@@ -159,7 +186,8 @@ def test_no_verb_runs_what_a_run_names(verb, strange):
                 torch.save({**state, "config": config}, file)
             (strange / "run/config.yaml").write_text(yaml.safe_dump(config))
             told = armodels(strange, *args, NOBODY).error
-            assert f"add trust={trap['_target_']}" in told
+            assert f"names the class {trap['_target_']}" in told
+            assert ("add trust=" in told) == (trap["_target_"] == "evilmod.X")
             assert not (strange / "trace").exists(), (part, trap, place)
             next(cases)
     assert not list(Path(strange).glob("run/**/complete*"))

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import os
 import statistics
 import textwrap
 from collections import defaultdict
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armodels import names, show
-from armodels.run import RunDirectory, atomic
+from armodels.run import RunDirectory, atomic, require_place
 
 COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
            "bits/dim", "gap", "seconds", "tags", "status", "run")  # fmt: skip
@@ -50,13 +51,15 @@ class Row:
         def number(value: float | None, places: int) -> str:
             return "" if value is None or math.isnan(value) else f"{value:.{places}f}"
 
-        return [
+        cells = [
             self.data, self.measure, self.model,
             "" if self.parameters is None else f"{self.parameters:,}",
             self.seeds, number(self.nats, 3), number(self.interval, 3), number(self.deviation, 3),
             number(self.bits_per_dim, 4), number(self.gap, 4), number(self.seconds, 0),
             self.tags, self.status, self.run,
         ]  # fmt: skip
+        # A name with a line break would make rows of its own.
+        return [show.clean(cell).replace("\n", "\\n") for cell in cells]
 
 
 def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
@@ -98,7 +101,7 @@ def read(run: RunDirectory) -> Facts:
     """What a run says of itself; one that is damaged must not hide all the others."""
     try:
         status, metrics = run.read_status(), run.read_metrics()
-        config = run.read_config() if (run.path / "config.yaml").exists() else {}
+        config = run.read_config() if os.path.lexists(run.path / "config.yaml") else {}
         _require_config(config, run.path / "config.yaml")
         if metrics is not None:
             _require_metrics(metrics, run.path / "metrics.json")
@@ -283,6 +286,7 @@ def render(parts: Sequence[Sequence[Row]], style: str) -> str:
 
 def main(config: Mapping) -> None:
     """Print the tables, or write them to a file."""
+    require_place(config["out"], mark="test nats")
     runs = config["runs"]
     found = [read(one) for one in find_runs([runs] if isinstance(runs, str) else runs)]
     if damaged := [one for one in found if one.damage]:

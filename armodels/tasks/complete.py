@@ -230,6 +230,7 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
 
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
+    run.require_place(config["out"])
     restored = checkpoints.from_config(config)
     if config["table"]:
         fill_table(config, restored)

@@ -235,6 +235,7 @@ def draw_examples(
 
 def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
+    run.require_place(config["out"], mark='"trained_on"')
     restored = checkpoints.from_config(config)
     spec, x, context = load_split(restored, config["data"], config["split"])
     started = time.monotonic()

@@ -45,6 +45,7 @@ def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
+    run.require_place(config["out"])
     num, inputs = config["num"], config["num_inputs"]
     restored = checkpoints.from_config(config)
     if config["temperature"] == 0:

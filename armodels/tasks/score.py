@@ -10,6 +10,7 @@ from armodels.tasks.evaluate import load_split, log_probs
 
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
+    run.require_place(config["out"], mark="index,nats,bits_per_dim")
     restored = checkpoints.from_config(config)
     spec, x, context = load_split(restored, config["data"], config["split"])
     values = log_probs(
