@@ -106,7 +106,7 @@ KEYS: dict[str, Any] = {
     "num_inputs": Count,
     "num_neighbours": Number,
     "num_completions": Count,
-    "num_particles": Count,
+    "num_particles": Count | None,
     "temperature": NotNegative,
     "label": Number | None,
     "keep": Part,

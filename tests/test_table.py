@@ -167,7 +167,7 @@ BAD = [
         {},
         "column 'b' of {} lacks 2 values, the first in row 2; train on the whole rows with "
         "data.missing=drop, and then armodels complete RUN table={} num_completions=1 "
-        f"num_particles=100 fills the others; or {DROP_B}",
+        f"fills the others; or {DROP_B}",
     ),
     (
         "a,b\n1,2\n3,inf\n",
@@ -969,10 +969,9 @@ def test_rows_that_lack_the_same_are_filled_together(tmp_path):
     train = ("train", "data=table", "data.path=t.csv", "model=made", "model.hidden_sizes=[8]")
     done(tmp_path, *train, *QUICK, "trainer.max_steps=1", "out=run")
     (tmp_path / "holes.csv").write_text("a,b,c,d\n1,0,,\n,1,1,0\n0,1,,\n1,1,0,\n0,0,0,0\n")
-    told = done(tmp_path, "complete", "run", "table=holes.csv", "num_particles=50", "device=cpu",
-                "out=.")  # fmt: skip
+    told = done(tmp_path, "complete", "run", "table=holes.csv", "device=cpu", "out=.")
     assert "drawn  3 rows, exact: every answer" in told
-    assert re.search(r"drawn  1 rows, likelihood weighting: effective .* of 50 particles", told)
+    assert re.search(r"drawn  1 rows, likelihood weighting: effective .* of 100 particles", told)
     _, *filled = lines(tmp_path / "holes-filled-seed0.csv")
     assert len(filled) == 5 * 7
     assert {tuple(row[2:4]) for row in filled[:7]} == {("1", "0")}

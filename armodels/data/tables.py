@@ -327,9 +327,7 @@ class Table(Source):
         column = int(lacking.any(0).argmax())
         number, name = lacking[:, column].sum(), names[column]
         where = f"{part} of {self.path}" if part else self.path
-        fill = show.command(
-            "complete", "RUN", table=self.path, num_completions=1, num_particles=100
-        )
+        fill = show.command("complete", "RUN", table=self.path, num_completions=1)
         return ValueError(
             f"column {name!r} of {where} lacks {number} {'value' if number == 1 else 'values'}, "
             f"the first in row {lacking[:, column].argmax() + 1}; train on the whole rows with "

@@ -19,6 +19,9 @@ from armodels.tasks.evaluate import draw_examples
 LARGEST_BATCH = 100_000
 """So many events, each as often as it has particles, are completed at a time."""
 
+TABLE_PARTICLES = 100
+"""Of a table, whose rows are short; pictures take as many only where it is said."""
+
 KNOWN = ("top", "bottom", "left", "right", "border", "random")
 
 
@@ -190,6 +193,7 @@ def fill(
 def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     """Fill the cells that rows of a table lack; write the table as CSV, what is there as it is."""
     spec, answers = restored.spec, config["num_completions"]
+    config = _with_particles(config, spec)
     if spec.columns is None or restored.model.context is not None:
         raise ValueError(f"table=FILE is for a model of a table, not one of {spec.name}")
     source = {**restored.config["data"], "path": config["table"]}
@@ -228,6 +232,12 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     show.say(f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled)")
 
 
+def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
+    said = config["num_particles"]
+    number = TABLE_PARTICLES if spec.columns is not None else 1
+    return {**config, "num_particles": number if said is None else said}
+
+
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
     run.require_place(config["out"])
@@ -236,6 +246,7 @@ def main(config: Mapping) -> None:
         fill_table(config, restored)
         return
     spec, seed, answers = restored.spec, config["seed"], config["num_completions"]
+    config = _with_particles(config, spec)
     known = config["known"]
     if isinstance(known, int):  # a column of a table without names
         known = [known]
