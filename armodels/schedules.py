@@ -9,6 +9,12 @@ from abc import ABC, abstractmethod
 from armodels.checks import Factor, NotNegative, Number
 
 
+EARLY = 0.1
+"""Share of the time in which steps alone count, where both are limited: loading and the first slow
+step would pass for a lack of time. So a run whose steps end well within its time never depends on
+the clock, and is repeated bit for bit."""
+
+
 class Schedule(ABC):
     """Factor on the learning rate, after a linear warm-up over ``warmup_steps``."""
 
@@ -25,6 +31,8 @@ class Schedule(ABC):
             total: How many steps there are; None: as many as the time allows.
             share: How much of the time is over, from 0 to 1; 0: it has no limit.
         """
+        if total is not None and share < EARLY:
+            share = 0.0
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         rest = None if total is None else max(total - self.warmup_steps, 1)

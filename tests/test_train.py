@@ -849,3 +849,12 @@ def test_a_baseline_is_not_warned_of_itself(tmp_path):
         "out=run",
     )
     assert (result.code, result.err) == (0, "")
+
+
+def test_a_run_whose_steps_end_within_its_time_does_not_depend_on_the_clock():
+    """Loading takes a share of the time before the first step."""
+    schedule = Cosine()
+    assert schedule(0, 100, 0.09) == schedule(0, 100) == 1
+    assert schedule(40, 100, 0.2) == schedule(40, 100)
+    assert schedule(20, 100, 0.4) == schedule(40, 100)  # its time will end first
+    assert schedule(0, None, 0.09) < 1
