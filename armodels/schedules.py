@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 
 from armodels.checks import Factor, NotNegative, Number
 
-
 EARLY = 0.1
 """Share of the time in which steps alone count, where both are limited: loading and the first slow
 step would pass for a lack of time. So a run whose steps end well within its time never depends on
