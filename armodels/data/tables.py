@@ -14,7 +14,7 @@ from armodels import show
 from armodels.checks import Seed
 from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.data.dialect import Options, say_once
+from armodels.data.dialect import Options, say_once, warn_once
 from armodels.spec import Coding, DataSpec, Standardization
 
 NO_DOWNLOAD = "armodels has no place to download them from"
@@ -471,9 +471,9 @@ class Table(Source):
         limit = FEW_VALUES * len(parts[0])
         few = [f"{n} ({c})" for n, c in zip(names, counts, strict=True) if c < limit]
         if few:
-            show.warn(
-                f"columns of few distinct values: {', '.join(few)}; a density on such a column "
-                f"has no bound, and nats then say how narrow the model may get"
+            warn_once(
+                f"columns of few distinct values in {self.path}: {', '.join(few)}; a density on "
+                f"such a column has no bound, and nats then say how narrow the model may get"
             )
 
     def whole(self, *, missing: bool = False):
