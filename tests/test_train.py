@@ -20,7 +20,7 @@ from command import QUICK, TINY, armodels, done, fork, process, snapshot
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from armodels import baselines, build, limits
+from armodels import baselines, build, checkpoints, limits
 from armodels.checkpoints import load_checkpoint, load_model
 from armodels.density import AutoregressiveModel
 from armodels.lines import Lines
@@ -551,6 +551,21 @@ class Clock:
     def __call__(self) -> float:
         self.time += self.tick
         return self.time
+
+
+def test_a_limit_of_minutes_holds_what_saving_takes(tmp_path, monkeypatch):
+    """Checkpoints of a large model on a slow disk, which take twenty seconds each."""
+    clock, save = Clock(0.05), checkpoints.save
+
+    def slowly(*args):
+        save(*args)
+        clock.time += 20
+
+    monkeypatch.setattr(limits, "now", clock)
+    monkeypatch.setattr(checkpoints, "save", slowly)
+    done(tmp_path, "train", *TINY, "trainer.max_epochs=null", "trainer.max_minutes=5",
+         "trainer.eval_every=null", "out=run")  # fmt: skip
+    assert 150 < clock.time < 300
 
 
 def test_a_limit_of_minutes_holds_everything(tmp_path, monkeypatch):

@@ -368,6 +368,7 @@ class Trainer:
     def save_last(self) -> None:
         """Write last.pt, from which the run goes on as if it had never stopped."""
         self._flush_losses()
+        started = limits.now()
         self.state.spent = self.budget.spent
         if self.fabric.is_global_zero:
             optimizer = self.optimizer.state_dict() if self.optimizer else None
@@ -377,6 +378,9 @@ class Trainer:
             if self.tracker:
                 self.tracker.flush()
         self._saved_at = time.monotonic()
+        # A large model on a slow disk takes longer to save than to evaluate.
+        self._seconds_of["saving"] = limits.now() - started
+        self._reserve()
 
     def take_up(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on from what last.pt holds."""
@@ -842,7 +846,8 @@ class Trainer:
         every = self.settings.eval_every
         if not every or self.state.step % max(1, round(every * self.steps_per_epoch)):
             return False
-        seconds = self._seconds_of.get("valid", 0.0) + self._seconds_of.get("pictures", 0.0)
+        parts = ("valid", "pictures", "saving", "saving")
+        seconds = sum(self._seconds_of.get(name, 0.0) for name in parts)
         if self.settings.max_minutes and self._agree(not self.budget.fits(seconds)):
             return False
         try:
@@ -903,8 +908,11 @@ class Trainer:
 
     def _reserve(self) -> bool:
         """Keep time for the last evaluations; whether there is enough."""
-        names = ("valid", "pictures", "test")
-        return self.budget.reserve(sum(self._seconds_of.get(name, 0.0) for name in names))
+        # Saved are the last weights before and after the evaluations, and the best; those are read.
+        parts = {"valid": 1, "pictures": 1, "test": 1, "saving": 4}
+        return self.budget.reserve(
+            sum(times * self._seconds_of.get(name, 0.0) for name, times in parts.items())
+        )
 
     def _stopped(self, when: str) -> str:
         return f"stopped {when}; go on with: {self.go_on()}"
