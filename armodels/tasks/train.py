@@ -908,7 +908,7 @@ class Trainer:
 
     def _reserve(self) -> bool:
         """Keep time for the last evaluations; whether there is enough."""
-        # Saved are the last weights before and after the evaluations, and the best; those are read.
+        # The last weights are saved before and after the evaluations; the best are saved and read.
         parts = {"valid": 1, "pictures": 1, "test": 1, "saving": 4}
         return self.budget.reserve(
             sum(times * self._seconds_of.get(name, 0.0) for name, times in parts.items())
