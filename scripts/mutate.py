@@ -1,11 +1,29 @@
 """Plant known bugs, one at a time, in a copy of the tree, and show which test catches each.
 
     python scripts/mutate.py [WORD ...]    (only the bugs whose name holds one of the words)
+    python scripts/mutate.py --check       (only say, in seconds, which bugs have lost their place)
+    python scripts/mutate.py --refile      (and file anew those with one place to go to)
 
-A bug that no test catches, or whose place has moved, makes this fail. To add one, add it to
-scripts/bugs.txt.
+A bug that no test catches, or that has lost its place, makes this fail.
+
+Bugs are filed like the sources: ``scripts/bugs/networks/made.txt`` holds those of
+``armodels/networks/made.py``, and ``scripts/bugs/configs/model/made.yaml.txt`` those of
+``configs/model/made.yaml``. One bug, with an empty line before the next::
+
+    made: output sees itself
+    MADE.__init__ test_invariants.py::test_x test_made.py::test_y
+    - mask = rank_mask(seen, outputs, strict=True)
+    + mask = rank_mask(seen, outputs, strict=False)
+
+That is: its name, which no other bug has; the anchor and the tests that must catch it; the old
+text and the new. The anchor is the innermost function or class that holds the whole old text, as
+``function``, ``Class.method`` or ``function.inner``, or the word ``module`` for text outside of
+all (and for a file that is not Python). Within its anchor the old text stands exactly once, be it
+part of a line. So lines may move within a file, and equal lines may stand elsewhere in it. When a
+function moves to another file, ``--refile`` takes its bugs along.
 """
 
+import ast
 import os
 import re
 import shutil
@@ -14,35 +32,163 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+BUGS = ROOT / "scripts" / "bugs"
 SECONDS = 300  # a bug that makes a test hang is caught, too
 
 
 class Bug(NamedTuple):
-    """``old`` stands exactly once in ``file``; ``new`` takes its place."""
+    """Within ``anchor`` of ``file``, ``old`` stands exactly once; ``new`` takes its place."""
 
     name: str
     file: str
+    anchor: str
     old: str
     new: str
     tests: list[str]
 
 
+class Misplaced(ValueError):
+    """A bug has not exactly one place; the message says why, and where it may belong."""
+
+
+def source_of(page: Path) -> str:
+    """The file, below the root, whose bugs the text file ``page`` holds."""
+    name = page.relative_to(BUGS).with_suffix("").as_posix()
+    return name if Path(name).suffix else f"armodels/{name}.py"
+
+
+def page_of(file: str) -> Path:
+    """The text file with the bugs of ``file``: the inverse of ``source_of``."""
+    name = file.removeprefix("armodels/").removesuffix(".py") if file.endswith(".py") else file
+    return BUGS / f"{name}.txt"
+
+
 def read_bugs() -> list[Bug]:
-    """The bugs of ``bugs.txt``, which says how they are written."""
-    text = (ROOT / "scripts" / "bugs.txt").read_text()
-    bugs = []
-    for block in re.split(r"\n{2,}", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip()):
-        name, where, *lines = block.split("\n")
-        file, *tests = where.split()
-        old, new = ("\n".join(one[2:] for one in lines if one[0] == sign) for sign in "-+")
-        if not (old and tests):
-            raise ValueError(f"bug {name!r} of scripts/bugs.txt has no tests or no old text")
-        bugs.append(Bug(name, file, old, new, tests))
-    return bugs
+    """All bugs, written as the docstring of this module says.
+
+    Raises:
+        ValueError: A bug is not complete, or two have one name.
+    """
+    found: dict[str, Bug] = {}
+    for page in sorted(BUGS.rglob("*.txt")):
+        for block in re.split(r"\n{2,}", page.read_text().strip("\n")):
+            name, _, rest = block.partition("\n")
+            where, *lines = rest.split("\n")
+            anchor, *tests = where.split() or [""]
+            old, new = ("\n".join(one[2:] for one in lines if one[:1] == sign) for sign in "-+")
+            if not (old and tests):
+                raise ValueError(f"bug {name!r} of {page} has no tests or no old text")
+            if name in found:
+                raise ValueError(f"two bugs have the name {name!r}, the second in {page}")
+            found[name] = Bug(name, source_of(page), anchor, old, new, tests)
+    return list(found.values())
+
+
+def write_bugs(bugs: list[Bug]) -> None:
+    """Write the folder of bugs anew, those of one source file in the order of ``bugs``."""
+    pages: dict[Path, list[str]] = {page: [] for page in BUGS.rglob("*.txt")}
+    for bug in bugs:
+        lines = [bug.name, " ".join([bug.anchor, *bug.tests])]
+        for sign, text in zip("-+", (bug.old, bug.new), strict=True):
+            lines += [f"{sign} {line}".rstrip(" ") for line in text.split("\n")]
+        pages.setdefault(page_of(bug.file), []).append("\n".join(lines) + "\n")
+    for page, blocks in pages.items():
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("\n".join(blocks))
+        if not blocks:
+            page.unlink()
+
+
+@cache
+def anchors(source: str) -> list[tuple[str, int, int]]:
+    """Name, first and last character (+ 1) of all functions and classes, outer ones first."""
+    starts = [0, *(match.end() for match in re.finditer("\n", source)), len(source)]
+    found = []
+
+    def visit(node: ast.AST, above: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = above
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                name = f"{above}.{child.name}".lstrip(".")
+                first = min(one.lineno for one in (child, *child.decorator_list))
+                found.append((name, starts[first - 1], starts[child.end_lineno or first]))
+            visit(child, name)
+
+    visit(ast.parse(source), "")
+    return found
+
+
+def places(file: str, source: str, text: str) -> list[tuple[str, int]]:
+    """Every place of a text: the innermost function or class that holds it whole, and where."""
+    named = anchors(source) if file.endswith(".py") else []
+    found = []
+    at = source.find(text)
+    while at >= 0:
+        holds = [name for name, a, b in named if a <= at and at + len(text) <= b]
+        found.append((holds[-1] if holds else "module", at))
+        at = source.find(text, at + 1)
+    return found
+
+
+def elsewhere(bug: Bug, folder: Path) -> list[tuple[str, str]]:
+    """File and anchor of every place of a bug's text, in all files of its kind.
+
+    Places in functions of the very name of the anchor go before those in a function of another
+    class with its last name, and those before all other places.
+    """
+    found = []
+    kind = Path(bug.file).suffix
+    for path in sorted((folder / Path(bug.file).parts[0]).rglob(f"*{kind}")):
+        file = path.relative_to(folder).as_posix()
+        found += [(file, name) for name, _ in places(file, path.read_text(), bug.old)]
+    same = [one for one in found if one[1] == bug.anchor]
+    last = bug.anchor.rpartition(".")[2]
+    return same or [one for one in found if one[1].rpartition(".")[2] == last] or found
+
+
+def planted(bug: Bug, folder: Path) -> str:
+    """The file's text with the bug.
+
+    Raises:
+        Misplaced: The old text does not stand exactly once within the anchor.
+    """
+    path = folder / bug.file
+    source = path.read_text() if path.is_file() else ""
+    here = [at for name, at in places(bug.file, source, bug.old) if name == bug.anchor]
+    if len(here) != 1:
+        other = [f"{name} of {file}" for file, name in elsewhere(bug, folder)]
+        page = page_of(bug.file).relative_to(ROOT)
+        raise Misplaced(
+            f"bug {bug.name!r}: its text stands {len(here)} times in {bug.anchor} of {bug.file}, "
+            f"not once, but in {', in '.join(other) or 'no other file'}; mend it in {page}"
+        )
+    return source[: here[0]] + bug.new + source[here[0] + len(bug.old) :]
+
+
+def check(refile: bool) -> int:
+    """Print which bugs have lost their place, and the number of those that have none now."""
+    bugs, lost = read_bugs(), 0
+    for i, bug in enumerate(bugs):
+        try:
+            planted(bug, ROOT)
+        except Misplaced as error:
+            other = elsewhere(bug, ROOT)
+            if refile and len(other) == 1:
+                file, anchor = other[0]
+                bugs[i] = bug._replace(file=file, anchor=anchor)
+                print(f"bug {bug.name!r}: now in {anchor} of {file}")
+            else:
+                lost += 1
+                print(error)
+    if refile:
+        write_bugs(bugs)
+    print(f"{len(bugs) - lost} of {len(bugs)} bugs have their place")
+    return lost
 
 
 def copy_tree(source: Path, folder: Path) -> None:
@@ -71,17 +217,6 @@ def run_tests(folder: Path, tests: list[str], seconds: float | None) -> tuple[bo
     return done.returncode == 0, found.group(1) if found else "(import fails)"
 
 
-def planted(bug: Bug, folder: Path) -> str:
-    """The file's text with the bug."""
-    source = (folder / bug.file).read_text()
-    if source.count(bug.old) != 1:
-        raise ValueError(
-            f"bug {bug.name!r}: its text stands {source.count(bug.old)} times in {bug.file}, "
-            f"not once; mend it in scripts/bugs.txt"
-        )
-    return source.replace(bug.old, bug.new)
-
-
 def try_bug(bug: Bug, clean: Path) -> tuple[Bug, bool, str, float]:
     """Plant and test: the bug, whether it survived, what caught it, seconds."""
     start = time.perf_counter()
@@ -95,6 +230,8 @@ def try_bug(bug: Bug, clean: Path) -> tuple[Bug, bool, str, float]:
 
 def main(words: list[str]) -> int:
     """Print the table; the number of survivors."""
+    if words in (["--check"], ["--refile"]):
+        return check(refile=words == ["--refile"])
     bugs = [bug for bug in read_bugs() if not words or any(word in bug.name for word in words)]
     if not bugs:
         raise SystemExit(f"no bug has {' or '.join(words)} in its name")

@@ -210,15 +210,6 @@ def test_a_section_without_markers_is_refused(reproduce, page):
         reproduce.main(["tables"])
 
 
-def test_every_planted_bug_has_its_place():
-    mutate = load("mutate")
-    for bug in mutate.read_bugs():
-        mutate.planted(bug, ROOT)
-        for test in bug.tests:
-            file, _, name = test.partition("::")
-            assert f"def {name}(" in (ROOT / "tests" / file).read_text() or not name, bug.name
-
-
 def test_samples_side_by_side(tmp_path, monkeypatch):
     script = load("side_by_side")
     done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=made")
