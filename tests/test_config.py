@@ -177,6 +177,7 @@ def test_the_wheel_holds_every_module(wheel):
         for path in (ROOT / "armodels").rglob("*.py")
     }
     assert modules <= wheel
+    assert "armodels/py.typed" in wheel  # without it, type checkers read no annotation
     assert not [name for name in wheel if name.startswith(("tests", "scripts", "configs"))]
 
 

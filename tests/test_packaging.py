@@ -1,0 +1,83 @@
+"""What pyproject.toml, the Makefile, the workflow and the pages for contributors say agrees."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import armodels
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(armodels.__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.M))
+
+
+def test_one_list_of_python_versions():
+    lowest, above = map(
+        int, re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    )
+    versions = [f"3.{minor}" for minor in range(lowest, above)]
+    of_classifiers = [
+        found.group(1)
+        for one in PROJECT["classifiers"]
+        if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", one))
+    ]
+    assert of_classifiers == versions
+    assert WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
+    pages = [
+        (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    ]
+    for page in pages:
+        assert f"Python {versions[0]} to {versions[-1]}" in page.replace("\n", " ")
+
+
+def test_the_workflow_calls_make_targets_and_nothing_else():
+    called = [step["run"] for step in STEPS if "run" in step]
+    assert called == ["make lint", "make test"]
+    assert {line.split()[1] for line in called} <= TARGETS
+    assert WORKFLOW["env"] == {"TORCH": "cpu"}
+    assert "ifeq ($(TORCH),cpu)" in MAKEFILE
+
+
+def test_the_workflow_needs_no_rights():
+    assert WORKFLOW["permissions"] == {"contents": "read"}
+    assert "secrets." not in (ROOT / ".github/workflows/test.yml").read_text()
+
+
+def test_contributing_names_what_exists():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(re.findall(r"make ([a-z-]+)", page)) <= TARGETS
+    paths = re.findall(r"`((?:armodels|configs|scripts|tests|\.github)/[\w./-]*)`", page)
+    paths += [path for path in re.findall(r"\]\(([\w./-]+)\)", page) if "://" not in path]
+    assert len(paths) > 5
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_changelog_keeps_its_form():
+    page = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(.+?)\]", page, re.M)
+    assert versions[0] == "Unreleased"
+    for version in versions[1:]:
+        assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", page, re.M), (
+            version
+        )
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", page, re.M)) <= kinds
+
+
+@pytest.mark.parametrize("folder", ["armodels", "configs", "scripts", "tests"])
+def test_the_oldest_python_can_read_every_file(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        ast.parse(path.read_text(), str(path), feature_version=(3, 10))
