@@ -31,9 +31,9 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "DataSpec": "armodels.spec",
     "bits_per_dim": "armodels.spec",
-    "AutoregressiveModel": "armodels.density",
-    "DensityModel": "armodels.density",
-    "OrderMixture": "armodels.density",
+    "AutoregressiveModel": "armodels.density.autoregressive",
+    "DensityModel": "armodels.density.base",
+    "OrderMixture": "armodels.density.mixture",
     "load_model": "armodels.checkpoints",
 }
 

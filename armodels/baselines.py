@@ -19,16 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels.checks import Count, NotNegative, Seed
-from armodels.density import (
-    IMPOSSIBLE,
-    Completion,
-    DensityModel,
-    as_mask,
-    check_draw,
-    disagreement,
-    draw_noise,
-    one_thread,
-)
+from armodels.density.base import DensityModel
+from armodels.density.completion import IMPOSSIBLE, Completion, as_mask, disagreement
+from armodels.density.walk import check_draw, draw_noise, one_thread
 from armodels.heads import Categorical, pick
 from armodels.spec import DataSpec
 
@@ -157,7 +150,7 @@ class Baseline(DensityModel):
     def complete(
         self,
         x,
-        observed,
+        known,
         *,
         num_particles=1,
         context=None,
@@ -171,13 +164,13 @@ class Baseline(DensityModel):
         self._require_ready()
         if num_particles < 1:
             raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
-        mask = as_mask(observed, x)
-        given = x.masked_fill(~mask, 0)
-        self.spec.check(given)
-        flat, known = given.flatten(1), mask.flatten(1)
-        self._require_possible(flat, known)
+        mask = as_mask(known, x)
+        kept = x.masked_fill(~mask, 0)
+        self.spec.check(kept)
+        flat, flat_mask = kept.flatten(1), mask.flatten(1)
+        self._require_possible(flat, flat_mask)
         values, log_weights = self._fill(
-            flat, known, num_particles, temperature, generator, progress
+            flat, flat_mask, num_particles, temperature, generator, progress
         )
         values = torch.where(mask, x, values.view_as(x).to(x.dtype))
         if log_weights is None:

@@ -22,7 +22,9 @@ from omegaconf import OmegaConf
 
 from armodels import checks, contexts, data, heads, networks, orders
 from armodels.data.base import Source
-from armodels.density import AutoregressiveModel, DensityModel
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.base import DensityModel
+from armodels.density.mixture import over_orders as mixture_over_orders
 from armodels.heads import Head
 from armodels.networks.base import Network
 from armodels.schedules import Schedule
@@ -110,7 +112,7 @@ PACKAGE = Trust()
 @functools.cache
 def _modules() -> frozenset[str]:
     """Names of the modules that hold what a config may name."""
-    found = {"armodels.density", "armodels.baselines", "armodels.heads", "armodels.schedules"}
+    found = {"armodels.baselines", "armodels.heads", "armodels.schedules"}
     for package in (data, networks):
         found |= {
             f"{package.__name__}.{one.name}" for one in pkgutil.iter_modules(package.__path__)
@@ -351,7 +353,7 @@ def model(
         one.with_order(order)  # refuses at once a network that follows one order only
     if num_orders == 1:
         return one
-    return one.mixture(name, range(order_seed, order_seed + num_orders))
+    return mixture_over_orders(one, name, range(order_seed, order_seed + num_orders))
 
 
 def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> DensityModel:
@@ -379,7 +381,7 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
             f"orders (model=deep_nade, or model.resample_orders=true)"
         )
     first = config["order_seed"]
-    return model.mixture(config["order"], range(first, first + num_orders))
+    return mixture_over_orders(model, config["order"], range(first, first + num_orders))
 
 
 def moved(data: Mapping, places: Mapping | None) -> dict:

@@ -175,17 +175,17 @@ def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
     return _drawn(figure)
 
 
-def completions(truth: Tensor, observed: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
+def completions(truth: Tensor, known: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
     """What is given of rows of a table, what is drawn, and what is true, column by column.
 
     Args:
         truth: (N, D).
-        observed: (D,) bool, True = given.
+        known: (D,) bool.
         values: (N, A, D): answers.
         spec: Of the rows.
     """
-    names, known = _names(spec), observed.tolist()
-    order = sorted(range(len(names)), key=lambda i: known[i])[:MAX_COLUMNS]
+    names, is_known = _names(spec), known.tolist()
+    order = sorted(range(len(names)), key=lambda i: is_known[i])[:MAX_COLUMNS]
     true = _values(truth, spec)
     drawn = _values(values.flatten(0, 1), spec).reshape(*values.shape)
     across = min(ACROSS, max(2, len(order)))
@@ -198,13 +198,17 @@ def completions(truth: Tensor, observed: Tensor, values: Tensor, spec: DataSpec)
             axes.set_axis_off()
             continue
         i = order[place]
-        if not known[i]:
+        if not is_known[i]:
             y = np.repeat(at, values.shape[1])
             axes.plot(drawn[..., i].ravel(), y, "o", color=_DRAWN, markersize=4, alpha=0.5)
         axes.plot(
-            true[:, i], at, "s" if known[i] else "|", color=_TRUE, markersize=4 if known[i] else 9
+            true[:, i],
+            at,
+            "s" if is_known[i] else "|",
+            color=_TRUE,
+            markersize=4 if is_known[i] else 9,
         )
-        axes.set_title(f"{_short(names[i])}, {'given' if known[i] else 'unknown'}", fontsize=8)
+        axes.set_title(f"{_short(names[i])}, {'given' if is_known[i] else 'unknown'}", fontsize=8)
         axes.set_ylim(len(true) + 0.5, 0.5)
         _ticks(axes)
         axes.yaxis.get_major_locator().set_params(integer=True)

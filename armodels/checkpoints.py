@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from armodels import __version__, build
-from armodels.density import DensityModel
+from armodels.density.base import DensityModel
 from armodels.run import (
     MAX_DEPTH,
     MAX_SIZE,

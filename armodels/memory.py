@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from armodels import names
-from armodels.density import DensityModel
+from armodels.density.base import DensityModel
 
 MOST = 100_000_000
 """Parameters at most, of a model that is trained on a CPU."""

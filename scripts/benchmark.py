@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from armodels import heads, orders
 from armodels.checkpoints import processor
 from armodels.data.base import Splits, binarize
-from armodels.density import AutoregressiveModel, draw_noise
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.walk import draw_noise
 from armodels.kernels import nade as kernels
 from armodels.networks.base import Network
 from armodels.networks.lmconv import LMConv
@@ -127,9 +128,10 @@ def cached_sampling(name: str, model: AutoregressiveModel, n: int = 16) -> None:
     # The samples' own parameters, step by step, are those of the forward pass.
     values = model._to_steps(samples[-1])
     with torch.no_grad():
-        cache = net.init_cache(n)
+        pack = net.pack()
+        state = net.start(pack, n)
         for s in range(SPEC.num_dims):
-            params, cache = net.step(values[:, s - 1] if s else None, s, cache)
+            params, state = net.step(values[:, s - 1] if s else None, s, state, pack)
             if s in chosen:
                 torch.testing.assert_close(params, naive_params[chosen.index(s)])
     naive = seconds["naive"] * SPEC.num_dims / len(chosen)

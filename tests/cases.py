@@ -19,13 +19,11 @@ from armodels.baselines import (
     MixtureOfCategoricals,
     Uniform,
 )
-from armodels.density import (
-    AutoregressiveModel,
-    Completion,
-    DensityModel,
-    OrderMixture,
-    draw_noise,
-)
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.base import DensityModel
+from armodels.density.completion import Completion
+from armodels.density.mixture import OrderMixture
+from armodels.density.walk import draw_noise
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
@@ -135,11 +133,14 @@ class Given(Network):
     def forward(self, x, context=None):
         return self.net(x, self._contexts(len(x)))
 
-    def init_cache(self, batch_size, context=None):
-        return self.net.init_cache(batch_size, self._contexts(batch_size))
+    def pack(self):
+        return self.net.pack()
 
-    def step(self, values, s, cache):
-        return self.net.step(values, s, cache)
+    def start(self, pack, n, context=None):
+        return self.net.start(pack, n, self._contexts(n))
+
+    def step(self, values, s, state, pack):
+        return self.net.step(values, s, state, pack)
 
     def set_marginals(self, params):
         self.net.set_marginals(params)
@@ -234,10 +235,10 @@ class Least(DensityModel):
         x = (noise * self.spec.levels).to(self.spec.dtype)
         return x, self._log_prob(x, None)
 
-    def complete(self, x, observed, *, num_particles=1, generator=None, **options):
+    def complete(self, x, known, *, num_particles=1, generator=None, **options):
         drawn = self.sample(len(x), generator=generator).to(x.device)
         ones = torch.ones(len(x), dtype=torch.double)
-        return Completion(torch.where(observed, x, drawn), "exact", ones, 1)
+        return Completion(torch.where(known, x, drawn), "exact", ones, 1)
 
 
 def data(kind: str, *shape: int, levels: int | None) -> DataSpec:

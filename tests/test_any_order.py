@@ -11,7 +11,7 @@ from command import QUICK, done
 from test_invariants import refuses
 
 from armodels import build
-from armodels.density import AutoregressiveModel
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks import deep_nade
 
 NO_HEAD = {"_target_": "armodels.heads.auto"}

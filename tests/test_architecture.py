@@ -120,7 +120,7 @@ def test_heavy_packages_stay_behind_their_doors(name):
     ("name", "source"),
     [
         ("spec", "from armodels import orders"),
-        ("heads", "from armodels.density import AutoregressiveModel"),
+        ("heads", "from armodels.density.autoregressive import AutoregressiveModel"),
         ("heads", "from armodels.networks import layers"),
         ("networks.nade", "import armodels.heads"),
         ("data.digits", "def load():\n    from armodels.orders import make"),

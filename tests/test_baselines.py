@@ -457,7 +457,7 @@ def test_a_joint_histogram_knows_what_depends_on_what():
     done = joint.complete(x, known, generator=torch.Generator().manual_seed(0))
     assert torch.equal(done.values, x)
     strict = fit(Histogram(spec, joint=True, smoothing=0.0), torch.zeros_like(x))
-    with pytest.raises(ValueError, match="^the observed values have probability 0 under the mo"):
+    with pytest.raises(ValueError, match="^the known values have probability 0 under the mo"):
         strict.complete(torch.ones_like(x), known)
 
 
@@ -477,7 +477,7 @@ def test_completion_refuses_known_values_of_probability_0(model):
     assert torch.equal(done.values[:, 0], x[:, 0])
     assert (done.values[:, 1] > 0).all()
     for known in ([False, True], [True, True]):
-        with pytest.raises(ValueError, match="^the observed values have probability 0 under the"):
+        with pytest.raises(ValueError, match="^the known values have probability 0 under the"):
             model.complete(x, torch.tensor(known))
 
 
@@ -774,7 +774,7 @@ def refusals():
     yield lambda: model.complete(x, known, context=torch.zeros(3)), "Independent takes no context"
     yield lambda: model.sample(3, temperature=-1), "temperature is -1; it must be finite and 0"
     yield lambda: model.complete(x, known, num_particles=0), "num_particles is 0"
-    yield lambda: model.complete(x, known.int()), "observed must be boolean"
+    yield lambda: model.complete(x, known.int()), "known must be boolean"
     yield lambda: model.complete(x + 5, ~known), "has levels 0..1, got values in 5..5"
 
 

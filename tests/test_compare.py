@@ -20,7 +20,7 @@ from tiny import Tiny
 
 from armodels import baselines
 from armodels.checkpoints import load_model
-from armodels.density import DISTRUST, Completion
+from armodels.density.completion import DISTRUST, Completion
 from armodels.run import RunDirectory
 from armodels.spec import DataSpec, Standardization, bits_per_dim
 from armodels.tasks import complete
@@ -316,7 +316,7 @@ def test_completions_keep_what_is_known(args, method, folder, tmp_path):
     assert reported in told
     known = args[0].removeprefix("known=")
     with np.load(tmp_path / f"complete-{known}-0.5-seed0.npz") as file:
-        truth, observed, answers = file["truth"], file["observed"], file["completions"]
+        truth, observed, answers = file["truth"], file["known"], file["completions"]
     assert truth.shape == (3, 1, 3, 4)
     assert answers.shape == (3, 4, 1, 3, 4)
     assert observed.shape == (1, 3, 4)
@@ -413,7 +413,7 @@ def test_any_part_may_be_known(kind, folder, tmp_path):
                 "device=cpu", f"out={tmp_path}")  # fmt: skip
     assert f"known  my mask.{kind[:3]}, 50% of tiny-image" in told
     with np.load(tmp_path / "complete-my-mask-seed0.npz") as file:
-        truth, observed, answers = file["truth"], file["observed"], file["completions"]
+        truth, observed, answers = file["truth"], file["known"], file["completions"]
     assert np.array_equal(observed, known[None])
     assert np.array_equal(answers[:, 0][:, observed], truth[:, observed])
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 import armodels as package
 from armodels import build, cli
-from armodels.density import DensityModel
+from armodels.density.base import DensityModel
 from armodels.orders import ORDERS
 from armodels.tasks.train import Settings
 

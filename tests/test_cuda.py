@@ -7,7 +7,7 @@ import torch
 from cases import CASES
 from command import TINY, armodels, done
 
-from armodels.density import draw_noise
+from armodels.density.walk import draw_noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 over_all = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -25,18 +25,15 @@ from cases import (
     every_event,
 )
 from frequencies import p_value
+from walks import walked
 
 from armodels import heads, orders
-from armodels.density import (
-    DISTRUST,
-    AutoregressiveModel,
-    OrderMixture,
-    disagreement,
-    draw_known,
-    draw_noise,
-)
+from armodels.density.autoregressive import AutoregressiveModel, draw_known
+from armodels.density.completion import DISTRUST, disagreement
+from armodels.density.mixture import OrderMixture, over_orders
+from armodels.density.walk import Scored, draw, draw_noise, follow, walk
 from armodels.networks import layers
-from armodels.networks.base import AnyOrderNetwork, Network
+from armodels.networks.base import AnyOrderNetwork, Network, State
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.lmconv import LMConv
@@ -127,37 +124,60 @@ def test_a_step_sees_every_earlier_value_and_no_other(case):
 # 3. The cached step is the naive step
 
 
-def walk(kind: type[Network], net: Network, values):
-    """Parameters of each step by the steps of ``kind``: (B, S, K) -> (B, S, P)."""
-    cache, rows = kind.init_cache(net, len(values)), []
-    for s in range(net.num_steps):
-        params, cache = kind.step(net, values[:, s - 1] if s else None, s, cache)
-        rows.append(params.clone())
-    return torch.stack(rows, 1)
-
-
 @over_steps
 def test_cached_step_equals_naive_step(case):
     model, x = case.build(0), case.events(5)
     values = x.flatten(1)[:, model.net.order]
-    forward = model.net(x)
-    naive, cached = walk(Network, model.net, values), walk(type(model.net), model.net, values)
-    for s in range(model.net.num_steps):
-        torch.testing.assert_close(naive[:, s], forward[:, s], rtol=0, atol=1e-11)
-        torch.testing.assert_close(cached[:, s], naive[:, s], rtol=0, atol=1e-11)
+    naive, cached = walked(model.net, values, naive=True), walked(model.net, values)
+    torch.testing.assert_close(naive, model.net(x), rtol=0, atol=1e-11)
+    torch.testing.assert_close(cached, naive, rtol=0, atol=1e-11)
 
 
-@over_steps
-def test_two_walks_at_once_do_not_meet(case):
-    """State travels in the cache: a walk begun in between must not disturb the first."""
-    net, x = case.build(0).net, case.events(3)
-    values = x.flatten(1)[:, net.order]
-    first = net.init_cache(3)
-    params, first = net.step(None, 0, first)
-    walk(type(net), net, values.flip(0))
-    for s in range(1, net.num_steps):
-        params, first = net.step(values[:, s - 1], s, first)
-    torch.testing.assert_close(params, net(x)[:, -1], rtol=0, atol=1e-11)
+def after(net: Network, values, num_steps: int, pack) -> State:
+    """The state of a walk that wrote values (B, S, K) in its first steps."""
+    state = net.start(pack, len(values))
+    for s in range(num_steps):
+        _, state = net.step(values[:, s - 1] if s else None, s, state, pack)
+    return state
+
+
+def rest(net: Network, values, first: int, state: State, pack):
+    """Parameters of the steps from the first on: (B, S - first, P)."""
+    params = []
+    for s in range(first, net.num_steps):
+        now, state = net.step(values[:, s - 1] if s else None, s, state, pack)
+        params.append(now.clone())
+    return torch.stack(params, 1)
+
+
+def forkable(case: Case) -> bool:
+    """Whether the state of a walk is tensors by name."""
+    if not case.steps:
+        return False
+    net = case.build(0).net
+    return isinstance(net.start(net.pack(), 1), State)
+
+
+@over(forkable)
+def test_a_forked_walk_goes_on_twice(case):
+    """From every step, in other rows and with other values: one pack serves all of them."""
+    net, x, other = case.build(0).net, case.events(3), case.events(4, seed=5)
+    values, others = (events.flatten(1)[:, net.order] for events in (x, other))
+    rows = torch.tensor([2, 0, 0, 1])
+    pack, expected = net.pack(), net(x)
+    for first in range(1, net.num_steps):
+        mixed = torch.cat([values[rows, :first], others[:, first:]], 1)
+        state = after(net, values, first, pack)
+        same, fork = state.fork(), state.fork(rows)
+        for tensor in state.values():
+            assert tensor.shape[0] == 3, "the first dimension of a state counts events"
+        whole = torch.empty_like(other).flatten(1)
+        whole[:, net.order.flatten()] = mixed.flatten(1)
+        forked = net(whole.view_as(other))[:, first:]
+        torch.testing.assert_close(rest(net, mixed, first, fork, pack), forked, rtol=0, atol=1e-11)
+        for one in (state, same):
+            again = rest(net, values, first, one, pack)
+            torch.testing.assert_close(again, expected[:, first:], rtol=0, atol=1e-11)
 
 
 # 4. The sampler's log-probability is the model's
@@ -220,18 +240,34 @@ def test_naive_sampling_equals_cached_sampling(case):
     torch.testing.assert_close(fast_log_prob, slow_log_prob, rtol=0, atol=1e-10)
 
 
-@over_steps
+def fused(case: Case) -> bool:
+    """Whether the network draws by compiled code under this head."""
+    model = case.build(0) if case.steps else None
+    return (
+        model is not None
+        and model.net.fused_walk(model.head.family, noise_for(model, 1), 1.0, None) is not None
+    )
+
+
+@over(fused)
 def test_a_fused_walk_equals_the_loop(case):
-    """Keeping no value given walks the loop, which a fused walk would have replaced."""
     model = case.build(0)
     noise = noise_for(model, 16)
-    values = torch.zeros(16, *model.net.order.shape, dtype=case.spec.dtype)
-    nothing = (values, torch.zeros(values.shape[:2], dtype=torch.bool))
-    options = {"context": None, "temperature": 0.7, "progress": False}
-    looped, loop_log_probs = model._walk(noise, given=nothing, **options)
-    walked, walk_log_probs = model._walk(noise, **options)
-    torch.testing.assert_close(walked, looped, rtol=0, atol=1e-10)
-    torch.testing.assert_close(walk_log_probs, loop_log_probs, rtol=0, atol=1e-10)
+    looped = walk(model.net, 16, draw(model.head, noise, 0.7))
+    values, params = model.net.fused_walk(model.head.family, noise, 0.7, None)
+    torch.testing.assert_close(values, looped, rtol=0, atol=1e-10)
+    torch.testing.assert_close(params, walked(model.net, looped), rtol=0, atol=1e-10)
+
+
+@over_steps
+def test_a_walk_that_follows_an_event_scores_it(case):
+    """Scoring, drawing and completing are choosers on one walk."""
+    model, x = case.build(0), case.events(5)
+    scored = Scored(model.head, follow(x.flatten(1)[:, model.net.order]))
+    written = walk(model.net, 5, scored)
+    assert torch.equal(model._to_event(written), x)
+    expected = model.conditional_log_prob(x)
+    torch.testing.assert_close(scored.log_probs(), expected, rtol=0, atol=1e-11)
 
 
 # 5. Samples have the frequencies of the model
@@ -316,7 +352,7 @@ def fitting(mixture, observed):
 
 
 def conditional(model, x, observed, choose_order=False):
-    """log p(event | observed values of x) of every event, by enumeration: (L^D,).
+    """log p(event | known values of x) of every event, by enumeration: (L^D,).
 
     Of a model that may choose its order: under orders that put the known values first. Of a
     mixture of orders: under those of them that do, where there are some.
@@ -404,7 +440,7 @@ def test_channels_that_are_known_choose_an_order(case):
 def test_a_mixture_completes_under_the_orders_that_put_the_missing_part_last():
     """Of eight S-curves two begin with the upper row, from the left and from the right."""
     case = CASES["lmconv"]
-    mixture = case.build(0).mixture("s_curve", range(8))
+    mixture = over_orders(case.build(0), "s_curve", range(8))
     x = case.events(1).expand(2000, *case.spec.shape)
     observed = torch.zeros(case.spec.shape, dtype=torch.bool)
     observed[:, 0] = True
@@ -545,9 +581,9 @@ def test_completion_refuses():
 
     with refuses("num_particles is 0; it must be at least 1"):
         model.complete(x, known, num_particles=0)
-    with refuses("observed must be boolean, True = known, got torch.int64"):
+    with refuses("known must be boolean, True = known, got torch.int64"):
         model.complete(x, known.long())
-    with refuses("observed has shape (5,), the events (6,)"):
+    with refuses("known has shape (5,), the events (6,)"):
         model.complete(x, known[:5])
     with refuses("data 'tiny-vector' has levels 0..1, got values in 0..7"):
         model.complete(x * 7, known)
@@ -579,7 +615,7 @@ def test_completion_refuses_known_values_of_probability_0():
     model = CASES["made"].build(0)
     model.net.bias[5], model.net.output.weight[5] = -math.inf, 0.0
     x, last = torch.ones(3, 6, dtype=torch.uint8), torch.arange(6) == 5
-    with refuses("the observed values have probability 0 under the model"):
+    with refuses("the known values have probability 0 under the model"):
         model.complete(x, last, num_particles=4)
 
 
@@ -1077,9 +1113,13 @@ REFUSALS = {
         GREY, 1, orders.make("raster", GREY.shape), num_resnets=-1
     ),
     "4 orders called raster are asked for, but only 1 of them is different; ask for no more, or "
-    "train with model.order=random": lambda: CASES["made"].build(0).mixture("raster", range(4)),
+    "train with model.order=random": lambda: over_orders(
+        CASES["made"].build(0), "raster", range(4)
+    ),
     "9 orders called s_curve are asked for, but only 8 of them are different; ask for no more, or "
-    "train with model.order=random": lambda: CASES["lmconv"].build(0).mixture("s_curve", range(9)),
+    "train with model.order=random": lambda: over_orders(
+        CASES["lmconv"].build(0), "s_curve", range(9)
+    ),
     "hidden_sizes is []; it must hold one layer of 1 unit or more": lambda: DeepNADE(
         BITS, 1, orders.make("raster", (6,)), hidden_sizes=[]
     ),

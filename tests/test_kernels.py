@@ -9,7 +9,8 @@ from cases import event_index, every_event
 from frequencies import p_value
 
 from armodels import heads, orders
-from armodels.density import AutoregressiveModel, draw_noise
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.walk import draw_noise
 from armodels.kernels import binarize, compiled
 from armodels.kernels import nade as kernels
 from armodels.networks.made import MADE

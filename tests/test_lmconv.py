@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from walks import walked
 
 from armodels import masks, orders
 from armodels.networks import lmconv
@@ -111,11 +112,8 @@ def test_the_cached_step_hears_what_a_picture_says_of_each_place(joint):
         for weight in net.parameters():
             torch.nn.init.normal_(weight, std=0.5)
         expected = net(x, said)
-        cache, values = net.init_cache(5, said), None
-        for s in range(net.num_steps):
-            params, cache = net.step(values, s, cache)
-            torch.testing.assert_close(params, expected[:, s], rtol=0, atol=1e-11)
-            values = x.flatten(1)[:, order[s]]
+        params = walked(net, x.flatten(1)[:, order], said)
+        torch.testing.assert_close(params, expected, rtol=0, atol=1e-11)
 
 
 def test_a_head_may_take_the_channels_of_a_pixel_in_any_order():
@@ -130,11 +128,8 @@ def test_a_head_may_take_the_channels_of_a_pixel_in_any_order():
         expected = net(x)
         turned = net.with_order(order[:, [2, 0, 1]])
         torch.testing.assert_close(turned(x), expected, rtol=0, atol=0)
-        cache, values = turned.init_cache(5), None
-        for s in range(net.num_steps):
-            params, cache = turned.step(values, s, cache)
-            torch.testing.assert_close(params, expected[:, s], rtol=0, atol=1e-11)
-            values = x.flatten(1)[:, turned.order[s]]
+        params = walked(turned, x.flatten(1)[:, turned.order])
+        torch.testing.assert_close(params, expected, rtol=0, atol=1e-11)
 
 
 def test_refusals():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from cases import CATEGORICAL, autoregressive, context_values, data, logistics, random_events
 from test_invariants import refuses
+from walks import walked
 
 from armodels import heads, orders
 from armodels.networks.pixel_snail import PixelSNAIL
@@ -198,11 +199,8 @@ def test_cached_step_equals_naive_step_on_odd_sizes(kind, keys, context):
         net, x = case.build(0, context).net, case.events(3)
         given = None if context is None else context_values(context, 3)
         values = x.flatten(1)[:, net.order]
-        cache, rows = net.init_cache(3, given), []
-        for s in range(net.num_steps):
-            params, cache = net.step(values[:, s - 1] if s else None, s, cache)
-            rows.append(params)
-        torch.testing.assert_close(torch.stack(rows, 1), net(x, given), rtol=0, atol=1e-11)
+        params = walked(net, values, given)
+        torch.testing.assert_close(params, net(x, given), rtol=0, atol=1e-11)
 
 
 @over_networks
@@ -370,10 +368,10 @@ def test_a_walk_keeps_two_rows_and_no_more():
         spec = data("image", 1, height, 6, levels=2)
         case = autoregressive(spec, heads.Bernoulli, PixelCNNPP, num_channels=2, num_stages=2)
         net = case.build(0).net
-        cache = net.init_cache(2)
+        cache = net.start(net.pack(), 2)
         values = torch.zeros(2, 1, dtype=torch.uint8)
         for s in range(net.num_steps):
-            _, cache = net.step(values if s else None, s, cache)
+            _, cache = net.step(values if s else None, s, cache, net.pack())
         tensors = [t for state in cache.states.values() for t in state if t is not None]
         sizes.append(sum(t.numel() for t in tensors))
     assert sizes[0] == sizes[1]

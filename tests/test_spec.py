@@ -10,7 +10,7 @@ import torch
 from cases import Least, data
 
 from armodels import heads, orders
-from armodels.density import AutoregressiveModel
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks.made import MADE
 from armodels.spec import DataSpec, bits_per_dim, nats
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from armodels import baselines, build, checkpoints, limits
 from armodels.checkpoints import load_checkpoint, load_model
-from armodels.density import AutoregressiveModel
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.lines import Lines
 from armodels.run import RunDirectory
 from armodels.schedules import Constant, Cosine, Exponential

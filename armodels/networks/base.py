@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,47 @@ from armodels.networks import layers
 from armodels.spec import ContextSpec, DataSpec
 
 
+@final
+class State(dict[str, Tensor]):
+    """All that changes in a walk: tensors by name, the first dimension of each counts events.
+
+    Attributes:
+        views: Slices of the tensors that a network keeps at hand, because making them anew would
+            cost as much as a step. They are derived: a fork makes its own.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        super().__init__(tensors)
+        self.views: Any = None
+
+    def fork(self, rows: Tensor | None = None) -> "State":
+        """A state of its own, to go on from another time.
+
+        Args:
+            rows: (N,) int64, the event that each of N events goes on from; None: each from itself.
+        """
+        if rows is None:
+            return State({name: tensor.clone() for name, tensor in self.items()})
+        return State({name: tensor.index_select(0, rows) for name, tensor in self.items()})
+
+
+class Steps(Protocol):
+    """A way to compute a network's parameters step after step (see ``Network``)."""
+
+    def pack(self) -> Any: ...
+
+    def start(self, pack: Any, n: int, context: Tensor | None = None) -> State: ...
+
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: Any
+    ) -> tuple[Tensor, State]: ...
+
+
 class Network(nn.Module, ABC):
     """Maps an event to the parameters of the conditional at every step.
 
     Row s of the output depends only on values written before step s. A faster way to sample is
-    an override of ``init_cache`` and ``step``; the ones below stay, and they define it.
+    an override of ``pack``, ``start`` and ``step``; ``NaiveSteps`` stays, and it defines them.
 
     Args:
         spec: What a datum is.
@@ -69,36 +106,39 @@ class Network(nn.Module, ABC):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P), in generation order; context (B, *context.shape) if any."""
 
-    def init_cache(self, batch_size: int, context: Tensor | None = None) -> Any:
-        """State before the first step; a plain value that ``step`` takes and returns.
+    def pack(self) -> Any:
+        """What is constant in every walk and knows no row: weights sorted or folded once.
 
-        The context is given here, once, so that what follows from it is computed once.
+        Never written to by ``start`` or ``step``, so that any number of walks may share it.
         """
-        # Real values are as precise as the weights: a float32 copy would be another event.
-        real = self.spec.levels is None
-        dtype = next(self.parameters()).dtype if real else self.spec.dtype
-        x = torch.zeros(batch_size, self.spec.num_dims, dtype=dtype, device=self.order.device)
-        return x, context
+        return NaiveSteps(self).pack()
 
-    def step(self, values: Tensor | None, s: int, cache: Any) -> tuple[Tensor, Any]:
+    def start(self, pack: Any, n: int, context: Tensor | None = None) -> "State":
+        """The state of n events before their first step.
+
+        Args:
+            pack: What ``pack`` returned.
+            n: Events of the walk, B.
+            context: (B, *context.shape) what they are conditioned on: heard here, once.
+        """
+        return NaiveSteps(self).start(pack, n, context)
+
+    def step(
+        self, values: Tensor | None, s: int, state: "State", pack: Any
+    ) -> tuple[Tensor, "State"]:
         """Parameters of step s, given the values of the step before.
 
         Args:
             values: (B, K) values written at step s - 1; None at step 0.
             s: The step, called in turn from 0 to S - 1.
-            cache: What ``init_cache`` or the previous call returned.
+            state: What ``start`` or the previous call returned; it is used up. Who wants to go on
+                from it twice forks it before.
+            pack: What ``pack`` returned.
 
         Returns:
-            (B, P) parameters and the cache.
+            (B, P) parameters and the state after the step.
         """
-        x, context = cache
-        return self(self._written(values, s, x), context)[:, s], cache
-
-    def _written(self, values: Tensor | None, s: int, x: Tensor) -> Tensor:
-        """Events so far: x (B, D), in which the values of the step before are written."""
-        if s > 0:
-            x[:, self.order[s - 1]] = values
-        return x.view(-1, *self.spec.shape)
+        return NaiveSteps(self).step(values, s, state, pack)
 
     def fused_walk(
         self, family: str, noise: Tensor, temperature: float, context: Tensor | None = None
@@ -135,6 +175,41 @@ class Network(nn.Module, ABC):
     def initialize(self, x: Tensor) -> None:
         """Hook before training: data-dependent weights, from the first events (B, *event)."""
         return
+
+
+@final
+class NaiveSteps:
+    """The steps that define all others: each a whole forward pass over what is written so far."""
+
+    def __init__(self, net: Network):
+        self.net = net
+
+    def pack(self) -> None:
+        """Nothing is computed ahead."""
+        return
+
+    def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
+        """Events of zeros, and their context."""
+        net = self.net
+        # Real values are as precise as the weights: a float32 copy would be another event.
+        real = net.spec.levels is None
+        dtype = next(net.parameters()).dtype if real else net.spec.dtype
+        x = torch.zeros(n, net.spec.num_dims, dtype=dtype, device=net.order.device)
+        return State({"x": x} if context is None else {"x": x, "context": context})
+
+    def write(self, values: Tensor | None, s: int, state: State) -> Tensor:
+        """Events so far (B, *event), in which the values of the step before are written."""
+        x = state["x"]
+        if s > 0:
+            x[:, self.net.order[s - 1]] = values
+        return x.view(-1, *self.net.spec.shape)
+
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: None
+    ) -> tuple[Tensor, State]:
+        """One forward pass, of which one row is used."""
+        x = self.write(values, s, state)
+        return self.net(x, state.get("context"))[:, s], state
 
 
 class RasterNetwork(Network):
@@ -268,9 +343,8 @@ class AnyOrderNetwork(FreeOrderNetwork):
             parts.append(params[:, torch.arange(len(steps)), steps])
         return torch.cat(parts, 1)
 
-    def step(self, values, s, cache):
+    def step(self, values, s, state, pack):
         """Write the values; one pass, for this step alone."""
-        x, context = cache
-        x = self._written(values, s, x)
+        x = NaiveSteps(self).write(values, s, state)
         known = (torch.arange(self.num_steps, device=x.device) < s).expand(len(x), -1)
-        return self.params_given(x, known, context)[:, s], cache
+        return self.params_given(x, known, state.get("context"))[:, s], state

@@ -187,7 +187,7 @@ class DeepNADE(AnyOrderNetwork):
             parts.append(params)
         return torch.cat(parts, 1) + bias
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Nothing read yet."""
         first, rest, bias = self._biases(context)
         return DeepNADECache(
@@ -199,7 +199,7 @@ class DeepNADE(AnyOrderNetwork):
             first.expand(batch_size, -1).clone(),
         )
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then one step's parameters."""
         if s > 0:
             new = self.encode(values, cache.total.dtype).flatten(1)  # (B, K E)

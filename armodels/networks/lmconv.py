@@ -361,7 +361,7 @@ class LMConv(FreeOrderNetwork):
         params = params.transpose(2, 3).flatten(1, 2) + self.bias
         return params.index_select(1, self.rows)  # (B, S, P)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Pack every weight by group; nothing read yet."""
         given = iter([read(context) for read in self.conditioning])
         num_places, g = self.size[0] * self.size[1], self.num_groups
@@ -400,7 +400,7 @@ class LMConv(FreeOrderNetwork):
         steps = [(n, c) for n in self._places for c in channels]
         return LMConvCache(first, blocks, last, pack(self.output, self.groups_seen), bias, steps)
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then every layer at one place."""
         if s > 0:
             n, c = cache.steps[s - 1]

@@ -177,7 +177,7 @@ class MADE(FreeOrderNetwork):
         params = params.view(-1, self.num_steps, self.num_params)
         return params.index_select(1, self.rows)  # (B, S, P)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Sort every weight by when its input is known."""
         given = [read(context) for read in self.conditioning]
         columns = self.encode.columns(self.order)
@@ -211,7 +211,7 @@ class MADE(FreeOrderNetwork):
         bias = bias[..., self.rows, :]
         return MADECache(weights, biases, output, direct, bias, counts, inputs, units)
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Compute the units whose last input was just written, then one step's parameters."""
         known = 0
         if s > 0:
@@ -241,7 +241,7 @@ class MADE(FreeOrderNetwork):
         """For heads of logits."""
         if family not in ("bernoulli", "categorical") or context is not None:
             return None
-        cache = self.init_cache(0)
+        cache = self.start(None, 0)
         return kernels.walk(
             cache.weights,
             cache.biases,

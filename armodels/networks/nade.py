@@ -116,7 +116,7 @@ class NADE(FreeOrderNetwork):
         )
         return params + bias
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Nothing read yet."""
         hidden_bias, bias = self._biases(context)
         return NADECache(
@@ -126,7 +126,7 @@ class NADE(FreeOrderNetwork):
             hidden_bias.expand(batch_size, -1).clone(),
         )
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then one step's parameters."""
         if s > 0:
             new = self.encode(values, cache.total.dtype).flatten(1)  # (B, K E)

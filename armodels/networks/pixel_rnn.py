@@ -102,7 +102,7 @@ class PixelRNN(MaskedNetwork):
             h = h + self.dropout(layer(h, planes, context))
         return self.params(h)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Nothing read yet."""
         given = iter([read(context) for read in self.conditioning])
         return PixelRNNCache(
@@ -113,7 +113,7 @@ class PixelRNN(MaskedNetwork):
             self._walk_last(batch_size),
         )
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then compute each layer at the pixel, for one group."""
         self._read_values(values, s, cache.first)
         i, j, group = self._place(s)

@@ -362,7 +362,7 @@ class PixelCNN(MaskedNetwork):
             h = h + u if self.residual else u
         return self.params(h)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Nothing read yet; the bias of every convolution, for each row."""
         given = iter([read(context) for read in self.conditioning])
         along, above = [], []
@@ -382,7 +382,7 @@ class PixelCNN(MaskedNetwork):
                 above.push(along.row)
             along.begin(above.read() + biases[i])
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then compute each layer at the pixel, for one group."""
         first, *hidden = cache.along
         self._read_values(values, s, first)
@@ -536,7 +536,7 @@ class GatedPixelCNN(MaskedNetwork):
             skip = skip + out
         return self.params(skip)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Nothing read yet; weights by group."""
         num_layers, groups = len(self.vertical), self.last[0].groups[0]
         given = iter([read(context) for read in self.conditioning])
@@ -588,7 +588,7 @@ class GatedPixelCNN(MaskedNetwork):
             cache.along[layer].begin(F.linear(rows, matrix) + biases[i])
             v = _gate(rows, -1)
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then compute each layer at the pixel, for one group."""
         self._read_values(values, s, cache.along[0])
         i, j, group = self._place(s)

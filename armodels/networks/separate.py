@@ -130,7 +130,7 @@ class SeparateMLPs(FreeOrderNetwork):
             h = torch.einsum("bsi,soi->bso", h, layer) + bias
         return h.index_select(1, self.rows)  # (B, S, P)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Sort the networks, and what they read, by step."""
         columns = self.encode.columns(self.order)
         first, *weights = (weight[self.rows] for weight in self.weights)
@@ -138,7 +138,7 @@ class SeparateMLPs(FreeOrderNetwork):
         biases = [bias[..., self.rows, :] for bias in self._all_biases(context)]
         return SeparateCache(first, weights, biases, first.new_zeros(batch_size, len(columns)))
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """Read what was just written, then run one network."""
         known = 0
         if s > 0:

@@ -525,14 +525,14 @@ class ShiftedNetwork(RasterNetwork):
             self._whole_outputs(Starting(self._planes(x[:64]), None))
         self.train(training)
 
-    def init_cache(self, batch_size, context=None):
+    def start(self, pack, batch_size, context=None):
         """Nothing written yet."""
         height, width = self.size
         x = self.bias.new_zeros(batch_size, self.num_inputs, height + 2, width + 2)
         x[:, -1, 2:, 1:-1] = 1
         return ShiftedCache(x, context)
 
-    def step(self, values, s, cache):
+    def step(self, values, s, cache, pack):
         """What has become computable: at a row's start its down layers, then one pixel."""
         i, j, c = self._place(s)
         if s > 0:

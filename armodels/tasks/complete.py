@@ -12,7 +12,7 @@ from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, pictures, run, show
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
-from armodels.density import DISTRUST, Completion
+from armodels.density.completion import DISTRUST, Completion
 from armodels.spec import ContextSpec, DataSpec
 from armodels.tasks.evaluate import draw_examples
 
@@ -252,9 +252,9 @@ def main(config: Mapping) -> None:
         known = [known]
     if config["mask"]:
         path = Path(str(config["mask"]))
-        observed, known, said = read_mask(path, spec), path.name, path.stem
+        mask, known, said = read_mask(path, spec), path.name, path.stem
     else:
-        observed = known_part(known, config["keep"], spec, seed)
+        mask = known_part(known, config["keep"], spec, seed)
         parts = [known, f"{config['keep']:g}"] if isinstance(known, str) else known
         said = "-".join(map(str, parts))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"complete-{said}-seed{seed}")
@@ -271,7 +271,7 @@ def main(config: Mapping) -> None:
     device = restored.device
     result = restored.model.complete(
         truth.repeat_interleave(answers, 0).to(device),
-        observed.to(device),
+        mask.to(device),
         num_particles=config["num_particles"],
         context=None if context is None else context.repeat_interleave(answers, 0).to(device),
         temperature=config["temperature"],
@@ -280,14 +280,14 @@ def main(config: Mapping) -> None:
     )
     values = result.values.cpu().unflatten(0, (-1, answers))  # (B, answers, *event)
     show.say(f"from   {restored.origin}")
-    show.say(f"known  {known}, {observed.double().mean():.0%} of {spec.name}")
+    show.say(f"known  {known}, {mask.double().mean():.0%} of {spec.name}")
     _tell("method", result, config["num_particles"])
     folder = restored.folder_for(config["out"])
     with run.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(
             file,
             truth=spec.original(truth).numpy(),
-            observed=observed.numpy(),
+            known=mask.numpy(),
             completions=spec.original(values).numpy(),
         )
     show.say(f"wrote  {folder / name}.npz")
@@ -300,23 +300,21 @@ def main(config: Mapping) -> None:
             [[i // (answers + 1), i % (answers + 1), *row] for i, row in enumerate(cells)],
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
-    picture, caption = draw(truth, observed, values, spec)
+    picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
         with run.atomic(folder / f"{name}.png") as file:
             pictures.save(picture, file)
         show.say(f"wrote  {folder / name}.png ({caption})")
 
 
-def draw(
-    truth: Tensor, observed: Tensor, values: Tensor, spec: DataSpec
-) -> tuple[Tensor | None, str]:
+def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[Tensor | None, str]:
     """A picture of answers (N, A, *event) beside what is true and given, and what it shows."""
     if charts.is_table(spec):
-        picture = charts.completions(truth, observed, values, spec)
+        picture = charts.completions(truth, mask, values, spec)
         return picture, "drawn, given and true values of each column"
     rows = torch.cat([truth[:, None], truth[:, None], values], 1)
     known = torch.ones_like(rows, dtype=torch.bool)
-    known[:, 1] = observed
+    known[:, 1] = mask
     picture = pictures.events(
         rows.flatten(0, 1),
         spec,

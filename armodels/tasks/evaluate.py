@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from armodels import build, checkpoints, checks, contexts, lines, run, show
 from armodels.data.base import Splits
-from armodels.density import DensityModel
+from armodels.density.base import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 

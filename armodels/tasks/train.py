@@ -27,7 +27,7 @@ from tqdm import tqdm
 from armodels import build, charts, checkpoints, checks, limits, memory, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
-from armodels.density import DensityModel
+from armodels.density.base import DensityModel
 from armodels.lines import Lines, number
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec, nats

@@ -1,0 +1,1 @@
+"""Density models: exact log-probabilities, the one walk that draws, and completion."""

@@ -1,0 +1,313 @@
+"""Autoregressive models: an order, a network and a head.
+
+Shapes: B batch, S steps, K values per step, P parameters per step, N particles.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from armodels import orders
+from armodels.density.base import DensityModel
+from armodels.density.completion import Particles, as_mask, complete, known_first
+from armodels.density.walk import (
+    Scored,
+    check_draw,
+    draw,
+    draw_noise,
+    keep,
+    sampling,
+    score,
+    walk,
+)
+from armodels.heads import Head
+from armodels.networks.base import Network
+
+
+def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]:
+    """Random known parts for training on all orders at once, from the global random stream.
+
+    The number of known steps is uniform on 0..S-1, and so is the set of that size.
+
+    Returns:
+        known (B, S) bool, and weights (B, S) of the steps' log-probabilities given the known
+        ones: S over the number of unknown steps, 0 at known ones. The mean of the weighted sum is
+        the mean of log p(x | order) over all orders.
+    """
+    num_known = torch.randint(num_steps, (batch_size, 1), device=device)
+    order = torch.rand(batch_size, num_steps, device=device).argsort(1)
+    first = torch.arange(num_steps, device=device) < num_known
+    # Sorting is a good part of a small network's step: once, not once more for the ranks.
+    known = torch.empty_like(first).scatter_(1, order, first)
+    return known, known.logical_not() * (num_steps / (num_steps - num_known))
+
+
+@final
+class AutoregressiveModel(DensityModel):
+    """p(x) = prod{ p(x[order[s]] | x[order[<s]]) : s = 1..S }: an order, a network and a head.
+
+    Args:
+        net: Says what earlier values tell about each step; holds the order.
+        head: Says what the network's parameters mean.
+        resample_orders: Train each batch under a random order of its own, with random
+            connectivity of its own where the network has some.
+    """
+
+    def __init__(self, net: Network, head: Head, *, resample_orders: bool = False):
+        super().__init__()
+        self.resample_orders = resample_orders
+        self.spec = net.spec
+        self.context = net.context
+        self.net = net
+        self.head = head
+
+    @property
+    def description(self):
+        """Network and head."""
+        return f"{type(self.net).__name__} with {self.head.family} head"
+
+    def with_order(self, order: Tensor, *, seed: int | None = None) -> "AutoregressiveModel":
+        """The same weights under another order; ``seed`` is for random connectivity."""
+        net = self.net.with_order(order, seed=seed)
+        view = AutoregressiveModel(net, self.head, resample_orders=self.resample_orders)
+        return view.train(self.training)
+
+    @property
+    def any_order(self):
+        """Of the network, or trained so."""
+        return self.net.any_order or self.resample_orders
+
+    def empty(self, n: int) -> Tensor:
+        """Room for n events, (n, *event), where the model is."""
+        real = self.spec.levels is None
+        dtype = next(self.net.parameters()).dtype if real else self.spec.dtype
+        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.order.device)
+
+    def _to_steps(self, x: Tensor) -> Tensor:
+        """(B, *event) -> (B, S, K), in generation order."""
+        order = self.net.order
+        return x.flatten(1).index_select(1, order.flatten()).unflatten(1, order.shape)
+
+    def _to_event(self, values: Tensor) -> Tensor:
+        """(B, S, K) -> (B, *event)."""
+        x = torch.empty_like(values).flatten(1)
+        x[:, self.net.order.flatten()] = values.flatten(1)
+        return x.view(-1, *self.spec.shape)
+
+    def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(values of step s | earlier steps), nats: (B, *event) -> (B, S)."""
+        self.check_context(context, len(x))
+        return self._conditional_log_prob(x, context)
+
+    def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return score(self.head, self.net(x, context), self._to_steps(x))
+
+    def _log_prob(self, x, context):
+        return self._conditional_log_prob(x, context).sum(1)
+
+    def objective(self, x, context=None):
+        """log_prob; of a model for all orders an unbiased estimate of its mean over them."""
+        if self.net.any_order:
+            known, weights = draw_known(len(x), self.net.num_steps, x.device)
+            params = self.net.params_given(x, known, context)
+            return (weights * score(self.head, params, self._to_steps(x))).sum(1)
+        if self.resample_orders:
+            seed = int(torch.randint(2**31, ()))
+            joint = self.net.order.shape[1] > 1
+            order = orders.make("random", self.spec.shape, joint=joint, seed=seed)
+            return self.with_order(order, seed=seed)._log_prob(x, context)
+        return self._log_prob(x, context)
+
+    def log_prob_map(self, x, context=None):
+        """A step's log-probability, shared evenly by its K values."""
+        steps = self.conditional_log_prob(x, context) / self.net.order.shape[1]
+        return steps[:, orders.ranks(self.net.order)].view(-1, *self.spec.shape)
+
+    def initialize(self, batches, *, progress=False):
+        """Start the output biases at the marginals of the data, and what else the network sets."""
+        chunks, size, first = [], 0, None
+        for x in batches:
+            first = x if first is None else first
+            chunks.append(self._to_steps(x))
+            size += chunks[-1].numel()
+            if size > 100_000_000:
+                break
+        self.net.set_marginals(self.head.marginal_params(torch.cat(chunks)))
+        self.net.initialize(first)
+
+    def _draw(
+        self,
+        noise: Tensor,
+        *,
+        context: Tensor | None,
+        temperature: float,
+        progress: bool,
+        naive: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Events under the noise (B, S, num_noise), by compiled code where the network has some.
+
+        Returns:
+            (B, S, K) values and their log-probabilities (B, S), nats, at temperature 1.
+        """
+        if not naive:
+            fused = self.net.fused_walk(self.head.family, noise, temperature, context)
+            if fused is not None:
+                values, params = fused
+                return values, score(self.head, params, values)
+        chooser = Scored(self.head, draw(self.head, noise, temperature))
+        values = walk(self.net, len(noise), chooser, context, naive=naive, progress=progress)
+        return values, chooser.log_probs()
+
+    def sample_with_log_prob(
+        self,
+        n,
+        *,
+        context=None,
+        temperature=1.0,
+        generator=None,
+        progress=False,
+        noise=None,
+        naive=False,
+    ):
+        """As in the base class.
+
+        ``noise`` (n, S, num_noise) replaces the generator; ``naive`` walks by whole forward
+        passes, which gives the same samples, slowly.
+        """
+        check_draw(temperature, n)
+        self.check_context(context, n)
+        if noise is None:
+            shape = (n, self.net.num_steps, self.head.num_noise)
+            noise = draw_noise(shape, generator, self.net.order.device)
+        if n == 0:  # No network need reshape tensors without rows.
+            return self.empty(0), self.net.order.new_zeros(0, dtype=torch.float)
+        with sampling(self, naive=naive):
+            values, log_probs = self._draw(
+                noise, context=context, temperature=temperature, progress=progress, naive=naive
+            )
+            return self._to_event(values), log_probs.sum(1)
+
+    def particles(
+        self,
+        x: Tensor,
+        known: Tensor,
+        num_particles: int,
+        *,
+        context: Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> Particles:
+        """Events that keep the known values, weighted by what the model says of those values.
+
+        A model for all orders walks under one of them that puts the known values first, or, where
+        none does, the pixels of which most is known.
+
+        Args:
+            x: (B, *event); values that are not known are ignored.
+            known: Boolean, (*event) or (B, *event).
+            num_particles: N, where the order does not put the known values first.
+            context: What the events are conditioned on, if anything.
+            temperature: Of the draws.
+            generator: Seeds the draws.
+            progress: Show a bar with an ETA once a second has passed.
+
+        Raises:
+            ValueError: A step that writes several values is known in part, or a known value lies
+                outside the support.
+        """
+        known = as_mask(known, x)
+        self.spec.check(x.masked_fill(~known, 0))
+        self.check_context(context, len(x))
+        each = self._to_steps(known)  # (B, S, K)
+        if (each.any(-1) != each.all(-1)).any():
+            raise ValueError(
+                "the head writes all channels of a pixel in one step: "
+                "each pixel must be known wholly or not at all"
+            )
+        steps = each.all(-1)
+        options = {"temperature": temperature, "generator": generator, "progress": progress}
+        if not self.any_order or known_first(known, self.net.order):
+            return self._weighted(x, known, steps, num_particles, context, options)
+        return self._weighted_by_part(x, known, steps, num_particles, context, options)
+
+    def _weighted(self, x, known, steps, num_particles, context, options) -> Particles:
+        """Particles under the model's own order; known (B, *event), known steps (B, S)."""
+        exact = known_first(known, self.net.order)
+        n = 1 if exact else num_particles
+        values = self._to_steps(x).repeat_interleave(n, 0)
+        steps = steps.repeat_interleave(n, 0)
+        if context is not None:
+            context = context.repeat_interleave(n, 0)
+        noise = draw_noise(
+            (len(values), self.net.num_steps, self.head.num_noise), options["generator"], x.device
+        )
+        otherwise = draw(self.head, noise, options["temperature"])
+        chooser = Scored(self.head, keep(values, steps, otherwise))
+        with sampling(self):
+            written = walk(self.net, len(values), chooser, context, progress=options["progress"])
+            log_probs = chooser.log_probs()
+        log_weights = log_probs.masked_fill(~steps, 0).sum(1).view(-1, n)
+        return Particles(self._to_event(written).unflatten(0, (-1, n)), log_weights, exact, False)
+
+    def _weighted_by_part(self, x, known, steps, num_particles, context, options) -> Particles:
+        """Particles under an order for each known part: its values first, as far as may be."""
+        parts, which = steps.unique(dim=0, return_inverse=True)
+        done = []
+        for i, part in enumerate(parts):
+            rows = (which == i).nonzero()[:, 0]
+            order = self.net.order[self._latest(part).argsort(stable=True)]
+            view = self.with_order(order)
+            own = None if context is None else context[rows]
+            own_steps = view._to_steps(known[rows]).all(-1)
+            one = view._weighted(x[rows], known[rows], own_steps, num_particles, own, options)
+            done.append((rows, one))
+        exact = all(one.exact for _, one in done)
+        n = 1 if exact else num_particles
+        values = x[:, None].repeat_interleave(n, 1)
+        log_weights = done[0][1].log_weights.new_empty(len(x), n)
+        for rows, one in done:  # All particles of an exact draw are that one.
+            values[rows], log_weights[rows] = one.values, one.log_weights
+        return Particles(values, log_weights, exact, True)
+
+    def _latest(self, steps: Tensor) -> Tensor:
+        """How late each step comes in the order that is chosen for known steps: (S,) -> (S,).
+
+        A network for all orders is trained on every one. ``resample_orders`` trains on orders of
+        the pixels, each with its channels in turn, so there a pixel moves as a whole: by how many
+        of its channels are unknown.
+        """
+        unknown = steps.logical_not().long()
+        if self.net.any_order:
+            return unknown
+        channels = self.spec.shape[0] if self.spec.kind == "image" else 1
+        pixel = self.net.order[:, 0] % (self.spec.num_dims // channels)
+        return unknown.new_zeros(self.spec.num_dims).index_add(0, pixel, unknown)[pixel]
+
+    def complete(
+        self,
+        x,
+        known,
+        *,
+        num_particles=1,
+        context=None,
+        temperature=1.0,
+        generator=None,
+        progress=False,
+    ):
+        """Known values first in the order: exact. Otherwise by weighted particles.
+
+        A model trained for all orders chooses one for each known part: exact, unless it was
+        trained on orders of whole pixels and some pixel is known in part.
+        """
+        return complete(
+            [self],
+            x,
+            known,
+            num_particles=num_particles,
+            context=context,
+            temperature=temperature,
+            generator=generator,
+            progress=progress,
+        )

@@ -1,0 +1,137 @@
+"""The contract of every density model: exact log-probabilities, samples and completion."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from armodels.density.completion import Completion
+from armodels.spec import ContextSpec, DataSpec
+
+
+class DensityModel(nn.Module, ABC):
+    """All that the tasks know about a model."""
+
+    spec: DataSpec
+    context: ContextSpec | None = None
+    """What the model is conditioned on; None: nothing."""
+
+    @property
+    def any_order(self) -> bool:
+        """Trained for all orders, so that it may be used under whichever serves best."""
+        return False
+
+    @property
+    def description(self) -> str:
+        """A few words for the log: which distribution this is."""
+        return type(self).__name__
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted to the data."""
+        return sum(p.numel() for p in self.parameters())
+
+    @final
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Exact log p(x), nats: (B, *event) -> (B,).
+
+        Raises:
+            ValueError: A value lies outside the support.
+        """
+        self.spec.check(x)
+        self.check_context(context, len(x))
+        return self._log_prob(x, context)
+
+    @final
+    def check_context(self, context: Tensor | None, batch_size: int) -> None:
+        """Raise ValueError unless ``context`` is what the model is conditioned on."""
+        self._require_context(context)
+        if context is not None:
+            self.context.check(context, batch_size)
+
+    @final
+    def _require_context(self, context: Tensor | None) -> None:
+        """Raise ValueError where a context lacks or is one too many; its values are not read."""
+        if self.context is None:
+            if context is not None:
+                raise ValueError(
+                    f"{self.description} takes no context: it was trained without model.context"
+                )
+        elif context is None:
+            raise ValueError(
+                f"{self.description} is conditioned on {self.context.name}: "
+                f"give one for each event"
+            )
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """``log_prob`` of values known to be in the support."""
+
+    @abstractmethod
+    def sample_with_log_prob(
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` events: (n, *event), and the model's log p of each (at temperature 1): (n,).
+
+        ``progress`` shows a bar with an ETA once a second has passed.
+        """
+
+    @final
+    def sample(self, n: int, **options) -> Tensor:
+        """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``."""
+        return self.sample_with_log_prob(n, **options)[0]
+
+    @abstractmethod
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        *,
+        num_particles: int = 1,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Completion:
+        """Fill in what is not known.
+
+        Args:
+            x: (B, *event); values where ``known`` is False are ignored.
+            known: Boolean, (*event) or (B, *event).
+            num_particles: Particles per event where the order does not put known values first.
+            context: What the model is conditioned on.
+            temperature: As in ``sample_with_log_prob``.
+            generator: Seeds the draw.
+            progress: Show a bar with an ETA once a second has passed.
+        """
+
+    def objective(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What training maximizes: (B, *event) -> (B,); by default the log-probability."""
+        return self._log_prob(x, context)
+
+    @final
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The objective in train mode, else log_prob: what DDP, compile and autocast see."""
+        if not self.training:
+            return self.log_prob(x, context)
+        self._require_context(context)  # without a look at values: a step must not wait for them
+        return self.objective(x, context)
+
+    def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
+        """Hook before training: closed-form fits, EM, output biases from the data.
+
+        ``progress`` shows a bar where this takes long.
+        """
+        return
+
+    def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Log-probability of each value given those before it, (B, *event), where defined."""
+        return None

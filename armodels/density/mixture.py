@@ -1,0 +1,148 @@
+"""Mixtures of one model's distributions under several orders."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from armodels import orders
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.base import DensityModel
+from armodels.density.completion import as_mask, complete, known_first
+from armodels.density.walk import check_draw, draw_noise, sampling
+
+
+@final
+class OrderMixture(DensityModel):
+    """The uniform mixture of one model's distributions under several orders, sharing weights.
+
+    p(x) = 1/N sum{ p(x | order i) }: the mean of *joint* probabilities. Averaging logits or
+    conditionals instead would not be a distribution.
+
+    Args:
+        model: Its network must support ``with_order``.
+        orders: One (order, seed) each; the seed is for random connectivity.
+    """
+
+    def __init__(self, model: AutoregressiveModel, orders: list[tuple[Tensor, int]]):
+        super().__init__()
+        self.spec = model.spec
+        self.context = model.context
+        self.model = model
+        self.orders = orders
+
+    @property
+    def description(self):
+        """Number of orders and what they share."""
+        return f"mixture of {len(self.orders)} orders of {self.model.description}"
+
+    def component(self, i: int) -> AutoregressiveModel:
+        """The model under order ``i``; made when asked for, so weights exist once."""
+        order, seed = self.orders[i]
+        return self.model.with_order(order.to(self.model.net.order.device), seed=seed)
+
+    def _components(self) -> Iterator[AutoregressiveModel]:
+        # One at a time: the masks of many wide layers would not fit into memory.
+        return (self.component(i) for i in range(len(self.orders)))
+
+    @property
+    def any_order(self) -> bool:
+        """Trained for all orders, not for those of the mixture alone."""
+        return self.model.any_order
+
+    def _log_prob(self, x, context):
+        joint = torch.stack([model._log_prob(x, context) for model in self._components()])
+        return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
+
+    def objective(self, x, context=None):
+        """log p(x | a random order): its mean bounds the mixture's log_prob from below.
+
+        A model for all orders draws from all of them, not from the mixture's.
+        """
+        if self.any_order:  # It trains without the masks of the mixture's orders.
+            return self.model.objective(x, context)
+        i = int(torch.randint(len(self.orders), ()))
+        return self.component(i).objective(x, context)
+
+    def initialize(self, batches, *, progress=False):
+        """Initialize the shared weights."""
+        self.model.initialize(batches, progress=progress)
+
+    def sample_with_log_prob(
+        self, n, *, context=None, temperature=1.0, generator=None, progress=False
+    ):
+        """Each event is drawn under an order chosen at random."""
+        check_draw(temperature, n)
+        self.check_context(context, n)
+        device = self.model.net.order.device
+        which = (draw_noise((n,), generator, device) * len(self.orders)).long()
+        options = {"temperature": temperature, "generator": generator, "progress": progress}
+        x = self.model.empty(n)
+        for i in which.unique().tolist():
+            rows = (which == i).nonzero()[:, 0]
+            own = None if context is None else context[rows]
+            x[rows] = self.component(i).sample(len(rows), context=own, **options)
+        with sampling(self):
+            return x, self._log_prob(x, context)
+
+    def complete(
+        self,
+        x,
+        known,
+        *,
+        num_particles=1,
+        context=None,
+        temperature=1.0,
+        generator=None,
+        progress=False,
+    ):
+        """Under those orders alone that put the known values first, where there are some: exact.
+
+        Otherwise by particles from every order, weighted together.
+        """
+        known = as_mask(known, x)
+        every = range(len(self.orders))
+        fitting = [i for i in every if known_first(known, self.orders[i][0])]
+        chosen = every if self.any_order else fitting or every
+        done = complete(
+            (self.component(i) for i in chosen),
+            x,
+            known,
+            num_particles=num_particles,
+            context=context,
+            temperature=temperature,
+            generator=generator,
+            progress=progress,
+        )
+        return replace(done, order_chosen=done.order_chosen or len(chosen) < len(every))
+
+
+def over_orders(
+    model: AutoregressiveModel | OrderMixture, name: str, seeds: Iterable[int]
+) -> OrderMixture:
+    """The uniform mixture of a model's distributions under several orders of a kind.
+
+    Args:
+        model: Its weights serve every order; of a mixture the orders are left behind.
+        name: See ``orders.make``.
+        seeds: One for each order.
+
+    Raises:
+        ValueError: Some would be the same distribution: there are not so many orders.
+    """
+    one = model.model if isinstance(model, OrderMixture) else model
+    net = one.net
+    make = functools.partial(orders.make, name, one.spec.shape, joint=net.order.shape[1] > 1)
+    made = [(make(seed=seed), seed) for seed in seeds]
+    different = {order.numpy().tobytes() for order, _ in made}
+    # Random ones may coincide where there are few; the others repeat themselves.
+    if name != "random" and len(different) < len(made) and not net.random_connectivity:
+        raise ValueError(
+            f"{len(made)} orders called {name} are asked for, but only {len(different)} of "
+            f"them {'is' if len(different) == 1 else 'are'} different; ask for no more, or "
+            f"train with model.order=random"
+        )
+    return OrderMixture(one, made)

@@ -1,0 +1,166 @@
+"""The walk: the only loop over the steps of a network, and the choosers that write values in it.
+
+Shapes: B batch, S steps, K values per step, P parameters per step.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from armodels.heads import Head
+from armodels.networks.base import NaiveSteps, Network, Steps
+
+Choose = Callable[[int, Tensor], Tensor]
+"""A chooser: (step s, its parameters (B, P)) -> the values (B, K) that are written there."""
+
+BULK = 64
+"""Steps that are scored in one call of the head; a call for each would take as long as a step."""
+
+
+def walk(
+    net: Network,
+    n: int,
+    choose: Choose,
+    context: Tensor | None = None,
+    *,
+    naive: bool = False,
+    progress: bool = False,
+) -> Tensor:
+    """Write n events step after step, every value by the chooser.
+
+    Args:
+        net: Says what the values so far mean for the next step.
+        n: Events, B.
+        choose: Is asked once for each step, in turn.
+        context: (B, *context.shape) what the events are conditioned on, if anything.
+        naive: Take the steps that define all others: a whole forward pass each.
+        progress: Show a bar with an ETA once a second has passed.
+
+    Returns:
+        (B, S, K) values, in generation order.
+    """
+    steps: Steps = NaiveSteps(net) if naive else net
+    pack = steps.pack()
+    state = steps.start(pack, n, context)
+    written: list[Tensor] = []
+    values = None
+    for s in tqdm(
+        range(net.num_steps),
+        desc="sampling",
+        unit="step",
+        delay=1,
+        disable=None if progress else True,
+    ):
+        params, state = steps.step(values, s, state, pack)
+        values = choose(s, precise(params))
+        written.append(values)
+    return torch.stack(written, 1)
+
+
+def draw(head: Head, noise: Tensor, temperature: float = 1.0) -> Choose:
+    """Values that noise (B, S, num_noise) draws from the head's distribution."""
+    return lambda s, params: head.sample(params, noise[:, s], temperature)
+
+
+def keep(values: Tensor, known: Tensor, otherwise: Choose) -> Choose:
+    """The values (B, S, K) of the steps that are known, (B, S) bool; others by another chooser."""
+    return lambda s, params: torch.where(known[:, s, None], values[:, s], otherwise(s, params))
+
+
+def follow(values: Tensor) -> Choose:
+    """The values (B, S, K) of events that are there already."""
+    return lambda s, params: values[:, s]
+
+
+@final
+class Scored:
+    """A chooser that leaves the choice to another, and scores what that one chooses.
+
+    Args:
+        head: Says what the parameters mean.
+        choose: Chooses.
+    """
+
+    def __init__(self, head: Head, choose: Choose):
+        self._head = head
+        self._choose = choose
+        self._params: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._log_probs: list[Tensor] = []
+
+    def __call__(self, s: int, params: Tensor) -> Tensor:
+        """The other's choice."""
+        values = self._choose(s, params)
+        self._params.append(params)
+        self._values.append(values)
+        if len(self._params) == BULK:
+            self._score()
+        return values
+
+    def _score(self) -> None:
+        params, values = torch.stack(self._params, 1), torch.stack(self._values, 1)
+        self._log_probs.append(score(self._head, params, values))
+        self._params, self._values = [], []
+
+    def log_probs(self) -> Tensor:
+        """Of the steps so far, under the model itself at temperature 1: (B, s), nats."""
+        if self._params:
+            self._score()
+        return torch.cat(self._log_probs, 1)
+
+
+def precise(params: Tensor) -> Tensor:
+    """Parameters as a head reads them: half precision cannot tell log-probabilities apart.
+
+    Draws read the same ones, or they would follow another distribution than ``log_prob``.
+    """
+    return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
+
+
+def score(head: Head, params: Tensor, values: Tensor) -> Tensor:
+    """Log-probabilities of values under a head, nats: (..., P), (..., K) -> (...)."""
+    with torch.autocast(params.device.type, enabled=False):
+        return head.log_prob(precise(params), values)
+
+
+def check_draw(temperature: float, n: int = 0) -> None:
+    """Raise ValueError unless ``n`` events can be drawn at this temperature."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be finite and 0 or more")
+    if n < 0:
+        raise ValueError(f"{n} samples cannot be drawn; ask for 0 or more")
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
+    """Uniforms in the open interval (0, 1), float64, drawn where the generator lives."""
+    source = device if generator is None else generator.device
+    noise = torch.rand(shape, dtype=torch.double, generator=generator, device=source)
+    return noise.clamp_min_(2.0**-54).to(device)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One intra-op thread, for loops of small operations: a second slows them several times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def sampling(model: nn.Module, *, naive: bool = False) -> Iterator[None]:
+    """Evaluation mode, no gradients, and one thread unless steps are forward passes."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), contextlib.nullcontext() if naive else one_thread():
+            yield
+    finally:
+        model.train(training)
