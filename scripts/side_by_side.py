@@ -18,8 +18,8 @@ from torch import Tensor
 
 from armodels import pictures
 from armodels.checkpoints import Restored, restore
+from armodels.examples import draw_examples
 from armodels.run import RunDirectory
-from armodels.tasks.evaluate import draw_examples
 
 LARGEST = 150_000
 """Bytes of a picture: it is kept in the repository."""

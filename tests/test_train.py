@@ -23,11 +23,11 @@ from tqdm import tqdm
 from armodels import baselines, build, checkpoints, limits
 from armodels.checkpoints import load_checkpoint, load_model
 from armodels.density.autoregressive import AutoregressiveModel
+from armodels.evaluation import evaluate, knowing_nothing
 from armodels.lines import Lines
 from armodels.run import RunDirectory
 from armodels.schedules import Constant, Cosine, Exponential
 from armodels.tasks import train
-from armodels.tasks.evaluate import evaluate, knowing_nothing
 from armodels.tasks.train import Settings, Trainer
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8

@@ -13,8 +13,8 @@ from torch import Tensor
 from armodels import build, charts, checkpoints, contexts, pictures, run, show
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.density.completion import DISTRUST, Completion
+from armodels.examples import draw_examples
 from armodels.spec import ContextSpec, DataSpec
-from armodels.tasks.evaluate import draw_examples
 
 LARGEST_BATCH = 100_000
 """So many events, each as often as it has particles, are completed at a time."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, pictures, run, show
+from armodels.examples import draw_examples, load_split
 from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
-from armodels.tasks.evaluate import draw_examples, load_split
 
 MAX_ACROSS = 16
 """Classes that are drawn one beside the other."""

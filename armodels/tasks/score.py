@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import checkpoints, run, show
+from armodels import examples, run, show
+from armodels.evaluation import log_probs
 from armodels.spec import bits_per_dim, nats
-from armodels.tasks.evaluate import load_split, log_probs
 
 
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
-    run.require_place(config["out"], mark="index,nats,bits_per_dim")
-    restored = checkpoints.from_config(config)
-    spec, x, context = load_split(restored, config["data"], config["split"])
+    restored, spec, x, context = examples.asked_for(config, mark="index,nats,bits_per_dim")
     values = log_probs(
         restored.model,
         x,

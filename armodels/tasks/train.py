@@ -28,10 +28,10 @@ from armodels import build, charts, checkpoints, checks, limits, memory, picture
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.evaluation import NoMean, describe, evaluate, knowing_nothing, log_probs
 from armodels.lines import Lines, number
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec, nats
-from armodels.tasks.evaluate import NoMean, describe, evaluate, knowing_nothing, log_probs
 from armodels.tracking import Tracker, read_rows
 
 

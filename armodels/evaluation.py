@@ -1,0 +1,184 @@
+"""The exact likelihood of a model on examples, and the sums that every number comes from."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from armodels import lines
+from armodels.data.base import Splits
+from armodels.density.base import DensityModel
+from armodels.spec import DataSpec, bits_per_dim, nats
+
+
+@torch.no_grad()
+def log_probs(
+    model: DensityModel,
+    x: Tensor,
+    batch_size: int,
+    *,
+    context: Tensor | None = None,
+    progress: bool = False,
+    name: str = "",
+) -> Tensor:
+    """Exact log p of every example, nats: (N, *event) -> (N,) float64 on the CPU.
+
+    Computed in the model's own precision without autocast or TF32: a number that is published
+    should not carry the rounding of half precision.
+
+    Args:
+        model: Put into evaluation mode.
+        x: (N, *event), wherever it lies: batches are brought to the model's device.
+        batch_size: Examples at a time; the numbers do not depend on it.
+        context: (N, *context) what the model is conditioned on; None: nothing.
+        progress: Show a bar.
+        name: Of the examples, for the bar.
+
+    Raises:
+        ValueError: The batch size is below 1, or a value lies outside the support.
+    """
+    if batch_size < 1:
+        raise ValueError(f"eval.batch_size is {batch_size}; it must be at least 1")
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), x.device)
+    model.eval()
+    bar = tqdm(
+        total=len(x), desc=f"evaluating {name}", unit="ex", leave=False,
+        disable=None if progress else True,  # None: where there is no terminal
+        # The first batch of a model for all orders may take minutes: its bar is there at once.
+        delay=0 if model.any_order else 1,
+    )  # fmt: skip
+    parts = []
+    convolutions = torch.backends.cudnn
+    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
+        for start in range(0, len(x), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = x[rows].to(device)
+            beside = None if context is None else context[rows].to(device)
+            parts.append(model.log_prob(batch, beside).double().cpu())
+            bar.update(len(batch))
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.double)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean log-probability of a split.
+
+    Attributes:
+        num_examples: How many examples were counted, each once.
+        log_prob: Mean, nats per example.
+        standard_error: Of the mean, nats; NaN for a single example.
+    """
+
+    num_examples: int
+    log_prob: float
+    standard_error: float
+
+    def report(self, spec: DataSpec) -> dict[str, float]:
+        """Numbers for metrics.json: nats and bits/dim, with 95 % half-widths."""
+        half = 1.96 * self.standard_error
+        return {
+            "num_examples": self.num_examples,
+            "nats": nats(self.log_prob, spec),
+            "nats_ci95": half,
+            "bits_per_dim": bits_per_dim(self.log_prob, spec),
+            "bits_per_dim_ci95": half / (spec.num_dims * math.log(2)),
+        }
+
+
+def evaluate(
+    model: DensityModel,
+    x: Tensor,
+    batch_size: int,
+    *,
+    context: Tensor | None = None,
+    fabric: Fabric | None = None,
+    progress: bool = False,
+    name: str = "",
+) -> Evaluation:
+    """Evaluate every example of ``x`` exactly once, over all processes of ``fabric``.
+
+    Rank r takes ``x[r::world]``; sums are float64 and divided once.
+
+    Args:
+        model: Put into evaluation mode.
+        x: (N, *event).
+        batch_size: Examples at a time; the numbers do not depend on it.
+        context: (N, *context) what the model is conditioned on; None: nothing.
+        fabric: The processes that share the work; None: this one does it all.
+        progress: Show a bar.
+        name: Of the examples, for the bar and for sentences.
+
+    Raises:
+        NoMean: Some example has no finite log-probability.
+        RuntimeError: The processes together counted more or fewer examples than there are.
+    """
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    if context is not None:
+        context = context[rank::world]
+    values = log_probs(
+        model, x[rank::world], batch_size, context=context, progress=progress, name=name
+    )
+    sums = torch.stack(
+        [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
+    )
+    if world > 1:
+        sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()
+    count, total, squares = sums.tolist()
+    if count != len(x):
+        raise RuntimeError(f"evaluated {count:.0f} of {len(x)} examples")
+    if not math.isfinite(total):
+        raise NoMean(_without_mean(values, fabric, name))
+    mean = total / count
+    variance = max(squares - count * mean * mean, 0.0) / (count - 1) if count > 1 else math.nan
+    return Evaluation(int(count), mean, math.sqrt(variance / count))
+
+
+class NoMean(ArithmeticError):
+    """An example has no finite log-probability, so that their mean says nothing."""
+
+
+def _without_mean(values: Tensor, fabric: Fabric | None, name: str) -> str:
+    """Which example spoils the mean: the first over all processes, counted from 0."""
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    rows = (~values.isfinite()).nonzero()[:, 0]
+    first = torch.tensor([float(rank + world * rows[0]) if len(rows) else math.inf, len(rows)])
+    found = torch.tensor([0.0 if not len(rows) else float(values[rows[0]])])
+    both = torch.cat([first, found])[None].double()
+    if world > 1:
+        both = fabric.all_gather(both.to(fabric.device)).view(-1, 3).cpu()
+    row, _, value = both[both[:, 0].argmin()].tolist()
+    others = int(both[:, 1].sum()) - 1
+    also = f", as {'is' if others == 1 else 'are'} {others} more" if others else ""
+    what = "is impossible under the model" if value == -math.inf else "has no number"
+    return f"row {int(row)} of {name or 'the data'} {what} (log p = {value}){also}"
+
+
+def knowing_nothing(splits: Splits) -> tuple[str, float] | None:
+    """A model that knows nothing, and its nats on valid; None: there is none.
+
+    Of levels, the uniform distribution; of real values, independent Gaussians with the mean and
+    the standard deviation of (the first rows of) the training split.
+    """
+    spec = splits.spec
+    if spec.levels is not None:
+        return "the uniform distribution", nats(-spec.num_dims * math.log(spec.levels), spec)
+    train = splits.split("train")[:100_000].flatten(1).double()
+    mean, std = train.mean(0), train.std(0)
+    if len(train) < 2 or not bool((std > 0).all()):
+        return None
+    z = (splits.split("valid").flatten(1).double() - mean) / std
+    log_prob = (-0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(1).mean()
+    return "independent Gaussians", nats(float(log_prob), spec)
+
+
+def describe(name: str, report: Mapping[str, float]) -> str:
+    """One line: nats and bits/dim with their intervals."""
+    nats, bits = (
+        lines.interval(report[key], report[f"{key}_ci95"], "{:.4f}".format)
+        for key in ("nats", "bits_per_dim")
+    )
+    return f"{name:<6} {nats} nats   {bits} bits/dim   ({report['num_examples']} examples)"

@@ -1,0 +1,105 @@
+"""Examples that a verb asks for: of a run's own data, or of other data that suit its model."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from armodels import build, checkpoints, checks, contexts, run, show
+from armodels.spec import DataSpec
+
+
+def load_split(
+    restored: checkpoints.Restored, data: Mapping, split: str
+) -> tuple[DataSpec, Tensor, Tensor | None]:
+    """A split of the run's own data, or of other data of the same shape and levels.
+
+    Values are as the model knows them: a table is standardized by the run's own mean and standard
+    deviation, which are in its checkpoint, whatever those of the table are.
+
+    Args:
+        restored: The model.
+        data: The ``data`` of a verb's config: other data, or none, which is the run's own.
+        split: ``"train"``, ``"valid"`` or ``"test"``; of a table also ``"all"``: every row, in
+            the order of the file.
+
+    Returns:
+        What a datum is, the values, and what the model is conditioned on, if anything.
+
+    Raises:
+        ValueError: The model cannot score such data.
+    """
+    own, other = restored.spec, "_target_" in data
+    if other:
+        absent = {key for key in checks.PATH_KEYS if data.get(key) is None}  # as the verb has them
+        data = {key: value for key, value in data.items() if key not in absent}
+        source = build.source(data, build.Trust.in_own({"data": data}))
+    else:
+        source = build.source(restored.config["data"], restored.trust)
+        found = build.same_data(own, source.spec)
+    if split == "all":  # which may be too few rows to be split
+        spec, rows = source.whole()
+    else:
+        spec, rows = source.spec if other else found, None
+    asked = spec
+    if None not in (spec.columns, own.columns):
+        if spec.columns != own.columns:
+            raise ValueError(
+                f"the model was trained on the columns {', '.join(own.columns)} and cannot "
+                f"score {', '.join(spec.columns)}; choose them with "
+                f"{show.override('data.columns', own.columns)}"
+            )
+        spec = spec.coded_like(own)
+    if (spec.kind, spec.shape, spec.levels) != (own.kind, own.shape, own.levels):
+        raise ValueError(
+            f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
+            f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
+        )
+    wanted = restored.model.context
+    if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
+        raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
+    x, context = rows, None
+    if rows is None:
+        splits = source.load()
+        if not other:
+            build.same_data(own, splits.spec)
+        x = splits.split(split)
+        context = splits.context(wanted, split, x, slice(None))
+    if (asked.standardization, asked.coding) != (own.standardization, own.coding):
+        x = own.encoded(asked.original(x)).to(own.dtype)
+    return spec, x, context
+
+
+def draw_examples(
+    restored: checkpoints.Restored, num: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """``num`` examples of the run's own test split, and what the model is conditioned on there.
+
+    Args:
+        restored: The model.
+        num: How many; all of the split where it holds fewer.
+        seed: Of the choice.
+    """
+    _, x, context = load_split(restored, {}, "test")
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num]
+    return x[rows], None if context is None else context[rows]
+
+
+def asked_for(
+    config: Mapping, mark: str
+) -> tuple[checkpoints.Restored, DataSpec, Tensor, Tensor | None]:
+    """The model and the examples that the config of ``eval`` or ``score`` names.
+
+    Args:
+        config: Of the verb.
+        mark: As in ``run.require_place``: of the file that the verb is about to write.
+
+    Returns:
+        The model, and the rest as ``load_split`` has it.
+
+    Raises:
+        ValueError: The file cannot be written, or the model cannot score the data.
+    """
+    run.require_place(config["out"], mark=mark)
+    restored = checkpoints.from_config(config)
+    return restored, *load_split(restored, config["data"], config["split"])
