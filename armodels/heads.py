@@ -1,12 +1,12 @@
 """Heads: families of conditionals. A head alone knows what its parameters mean.
 
 Shapes: P parameters per step, K values per step, M components, L levels. A head has no weights;
-``log_prob`` and ``sample`` work on any leading shape.
+``log_prob``, ``level_log_probs`` and ``sample`` work on any leading shape.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,30 @@ class Head(ABC):
         """Nats: (..., P), (..., K) -> (...)."""
 
     @abstractmethod
+    def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
+        """Nats of every level of one value of a step, given the step's earlier values.
+
+        ``log_prob`` in factors: over k, the entries at the values of a step sum to it; with K = 1
+        each entry is ``log_prob`` of its level. Entropy coding, entropy maps, top-k and top-p read
+        these numbers.
+
+        A row's probabilities sum to one as far as ``log_prob`` is rounded: within 1e-12 in
+        float64, and within 5e-5 in float32, where the edges of a logistic's bins are rounded to
+        6e-8 and its scale may be as small as e^-7. Half precision is computed in float32.
+
+        Args:
+            params: (..., P).
+            earlier: (..., k) values 0..k-1 of the step; k, from 0 to K - 1, is the value in
+                question.
+
+        Returns:
+            (..., L) log p(value k = level | params, earlier).
+
+        Raises:
+            ValueError: The values are real.
+        """
+
+    @abstractmethod
     def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """Turn explicit noise into values: (..., P), (..., num_noise) -> (..., K).
 
@@ -46,6 +70,11 @@ class Head(ABC):
     @abstractmethod
     def marginal_params(self, values: Tensor) -> Tensor:
         """Parameters that fit each step alone: (N, S, K) -> (S, P); where training starts."""
+
+
+def precise(params: Tensor) -> Tensor:
+    """Half precision as float32: with 8 bits, neighbours among 256 levels are one number."""
+    return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
 
 
 def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
@@ -78,6 +107,10 @@ class Bernoulli(Head):
         logits = params[..., 0]
         return -F.softplus(logits * (1 - 2 * values[..., 0].to(logits.dtype)))
 
+    def level_log_probs(self, params, earlier):
+        levels = torch.arange(2, device=params.device)[:, None]
+        return self.log_prob(precise(params)[..., None, :], levels)
+
     def sample(self, params, noise, temperature=1.0):
         if temperature == 0:
             return (params > 0).to(torch.uint8)
@@ -104,7 +137,10 @@ class Categorical(Head):
         self._dtype = spec.dtype
 
     def log_prob(self, params, values):
-        return params.log_softmax(-1).gather(-1, values.long()).squeeze(-1)
+        return self.level_log_probs(params, values[..., :0]).gather(-1, values.long()).squeeze(-1)
+
+    def level_log_probs(self, params, earlier):
+        return precise(params).log_softmax(-1)
 
     def sample(self, params, noise, temperature=1.0):
         return pick(params, noise[..., 0], temperature)[..., None].to(self._dtype)
@@ -193,6 +229,11 @@ class GaussianMixture(Head):
         log_normal = -0.5 * z * z - log_scales - 0.5 * math.log(2 * math.pi)
         return torch.logsumexp(logits.log_softmax(-1) + log_normal, -1)
 
+    def level_log_probs(self, params, earlier):
+        raise ValueError(
+            "head gaussian_mixture has no level_log_probs: real values have a density, not levels"
+        )
+
     def sample(self, params, noise, temperature=1.0):
         logits, means, log_scales = self._split(params)
         index = pick(logits, noise[..., 0], temperature)[..., None]
@@ -211,6 +252,24 @@ def log_one_minus_exp(log_t: Tensor) -> Tensor:
     # Where t vanishes 1 - e^-t is t (1 - t / 2); the other branch must not see that t.
     rest = torch.log(-torch.expm1(-t.clamp_min(1e-7)))
     return torch.where(t < 1e-7, log_t - t / 2, rest)
+
+
+class _Parts(NamedTuple):
+    """Parameters of a DiscretizedLogisticMixture; C channels, M components.
+
+    Attributes:
+        logits: (..., M) of the components.
+        means: (..., C, M) on the [-1, 1] scale.
+        log_scales: (..., C, M).
+        coefficients: (..., C (C - 1) / 2, M) of earlier channels in a later channel's mean.
+        inverse_scales: (..., C, M).
+    """
+
+    logits: Tensor
+    means: Tensor
+    log_scales: Tensor
+    coefficients: Tensor
+    inverse_scales: Tensor
 
 
 class DiscretizedLogisticMixture(Head):
@@ -262,31 +321,67 @@ class DiscretizedLogisticMixture(Head):
         log_scales = log_scales.clamp_min(self.min_log_scale)
         return logits.squeeze(-2), means, log_scales, coefficients.tanh()
 
+    def _parts(self, params: Tensor) -> _Parts:
+        logits, means, log_scales, coefficients = self._split(params)
+        return _Parts(logits, means, log_scales, coefficients, torch.exp(-log_scales))
+
     def _scaled(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         return values.to(dtype) * (2 / (self.levels - 1)) - 1
 
     def _shift(self, coefficients: Tensor, c: int, earlier: Tensor) -> Tensor:
-        """Shift of channel c's mean by the c earlier channels (..., c, M or 1): (..., M)."""
+        """Shift of channel c's mean by the scaled values of earlier channels.
+
+        Args:
+            coefficients: (..., C (C - 1) / 2, M).
+            c: The channel.
+            earlier: (..., c).
+
+        Returns:
+            (..., M).
+        """
         first = c * (c - 1) // 2
-        return (coefficients[..., first : first + c, :] * earlier).sum(-2)
+        return (coefficients[..., first : first + c, :] * earlier[..., None]).sum(-2)
+
+    def _channel_log_prob(self, parts: _Parts, c: int, value: Tensor, earlier: Tensor) -> Tensor:
+        """Nats of a value of channel c in each component.
+
+        Args:
+            parts: Of the parameters.
+            c: The channel.
+            value: (...).
+            earlier: (..., c) values of the channels before it.
+
+        Returns:
+            (..., M).
+        """
+        shift = self._shift(parts.coefficients, c, self._scaled(earlier, parts.means.dtype))
+        mean, inverse = parts.means[..., c, :] + shift, parts.inverse_scales[..., c, :]
+        v, half = value[..., None], 1 / (self.levels - 1)
+        x = self._scaled(v, mean.dtype)
+        upper = (x - mean + half) * inverse
+        lower = (x - mean - half) * inverse
+        below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
+        inner = below + above + log_one_minus_exp(math.log(2 * half) - parts.log_scales[..., c, :])
+        return torch.where(v == 0, below, torch.where(v == self.levels - 1, above, inner))
+
+    def _joint_log_prob(self, parts: _Parts, values: Tensor) -> Tensor:
+        """Nats of each component and the values of the first k channels: (..., k) -> (..., M)."""
+        total = parts.logits.log_softmax(-1)
+        for c in range(values.shape[-1]):
+            total = total + self._channel_log_prob(parts, c, values[..., c], values[..., :c])
+        return total
 
     def log_prob(self, params, values):
-        logits, means, log_scales, coefficients = self._split(params)
-        inverse = torch.exp(-log_scales)
-        x = self._scaled(values, params.dtype)[..., None]  # (..., C, 1)
-        half = 1 / (self.levels - 1)
-        total = logits.log_softmax(-1)
-        for c in range(self.channels):
-            mean = means[..., c, :] + self._shift(coefficients, c, x[..., :c, :])
-            upper = (x[..., c, :] - mean + half) * inverse[..., c, :]
-            lower = (x[..., c, :] - mean - half) * inverse[..., c, :]
-            below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
-            inner = below + above + log_one_minus_exp(math.log(2 * half) - log_scales[..., c, :])
-            v = values[..., c, None]
-            total = total + torch.where(
-                v == 0, below, torch.where(v == self.levels - 1, above, inner)
-            )
-        return torch.logsumexp(total, -1)
+        return torch.logsumexp(self._joint_log_prob(self._parts(params), values), -1)
+
+    def level_log_probs(self, params, earlier):
+        # The levels fill an axis of their own; tensors of (..., L, M) numbers are held.
+        parts, earlier = self._parts(precise(params)[..., None, :]), earlier[..., None, :]
+        levels = torch.arange(self.levels, device=params.device)
+        each = self._channel_log_prob(parts, earlier.shape[-1], levels, earlier)
+        # The earlier channels tell the components apart: weights are responsibilities for them.
+        log_weights = self._joint_log_prob(parts, earlier).log_softmax(-1)
+        return torch.logsumexp(log_weights + each, -1)
 
     def sample(self, params, noise, temperature=1.0):
         logits, means, log_scales, coefficients = self._split(params)
@@ -300,7 +395,7 @@ class DiscretizedLogisticMixture(Head):
         values = torch.zeros(*params.shape[:-1], self.channels, device=params.device)
         values = values.to(self._dtype)
         for c in range(self.channels):
-            x = self._scaled(values[..., :c], params.dtype)[..., None]
+            x = self._scaled(values[..., :c], params.dtype)
             mean = (means[..., c, :] + self._shift(coefficients, c, x))[..., 0]
             drawn = mean + scales[..., c] * torch.logit(noise[..., 1 + c]).to(mean)
             level = ((drawn + 1) * ((self.levels - 1) / 2)).round()

@@ -169,6 +169,134 @@ def test_colours_are_coupled_and_one_way():
     assert (mean_of(table(b_of_g=-2.0), 0).diff() < -0.3).all()
 
 
+# Probabilities of levels
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels"),
+    [
+        (heads.Bernoulli, 2),
+        *((heads.Categorical, levels) for levels in (2, 3, 256)),
+        *((heads.DiscretizedLogisticMixture, levels) for levels in (2, 3, 256)),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
+def test_every_level_has_its_log_prob(kind, levels, scale):
+    head = kind(data("image", 1, 2, 2, levels=levels))
+    params = scale * random_params(head, (3, 4))
+    found = head.level_log_probs(params, torch.empty(3, 4, 0, dtype=torch.uint8))
+    each = [head.log_prob(params, torch.full((3, 4, 1), level)) for level in range(levels)]
+    torch.testing.assert_close(found, torch.stack(each, -1), rtol=1e-12, atol=1e-15)
+    assert found.logsumexp(-1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("log_scale", [0.0, -7.0])
+def test_levels_of_channels_multiply_to_the_event(levels, channels, log_scale):
+    """The chain rule, with values inside and at both edges."""
+    head = heads.DiscretizedLogisticMixture(data("image", channels, 1, 2, levels=levels))
+    params = random_params(head, (50, 2))
+    params.unflatten(-1, (-1, 10))[..., 1 + channels : 1 + 2 * channels, :] += log_scale
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(levels, (50, 2, channels), generator=generator).to(torch.uint8)
+    values[:10], values[10:20], values[20:30, :, 0] = 0, levels - 1, 0
+    total = torch.zeros(50, 2, dtype=torch.double)
+    for k in range(channels):
+        found = head.level_log_probs(params, values[..., :k])
+        assert found.shape == (50, 2, levels)
+        assert found.logsumexp(-1).abs().max() < 1e-12
+        total += found.gather(-1, values[..., k : k + 1].long()).squeeze(-1)
+    torch.testing.assert_close(total, head.log_prob(params, values), rtol=1e-12, atol=0)
+
+
+def test_levels_of_a_channel_are_conditionals_of_the_enumerated_pixel():
+    spec = data("image", 3, 1, 1, levels=4)
+    head = heads.DiscretizedLogisticMixture(spec, num_components=3)
+    params = random_params(head, seed=4)
+    table = head.log_prob(params, every_event(spec).flatten(1)).view(4, 4, 4)
+    red_green = table.logsumexp(2)
+    red = red_green.logsumexp(1)
+    for r in range(4):
+        for g in range(4):
+            blue = head.level_log_probs(params, torch.tensor([r, g]))
+            torch.testing.assert_close(blue, table[r, g] - red_green[r, g], rtol=0, atol=1e-12)
+        green = head.level_log_probs(params, torch.tensor([r]))
+        torch.testing.assert_close(green, red_green[r] - red[r], rtol=0, atol=1e-12)
+    nothing = torch.empty(0, dtype=torch.long)
+    torch.testing.assert_close(head.level_log_probs(params, nothing), red, rtol=0, atol=1e-12)
+
+
+def levels_of_pixels(head, params, levels):
+    """(L^3,) nats of every pixel, from the levels of a channel after the other."""
+    red = head.level_log_probs(params, torch.empty(0, dtype=torch.long))
+    grid = torch.cartesian_prod(*[torch.arange(levels)] * 2)
+    green = head.level_log_probs(params.expand(levels, -1), torch.arange(levels)[:, None])
+    blue = head.level_log_probs(params.expand(levels**2, -1), grid)
+    return (red[:, None, None] + green[:, :, None] + blue.view([levels] * 3)).flatten()
+
+
+def test_samples_follow_the_levels():
+    """Pixels of the joint head, and single values of the others, by chi-squared."""
+    head = heads.DiscretizedLogisticMixture(data("image", 3, 1, 1, levels=4), num_components=2)
+    for seed in range(3):
+        params = random_params(head, seed=seed)
+        drawn = head.sample(params.expand(4000, -1), uniforms(4000, head, seed)).long()
+        index = (drawn * torch.tensor([16, 4, 1])).sum(1)
+        assert p_value(index, levels_of_pixels(head, params, 4)) > 1e-3
+    for head in (heads.Bernoulli(BITS), heads.Categorical(GREY_256)):
+        params = random_params(head)
+        drawn = head.sample(params.expand(20_000, -1), uniforms(20_000, head))[:, 0].long()
+        found = head.level_log_probs(params, torch.empty(0, dtype=torch.long))
+        assert p_value(drawn, found) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [heads.Bernoulli, heads.Categorical])
+def test_levels_of_extreme_logits_are_normalized(kind):
+    head = kind(BITS if kind is heads.Bernoulli else GREY_256)
+    for logit in (-1e30, -1e3, 1e3, 1e30):
+        params = torch.zeros(head.num_params)
+        params[0] = logit
+        found = head.level_log_probs(params, torch.empty(0, dtype=torch.long))
+        assert found.isfinite().all()
+        assert abs(float(found.logsumexp(-1))) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 5e-5), (torch.float64, 1e-12)])
+def test_levels_of_extreme_logistics_are_normalized(dtype, most):
+    """Scales of e^-1000 to e^1000, means inside, at the edges and far outside."""
+    head = heads.DiscretizedLogisticMixture(RGB_256, num_components=1)
+    log_scales = torch.tensor([-1e3, -20, -7, -5, 0, 20, 88, 1e3])
+    means = torch.cat([torch.linspace(-1.1, 1.1, 45), torch.tensor([-1e30, -50.0, 50.0, 1e30])])
+    mean, log_scale = torch.cartesian_prod(means, log_scales).to(dtype).T[..., None]
+    zero, coefficient = torch.zeros_like(mean), torch.full_like(mean, 0.6)
+    params = torch.cat([zero, *[mean] * 3, *[log_scale] * 3, *[coefficient] * 3], 1)
+    for k in range(3):
+        for level in (0, 100, 255):
+            found = head.level_log_probs(params, torch.full((len(params), k), level))
+            assert found.dtype == dtype
+            assert found.isfinite().all()
+            assert found.logsumexp(-1).abs().max() < most
+
+
+@pytest.mark.parametrize(
+    "kind", [heads.Bernoulli, heads.Categorical, heads.DiscretizedLogisticMixture]
+)
+def test_levels_of_half_precision_are_computed_in_float32(kind):
+    head = kind(BITS if kind is heads.Bernoulli else GREY_256)
+    nothing = torch.empty(20, 0, dtype=torch.uint8)
+    for dtype in (torch.bfloat16, torch.float16):
+        params = random_params(head, (20,)).to(dtype)
+        found = head.level_log_probs(params, nothing)
+        assert torch.equal(found, head.level_log_probs(params.float(), nothing))
+
+
+def test_real_values_have_no_levels():
+    head = heads.GaussianMixture(PLANE)
+    with pytest.raises(ValueError, match="gaussian_mixture has no level_log_probs: real values"):
+        head.level_log_probs(random_params(head), torch.empty(0))
+
+
 # Samplers
 
 
