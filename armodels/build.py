@@ -109,6 +109,12 @@ PACKAGE = Trust()
 """Nothing but this package's own classes."""
 
 
+MOVED = {
+    "armodels.networks.pixelcnn.GatedPixelCNN": "armodels.networks.gated_pixelcnn.GatedPixelCNN",
+}
+"""Classes of this package by the names that configs of earlier runs have for them."""
+
+
 @functools.cache
 def _modules() -> frozenset[str]:
     """Names of the modules that hold what a config may name."""
@@ -125,7 +131,8 @@ def _ours(name: object, kinds: tuple[type, ...]) -> Any | None:
 
     Nothing else is imported to find out, and what a module itself has imported is not its own.
     """
-    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    current = MOVED.get(name, name) if isinstance(name, str) else ""
+    module, _, attribute = current.rpartition(".")
     if module == "torch.optim":
         found, kinds = (
             vars(torch.optim).get(attribute),

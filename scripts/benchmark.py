@@ -26,12 +26,13 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.walk import draw_noise
 from armodels.kernels import nade as kernels
 from armodels.networks.base import Network
+from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
-from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.run import RunDirectory
 from armodels.spec import DataSpec

@@ -27,12 +27,13 @@ from armodels.density.walk import draw_noise
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
+from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
-from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.separate import SeparateMLPs
 from armodels.spec import ContextSpec, DataSpec

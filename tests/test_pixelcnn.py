@@ -9,7 +9,8 @@ from cases import CASES, context_values, data
 from walks import walked
 
 from armodels import heads, masks, orders
-from armodels.networks.pixelcnn import GatedPixelCNN, PixelCNN
+from armodels.networks.gated_pixelcnn import GatedPixelCNN
+from armodels.networks.pixelcnn import PixelCNN
 from armodels.spec import ContextSpec
 
 

@@ -1,6 +1,7 @@
 """A stranger's run is data: nothing that it names runs, nothing that it states is believed."""
 
 import copy
+import importlib
 import itertools
 import os
 import pickle
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import joblib
@@ -18,9 +20,10 @@ import yaml
 from command import QUICK, armodels, done, process
 
 from armodels import build, checks
-from armodels.checkpoints import load_checkpoint, load_model
+from armodels.checkpoints import load_checkpoint, load_model, save
 from armodels.data.toy import Toy
 from armodels.run import RunDirectory
+from armodels.spec import DataSpec
 
 TOY = (*QUICK, "data=toy", "data.name=uniform", "data.num_train=40", "data.num_valid=20",
        "data.num_test=20")  # fmt: skip
@@ -131,6 +134,32 @@ def test_no_part_runs_what_it_names(part, strange, monkeypatch):
         assert "a.pt is refused" in told
         assert ("add trust=" in told) == (trap["_target_"] == "evilmod.X")
         assert not (strange / "trace").exists(), (name, place)
+
+
+@pytest.mark.parametrize(("old", "new"), build.MOVED.items())
+def test_a_class_that_moved_is_this_packages_own_by_its_earlier_name(old, new):
+    module, _, name = new.rpartition(".")
+    found = build._ours(old, build._KINDS)
+    assert found is getattr(importlib.import_module(module), name)
+    assert build.foreign({"model": {"_target_": old}}) == []
+
+
+def test_a_run_of_a_class_that_moved_is_restored(tmp_path):
+    """Its config names the class by where it stood when the run was saved."""
+    keys = {"num_layers": 1, "num_channels": 3, "order": "raster", "order_seed": 0}
+    config = {"head": {"_target_": "armodels.heads.Bernoulli"}, "data": {}}
+    new = {"_target_": "armodels.networks.gated_pixelcnn.GatedPixelCNN", **keys}
+    config["model"] = new | {"num_orders": 1, "context": None}
+    spec = DataSpec("tiny-image", "image", (1, 2, 2), 2, "probability")
+    model = build.model(config["model"], config["head"], spec)
+    old = config["model"] | {"_target_": "armodels.networks.pixelcnn.GatedPixelCNN"}
+    directory = RunDirectory(tmp_path)
+    directory.checkpoint("best").parent.mkdir(parents=True)
+    save(directory, "best", {"config": config | {"model": old}, "spec": asdict(spec), "step": 1,
+                             "model": model.state_dict(), "ema": None})  # fmt: skip
+    x = torch.tensor([[[[0, 1], [1, 1]]]], dtype=torch.uint8)
+    restored = load_model(directory.checkpoint("best"))
+    assert torch.equal(restored.log_prob(x), model.eval().log_prob(x))
 
 
 def test_what_is_no_model_is_not_run_where_it_is_trusted(strange):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from armodels.checks import Count, Depth, Share
 from armodels.networks import layers
-from armodels.networks.pixelcnn import (
+from armodels.networks.masked import (
     Above,
     Along,
     MaskedConvolution,
