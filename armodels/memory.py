@@ -101,7 +101,8 @@ def _kept(model: DensityModel, number: int) -> int:
     training = model.training
     with torch.random.fork_rng(devices=[]):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.train()(x, context)
+            model.train()
+            model.default_objective()(x, context)
     model.train(training)
     return sum(kept.values())
 

@@ -157,6 +157,7 @@ def nade_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
     x = (torch.rand(batch_size, *SPEC.shape) < ONES).to(torch.uint8)
     values = x.flatten(1).float()
     weights = (net.weight, net.hidden_bias, net.output)
+    objective = model.default_objective()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)
 
     def by_loop():
@@ -171,7 +172,7 @@ def nade_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
 
     def fused():
         net.zero_grad()
-        (-model(x).sum() / batch_size).backward()
+        (-objective(x).sum() / batch_size).backward()
 
     def with_optimizer():
         fused()
@@ -179,7 +180,7 @@ def nade_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
 
     def log_prob():
         with torch.no_grad():
-            model(x)
+            objective(x)
 
     model.train()
     gradients = []
@@ -205,11 +206,11 @@ def nade_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
 def made_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
     """A whole training step with the default and with the fused optimizer."""
     x = (torch.rand(batch_size, *SPEC.shape) < ONES).to(torch.uint8)
-    model.train()
+    objective = model.train().default_objective()
 
     def step(optimizer: torch.optim.Optimizer) -> None:
         model.zero_grad()
-        (-model(x).sum() / batch_size).backward()
+        (-objective(x).sum() / batch_size).backward()
         optimizer.step()
 
     default = torch.optim.Adam(model.parameters(), lr=1e-6)
@@ -264,7 +265,7 @@ def new_trainer(
     fabric = Fabric(accelerator="cpu", devices=1)
     settings = Settings(**config["trainer"])
     trainer = Trainer(config, settings, fabric, model, splits, RunDirectory(folder))
-    net, trainer.optimizer = fabric.setup(model.train(), trainer.optimizer)
+    net, trainer.optimizer = fabric.setup(model.train().default_objective(), trainer.optimizer)
     return trainer, net
 
 

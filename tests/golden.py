@@ -19,11 +19,12 @@ def loss(name: str) -> float:
     params = list(model.parameters())
     torch.manual_seed(0)  # dropout, and the orders of a mixture
     if params:
+        objective = model.default_objective()
         optimizer = torch.optim.Adam(params, lr=0.02)
         model.train()
         for _ in range(20):
             optimizer.zero_grad()
-            (-model(x).mean()).backward()
+            (-objective(x).mean()).backward()
             optimizer.step()
     model.eval()
     with torch.no_grad():

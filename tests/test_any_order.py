@@ -103,13 +103,14 @@ def test_orders_that_are_resampled_are_new_for_each_batch():
         torch.nn.init.normal_(weight)
     x = CASES["made"].events(1)
     torch.manual_seed(0)
-    drawn = {model.train()(x).item() for _ in range(20)}
+    objective = model.default_objective()
+    drawn = {objective(x).item() for _ in range(20)}
     assert len(drawn) > 15
     assert torch.equal(model.net.order, fixed)
     assert len({model.eval()(x).item() for _ in range(5)}) == 1
     # Training repeats itself from the global stream alone.
     torch.manual_seed(0)
-    assert model.train()(x).item() in drawn
+    assert objective(x).item() in drawn
 
 
 @pytest.mark.usefixtures("_no_grad")
@@ -117,7 +118,8 @@ def test_random_connectivity_of_many_layers_has_seeds_enough():
     config = made(resample_orders=True, connectivity="random", hidden_sizes=[5] * 4)
     model, x = build.model(config, NO_HEAD, BITS), CASES["made"].events(1)
     torch.manual_seed(0)
-    assert all(model.train()(x).isfinite().all() for _ in range(20))
+    objective = model.default_objective()
+    assert all(objective(x).isfinite().all() for _ in range(20))
     masks = [model.net.with_order(model.net.order, seed=2**31 - i).mask_1 for i in (1, 2)]
     assert not torch.equal(*masks)
 
@@ -203,13 +205,13 @@ def test_what_cannot_be_resampled_is_refused():
 def test_training_hears_the_context(name):
     """What the estimate of a batch says depends on what the model is conditioned on."""
     case: Case = CASES[name]
-    model = case.build(0, LABEL).train()
+    objective = case.build(0, LABEL).train().default_objective()
     x = case.events(1).expand(3, *case.spec.shape)
     found = []
     for labels in ([0, 1, 2], [0, 2, 1]):
         torch.manual_seed(0)
         with torch.no_grad():
-            found.append(model(x, torch.tensor(labels)))
+            found.append(objective(x, torch.tensor(labels)))
     assert found[0][0] == found[1][0]
     assert (found[0][1:] != found[1][1:]).all()
 

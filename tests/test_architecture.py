@@ -16,7 +16,7 @@ LAYERS = [
     {"show", "checks", "limits", "lines", "names"},
     {"spec", "schedules", "run"},
     {"contexts", "orders", "masks", "kernels", "typed"},
-    {"networks", "heads"},
+    {"networks", "heads", "objectives"},
     {"density", "data"},
     {"baselines", "evaluation"},
     {"build", "pictures"},
@@ -38,7 +38,8 @@ ONLY = {
     "data": {"checks", "contexts", "kernels", "show", "spec"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
-    "density": {"networks.base", "heads", "orders", "spec"},
+    "objectives": {"orders"},
+    "density": {"networks.base", "heads", "objectives", "orders", "spec"},
     "evaluation": {"data.base", "density", "lines", "spec"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }

@@ -28,7 +28,7 @@ from frequencies import p_value
 from walks import walked
 
 from armodels import heads, orders
-from armodels.density.autoregressive import AutoregressiveModel, draw_known
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.completion import DISTRUST, disagreement
 from armodels.density.mixture import OrderMixture, over_orders
 from armodels.density.walk import Scored, draw, draw_noise, follow, walk
@@ -39,6 +39,7 @@ from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.pixel_snail import PixelSNAIL
+from armodels.objectives import draw_known
 from armodels.spec import DataSpec
 
 
@@ -201,7 +202,7 @@ def test_no_events_have_a_shape_too(case):
     none = case.events(3)[:0]
     assert model.log_prob(none).shape == (0,)
     # A part of a batch, or a process's share of it, may be empty.
-    assert model.train()(none).shape == (0,)
+    assert model.train().default_objective()(none).shape == (0,)
     done = model.eval().complete(none, torch.zeros(case.spec.shape, dtype=torch.bool))
     assert done.values.shape == none.shape
     assert done.effective_sample_size.shape == (0,)
@@ -638,8 +639,9 @@ def test_a_mixture_of_orders_averages_joint_probabilities(case):
     # What training maximizes is one order's log-probability, a bound on average.
     torch.manual_seed(0)
     chosen = torch.zeros(len(parts), dtype=torch.bool)
+    objective = mixture.train().default_objective()
     for _ in range(20):
-        same = (mixture.train()(x) - parts).abs().amax(1) < 1e-10
+        same = (objective(x) - parts).abs().amax(1) < 1e-10
         assert same.sum() == 1
         chosen |= same
     assert chosen.all()
@@ -661,11 +663,12 @@ def test_training_for_all_orders_estimates_their_mean_without_bias(case):
     expected = torch.stack([model.with_order(o).log_prob(x) for o in every_order(case, model)])
     torch.manual_seed(0)
     n = 4000
+    objective = mixture.train().default_objective()
     if model.net.any_order:
-        drawn = mixture.train()(x.expand(n, *case.spec.shape))
+        drawn = objective(x.expand(n, *case.spec.shape))
     else:
         n = 300
-        drawn = torch.cat([mixture.train()(x) for _ in range(n)])
+        drawn = torch.cat([objective(x) for _ in range(n)])
     error = float(drawn.std()) / math.sqrt(n)
     assert error < 0.2 * float(drawn.mean().abs())
     assert abs(float(drawn.mean() - expected.mean())) < 4 * error + 1e-9
@@ -891,10 +894,9 @@ def test_contexts_that_do_not_fit_are_refused():
             call(told, labels.float())
     # Training reads no values, which would wait for the device, but misses none either.
     with refuses(f"{name} takes no context: it was trained without model.context"):
-        plain.train()(x, labels)
+        plain.default_objective()(x, labels)
     with refuses(f"{name} is conditioned on label: give one for each event"):
-        told.train()(x)
-    told.eval()
+        told.default_objective()(x)
     mixture = OrderMixture(told, [(told.net.order, 0)])
     with refuses(
         f"mixture of 1 orders of {name} is conditioned on label: give one for each event"
@@ -972,10 +974,16 @@ def test_values_outside_the_support_are_refused(case):
 
 
 @over_all
-def test_forward_is_log_prob_in_eval_mode(case):
+def test_forward_is_log_prob_in_either_mode(case):
     model, x = case.build(0), case.events(4)
     assert torch.equal(model(x), model.log_prob(x))
-    assert model.train()(x).shape == (4,)
+    model.train()
+    found = []
+    for function in (model, model.log_prob):
+        torch.manual_seed(0)  # dropout
+        found.append(function(x))
+    assert torch.equal(*found)
+    assert model.default_objective()(x).shape == (4,)
 
 
 @pytest.fixture

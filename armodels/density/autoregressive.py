@@ -23,24 +23,7 @@ from armodels.density.walk import (
 )
 from armodels.heads import Head
 from armodels.networks.base import Network
-
-
-def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]:
-    """Random known parts for training on all orders at once, from the global random stream.
-
-    The number of known steps is uniform on 0..S-1, and so is the set of that size.
-
-    Returns:
-        known (B, S) bool, and weights (B, S) of the steps' log-probabilities given the known
-        ones: S over the number of unknown steps, 0 at known ones. The mean of the weighted sum is
-        the mean of log p(x | order) over all orders.
-    """
-    num_known = torch.randint(num_steps, (batch_size, 1), device=device)
-    order = torch.rand(batch_size, num_steps, device=device).argsort(1)
-    first = torch.arange(num_steps, device=device) < num_known
-    # Sorting is a good part of a small network's step: once, not once more for the ranks.
-    known = torch.empty_like(first).scatter_(1, order, first)
-    return known, known.logical_not() * (num_steps / (num_steps - num_known))
+from armodels.objectives import AllOrders, Likelihood, RandomOrder
 
 
 @final
@@ -106,18 +89,24 @@ class AutoregressiveModel(DensityModel):
     def _log_prob(self, x, context):
         return self._conditional_log_prob(x, context).sum(1)
 
-    def objective(self, x, context=None):
-        """log_prob; of a model for all orders an unbiased estimate of its mean over them."""
+    def log_prob_given_known(
+        self, x: Tensor, known: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """log p(values of a step | the known steps), of a network for all orders, nats: (B, S).
+
+        Args:
+            x: (B, *event).
+            known: (B, S) bool; what the network has to say of known steps means nothing.
+            context: What the model is conditioned on.
+        """
+        params = self.net.params_given(x, known, context)
+        return score(self.head, params, self._to_steps(x))
+
+    def default_objective(self):
+        """Of a model for all orders an estimate of the mean over them, else the likelihood."""
         if self.net.any_order:
-            known, weights = draw_known(len(x), self.net.num_steps, x.device)
-            params = self.net.params_given(x, known, context)
-            return (weights * score(self.head, params, self._to_steps(x))).sum(1)
-        if self.resample_orders:
-            seed = int(torch.randint(2**31, ()))
-            joint = self.net.order.shape[1] > 1
-            order = orders.make("random", self.spec.shape, joint=joint, seed=seed)
-            return self.with_order(order, seed=seed)._log_prob(x, context)
-        return self._log_prob(x, context)
+            return AllOrders(self)
+        return RandomOrder(self) if self.resample_orders else Likelihood(self)
 
     def log_prob_map(self, x, context=None):
         """A step's log-probability, shared evenly by its K values."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from armodels.density.completion import Completion
+from armodels.objectives import Likelihood, Objective
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -47,12 +48,12 @@ class DensityModel(nn.Module, ABC):
     @final
     def check_context(self, context: Tensor | None, batch_size: int) -> None:
         """Raise ValueError unless ``context`` is what the model is conditioned on."""
-        self._require_context(context)
+        self.require_context(context)
         if context is not None:
             self.context.check(context, batch_size)
 
     @final
-    def _require_context(self, context: Tensor | None) -> None:
+    def require_context(self, context: Tensor | None) -> None:
         """Raise ValueError where a context lacks or is one too many; its values are not read."""
         if self.context is None:
             if context is not None:
@@ -113,17 +114,14 @@ class DensityModel(nn.Module, ABC):
             progress: Show a bar with an ETA once a second has passed.
         """
 
-    def objective(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """What training maximizes: (B, *event) -> (B,); by default the log-probability."""
-        return self._log_prob(x, context)
-
     @final
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The objective in train mode, else log_prob: what DDP, compile and autocast see."""
-        if not self.training:
-            return self.log_prob(x, context)
-        self._require_context(context)  # without a look at values: a step must not wait for them
-        return self.objective(x, context)
+        """``log_prob``, in training and evaluation alike."""
+        return self.log_prob(x, context)
+
+    def default_objective(self) -> Objective:
+        """What training maximizes where nothing else is asked for: the log-probability."""
+        return Likelihood(self)
 
     def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Hook before training: closed-form fits, EM, output biases from the data.

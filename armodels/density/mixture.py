@@ -13,6 +13,7 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.completion import as_mask, complete, known_first
 from armodels.density.walk import check_draw, draw_noise, sampling
+from armodels.objectives import MixtureOrder
 
 
 @final
@@ -57,15 +58,10 @@ class OrderMixture(DensityModel):
         joint = torch.stack([model._log_prob(x, context) for model in self._components()])
         return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
 
-    def objective(self, x, context=None):
-        """log p(x | a random order): its mean bounds the mixture's log_prob from below.
-
-        A model for all orders draws from all of them, not from the mixture's.
-        """
-        if self.any_order:  # It trains without the masks of the mixture's orders.
-            return self.model.objective(x, context)
-        i = int(torch.randint(len(self.orders), ()))
-        return self.component(i).objective(x, context)
+    def default_objective(self):
+        """One order's log-probability; a model for all orders draws from all of them."""
+        # A model for all orders trains without the masks of the mixture's own.
+        return self.model.default_objective() if self.any_order else MixtureOrder(self)
 
     def initialize(self, batches, *, progress=False):
         """Initialize the shared weights."""

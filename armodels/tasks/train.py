@@ -797,7 +797,7 @@ class Trainer:
             return
         with self._at_once("measuring how long an evaluation takes"):
             holds_evaluations = self._plan()
-        net = self.model
+        net: torch.nn.Module = self.model.default_objective()
         if settings.compile:
             # A graph is of one shape: the smaller batch that ends an epoch gets its own.
             graphs = {"mode": "reduce-overhead", "dynamic": False} if settings.cuda_graphs else {}
