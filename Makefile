@@ -28,17 +28,16 @@ endif
 train: $(READY)  ## Train MADE on handwritten digits, evaluate it exactly, draw samples
 	$(BIN)/armodels train
 
-test: $(READY)  ## Lint and run the tests (under three minutes)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint  ## Lint and run the tests (under three minutes)
 	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)  ## Run every test, also the slow ones
 	$(PYTEST)
 
-lint: $(READY)  ## Check style
+lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)  ## Mend style
 	$(BIN)/ruff check --fix .
@@ -57,4 +56,4 @@ reproduce: $(READY)  ## Train what docs/results.md has no record of, and write i
 	$(BIN)/python scripts/reproduce.py run
 
 clean:  ## Remove the virtual environment and caches, never outputs/
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -22,9 +22,9 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     chain = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
-    kinds = {type(link).__name__: link for link in reversed(chain)}
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    kinds: dict[str, Any] = {type(link).__name__: link for link in reversed(chain)}
     if parsed := kinds.get("OverrideParseException"):
         return _bad_override(parsed.override, name)
     if "MissingConfigException" in kinds:
@@ -32,9 +32,9 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
     text = str(error)
     if key := re.search(r"Could not override '([^']+)'", text):
         return _bad_key(key.group(1), name, args)
-    if value := re.search(r"Ambiguous value for argument '(.+)'", text):
-        key, _, values = value.group(1).partition("=")
-        return f"{key}={values} is a sweep, which needs -m; a list is written {key}=[{values}]"
+    if several := re.search(r"Ambiguous value for argument '(.+)'", text):
+        swept, _, values = several.group(1).partition("=")
+        return f"{swept}={values} is a sweep, which needs -m; a list is written {swept}=[{values}]"
     taken = [arg for arg in args if arg.startswith("~")]
     if taken and isinstance(error, (OmegaConfBaseException, TypeError)):
         return f"{' and '.join(taken)} takes away what armodels {name} needs; leave it out"
@@ -133,9 +133,9 @@ def read_verb(name: str, args: list[str] | None = None) -> tuple[dict, dict[str,
     verb.pop("hydra", None)
     choices = {group: choice for item in chosen for group, choice in item.items()}
     if "recipe" in choices:
-        given = _given(args or [])
-        own = given.get("recipe") or given.get("data", choices["data"])
-        if not (configs / "recipe" / f"{own}.yaml").is_file() or "experiment" in given:
+        typed = _typed(args or [])
+        own = typed.get("recipe") or typed.get("data", choices["data"])
+        if not (configs / "recipe" / f"{own}.yaml").is_file() or "experiment" in typed:
             own = "default"
         choices["recipe"] = own
         recipe = _read(configs / "recipe" / f"{own}.yaml")["defaults"]
@@ -143,7 +143,8 @@ def read_verb(name: str, args: list[str] | None = None) -> tuple[dict, dict[str,
     return verb, {group: choice for group, choice in choices.items() if " " not in group}
 
 
-def _given(args: list[str]) -> dict[str, str]:
+def _typed(args: list[str]) -> dict[str, str]:
+    """Values by key, as they stand on the command line."""
     return dict(arg.partition("=")[::2] for arg in args if "=" in arg)
 
 
@@ -151,9 +152,8 @@ def _known(name: str, args: list[str]) -> list[str]:
     """Every key of a verb, under what was chosen for its groups."""
     verb, choices = read_verb(name, args)
     known = [*_names(verb), *choices]
-    for group, choice in (
-        choices | {k: v for k, v in _given(args).items() if k in choices}
-    ).items():
+    choices |= {group: choice for group, choice in _typed(args).items() if group in choices}
+    for group, choice in choices.items():
         folder = files("armodels.configs") / group
         known += [f"{group}.{one}" for one in _names(_read(folder / f"{choice}.yaml"))]
     return known
@@ -203,16 +203,16 @@ def _choice_of(word: str, name: str) -> str:
 
 def _bad_key(key: str, name: str, args: list[str]) -> str:
     """The key does not exist, at all or under what was chosen for its group."""
-    given = _given(args)
-    saved = given.get("resume", "").strip("'\"")
+    typed = _typed(args)
+    saved = typed.get("resume", "").strip("'\"")
     if saved and key in _names(_config_of(saved)):
         return f"{key} of a run that is resumed cannot change; start a new run instead"
     word = next((arg for arg in args if arg.startswith(f"{key}=")), "")
     if word and os.path.exists(word):
         return f"{key} is no key of armodels {name}; a path that holds = is written ./{word}"
     verb, choices = read_verb(name, args)
-    value = given.get(key, "")
-    if "run" in verb and "run" not in given and (value.endswith(".pt") or os.path.exists(value)):
+    value = typed.get(key, "")
+    if "run" in verb and "run" not in typed and (value.endswith(".pt") or os.path.exists(value)):
         hint = show.override("run", value)
         return f"{key} is no key of armodels {name}; did you mean {hint}?"
     configs = files("armodels.configs")
@@ -220,12 +220,12 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
     if group in choices:
         options = {p.name.removesuffix(".yaml"): p for p in (configs / group).iterdir()}
         takes = {option: sorted(_names(_read(path))) for option, path in options.items()}
-        for choice in given.get(group, str(choices[group])).split(","):  # of a sweep, the one
+        for choice in typed.get(group, str(choices[group])).split(","):  # of a sweep, the one
             own = takes.get(choice, [])
             if last in own or not own:
                 continue
-            if close := difflib.get_close_matches(last, own, 1):
-                return f"{key} is no key of armodels {name}; did you mean {group}.{close[0]}?"
+            if near := difflib.get_close_matches(last, own, 1):
+                return f"{key} is no key of armodels {name}; did you mean {group}.{near[0]}?"
             others = [other for other in sorted(takes) if last in takes[other]]
             several = " or another" if len(others) > 3 else ""
             hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""

@@ -18,10 +18,11 @@ _ASIDE = (
     "eval.batch_size=",
     "hydra.",
     "samples.",
-)
-_ASIDE += tuple(
-    f"trainer.{key}="
-    for key in ("progress", "accelerator", "threads", "checkpoint_every", "log_every")
+    "trainer.progress=",
+    "trainer.accelerator=",
+    "trainer.threads=",
+    "trainer.checkpoint_every=",
+    "trainer.log_every=",
 )
 
 
@@ -56,8 +57,8 @@ def run_name(
             f"name is {str(name)!r}; it becomes a part of the directory's name: up to 30 letters, "
             f"digits, dots, underscores and hyphens, with a letter or digit first"
         )
-    swept = {*swept} - {"data", "model", "seed"}
-    first = [item for item in overrides if _key(item) in swept]
+    varied = {*swept} - {"data", "model", "seed"}
+    first = [item for item in overrides if _key(item) in varied]
     rest = [item for item in what_was_trained(overrides) if item not in first]
     rest = [item for item in rest if _key(item) not in ("data", "model")]
     words = [_word(item) for item in first]

@@ -17,7 +17,7 @@ the clock, and is repeated bit for bit."""
 class Schedule(ABC):
     """Factor on the learning rate, after a linear warm-up over ``warmup_steps``."""
 
-    def __init__(self, warmup_steps: Number = 0):
+    def __init__(self, warmup_steps: Number = 0) -> None:
         if warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps is {warmup_steps}; it must be 0 or more")
         self.warmup_steps = warmup_steps
@@ -45,7 +45,7 @@ class Schedule(ABC):
 class Constant(Schedule):
     """The same learning rate throughout."""
 
-    def _decay(self, step, total, share):
+    def _decay(self, step: int, total: int | None, share: float) -> float:
         return 1.0
 
 
@@ -59,11 +59,11 @@ class Cosine(Schedule):
     Differs from the paper: no restarts.
     """
 
-    def __init__(self, warmup_steps: Number = 0, final: NotNegative = 0.0):
+    def __init__(self, warmup_steps: Number = 0, final: NotNegative = 0.0) -> None:
         super().__init__(warmup_steps)
         self.final = final
 
-    def _decay(self, step, total, share):
+    def _decay(self, step: int, total: int | None, share: float) -> float:
         angle = 0.0 if total is None else math.pi * step / total
         angle = max(angle, math.pi * share)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(angle))
@@ -72,11 +72,11 @@ class Cosine(Schedule):
 class Exponential(Schedule):
     """The learning rate is multiplied by ``gamma`` at every step."""
 
-    def __init__(self, warmup_steps: Number = 0, gamma: Factor = 0.9999):
+    def __init__(self, warmup_steps: Number = 0, gamma: Factor = 0.9999) -> None:
         super().__init__(warmup_steps)
         if not 0 < gamma <= 1:
             raise ValueError(f"schedule.gamma is {gamma}; it must lie in (0, 1]")
         self.gamma = gamma
 
-    def _decay(self, step, total, share):
+    def _decay(self, step: int, total: int | None, share: float) -> float:
         return self.gamma**step

@@ -119,7 +119,7 @@ def _note(text: str) -> None:
 class Log:
     """The log of a run: lines with their time, kept until it is known where they go."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._kept: list[str] = []
         self._file: TextIO | None = None
 

@@ -19,7 +19,7 @@ TEXT = frozenset(
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
 LISTS = frozenset("runs tags columns drop known trust".split())
-"""Last parts of the keys that hold several names; a whole number there is a column's place."""
+"""Last parts of the keys that hold several names; a whole number counts columns."""
 
 VALUE_FLAGS = frozenset(
     "--config-dir -cd --config-path -cp --config-name -cn --cfg -c --package -p --info -i "
@@ -55,7 +55,7 @@ def translate(
     """Words of the command line as Hydra's own.
 
     Args:
-        args: As the shell gave them, after the verb.
+        args: As they come from the shell, after the verb.
         verb: For sentences.
         path_key: Key that a bare path stands for.
         many: Whether several bare paths may stand there.
@@ -88,8 +88,8 @@ def translate(
             raise ValueError(_stray(word, rest, verb, suggest))
     if not paths:
         return rest
-    if any(_key_of(item) == path_key for item in rest):
-        raise ValueError(_several(verb, path_key, paths, rest, many))
+    if keyed := [item for item in rest if _key_of(item) == path_key]:
+        raise ValueError(_several(verb, keyed[0], paths, many))
     if len(paths) > 1 and not many:
         whole = " ".join(paths)
         raise ValueError(
@@ -110,12 +110,12 @@ def _key_of(item: str) -> str:
     return item.partition("=")[0].lstrip("+~")
 
 
-def _several(verb: str, path_key: str, paths: list[str], rest: list[str], many: bool) -> str:
+def _several(verb: str, keyed: str, paths: list[str], many: bool) -> str:
+    """What is wrong with a path under its key, ``keyed``, beside bare ones."""
     bare = " ".join(paths)
-    given = next(item for item in rest if _key_of(item) == path_key)
-    whole = show.shell(f"{given.partition('=')[2]} {bare}")
+    whole = show.shell(f"{keyed.partition('=')[2]} {bare}")
     instead = "name all of them bare" if many else f"a path with blanks is quoted: {whole}"
-    return f"armodels {verb} got both {given} and {bare}; {instead}"
+    return f"armodels {verb} got both {keyed} and {bare}; {instead}"
 
 
 _ONE_OF = {"--cfg": "job hydra all",
@@ -123,7 +123,7 @@ _ONE_OF = {"--cfg": "job hydra all",
 
 
 def _value_of(word: str, words: Iterator[str]) -> str | None:
-    """What a flag is given, in the same word or in the next."""
+    """The value of a flag, in the same word or in the next."""
     flag, sign, value = word.partition("=")
     if flag not in VALUE_FLAGS:
         return None
@@ -179,7 +179,7 @@ def _without_blanks(key: str, value: str) -> str:
 def _open(value: str) -> bool:
     """Whether brackets that are opened are not closed."""
     bare = _QUOTED.sub("", value)
-    return any(bare.count(a) > bare.count(b) for a, b in ("[]", "{}"))
+    return any(bare.count(a) > bare.count(b) for a, b in (("[", "]"), ("{", "}")))
 
 
 def _unknown_flag(
@@ -256,7 +256,7 @@ def _text(key: str, value: str, sweep: bool) -> str:
 def _unclear(part: str) -> bool:
     """Whether the comma beside it may belong to a name: a bracket or quote is not closed."""
     bare = _QUOTED.sub("", part)
-    pairs = ("[]", "()", "{}")
+    pairs = (("[", "]"), ("(", ")"), ("{", "}"))
     return any(bare.count(a) != bare.count(b) for a, b in pairs) or any(q in bare for q in "'\"")
 
 
