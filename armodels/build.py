@@ -129,7 +129,8 @@ def _modules() -> frozenset[str]:
 def _ours(name: object, kinds: tuple[type, ...]) -> Any | None:
     """The class of this package, or the optimizer of torch, that is called ``name``, or None.
 
-    Nothing else is imported to find out, and what a module itself has imported is not its own.
+    Nothing else is imported to find out, and what a module itself has imported is not its own,
+    save what a package has from its own modules (armodels.baselines.GMM).
     """
     current = MOVED.get(name, name) if isinstance(name, str) else ""
     module, _, attribute = current.rpartition(".")
@@ -140,7 +141,7 @@ def _ours(name: object, kinds: tuple[type, ...]) -> Any | None:
         )
     elif module in _modules():
         found = vars(importlib.import_module(module)).get(attribute)
-        if getattr(found, "__module__", None) != module:
+        if not f"{getattr(found, '__module__', None)}.".startswith(f"{module}."):
             return None
     else:
         return None

@@ -12,13 +12,15 @@ import torch
 from scipy import integrate, stats
 from sklearn.mixture import GaussianMixture
 
-from armodels import baselines
 from armodels.baselines import (
     GMM,
     Histogram,
     Independent,
     MixtureOfCategoricals,
     Uniform,
+    categoricals,
+    gmm,
+    normal,
 )
 from armodels.spec import DataSpec, bits_per_dim
 
@@ -211,7 +213,7 @@ def test_bound_does_not_depend_on_blocks(monkeypatch):
     model = fit(GMM(make_spec((5,), 4), num_components=2), x)
     whole = model.log_prob(x)
     for block in (1, 2):
-        monkeypatch.setattr(baselines, "_BLOCK", block)
+        monkeypatch.setattr(gmm, "_BLOCK", block)
         torch.testing.assert_close(model.log_prob(x), whole, rtol=1e-12, atol=0)
 
 
@@ -294,14 +296,14 @@ def test_em_raises_the_penalized_likelihood():
     mean = x.double().mean(0)
     objectives = []
     for _ in range(40):
-        weights, probs, objective = baselines._em_step(x, log_weights, logits, mean, 2.0)
+        weights, probs, objective = categoricals._em_step(x, log_weights, logits, mean, 2.0)
         objectives.append(objective)
         log_weights, logits = weights.log(), probs.logit()
     assert (np.diff(objectives) > 0).all()
     model = MixtureOfCategoricals(make_spec((6,), 2), num_components=4)
     state = {"fitted": torch.tensor(True), "log_weights": log_weights, "logits": logits}
     model.load_state_dict(state)
-    *_, objective = baselines._em_step(x, log_weights, logits, mean, 2.0)
+    *_, objective = categoricals._em_step(x, log_weights, logits, mean, 2.0)
     # Two examples more in each component, of expected log-probability under it.
     more = 2 * (mean * probs.log() + (1 - mean) * (1 - probs).log()).sum() / len(x)
     assert objective == pytest.approx((model.log_prob(x).mean() + more).item(), abs=1e-12)
@@ -311,7 +313,7 @@ def test_em_smooths_towards_the_data():
     x = correlated(300, 6, 2)
     mean = torch.linspace(0.1, 0.9, 6, dtype=torch.double)
     logits = torch.zeros(1, 6, dtype=torch.double)
-    weights, probs, _ = baselines._em_step(x, torch.zeros_like(logits[:, 0]), logits, mean, 5.0)
+    weights, probs, _ = categoricals._em_step(x, torch.zeros_like(logits[:, 0]), logits, mean, 5.0)
     assert weights.tolist() == [1]
     torch.testing.assert_close(probs[0], (x.double().sum(0) + 5 * mean) / 305)
     # ``initialize`` smooths towards the mean of the data, itself smoothed by one of each.
@@ -349,7 +351,9 @@ def test_em_of_categoricals_by_responsibilities():
         count = posterior[k][x[:, d] == level].sum() + 1.5 * mean[d, level]
         expected[k, d, level] = count / (posterior[k].sum() + 1.5)
     logits = (p[..., 1:].log() - p[..., :1].log()).flatten(1)
-    weights, probs, objective = baselines._em_step(x, w.log(), logits, mean[:, 1:].flatten(), 1.5)
+    weights, probs, objective = categoricals._em_step(
+        x, w.log(), logits, mean[:, 1:].flatten(), 1.5
+    )
     torch.testing.assert_close(weights, posterior.mean(1))
     torch.testing.assert_close(probs, expected[..., 1:].flatten(1))
     penalty = 1.5 * (mean * p.log()).sum()
@@ -650,12 +654,12 @@ def test_cells_in_the_tails():
     # By log of the tail, about -z^2 / 2 - log(z sqrt(2 pi)); the last two from tables.
     far = [-0.5 * z * z - math.log(z * math.sqrt(2 * math.pi)) for z in (30, 30, 60, 60, 60)]
     expected = torch.tensor([*far, math.log(0.382925), math.log(0.135905)], dtype=torch.double)
-    torch.testing.assert_close(baselines._log_cell(lower, upper), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(normal.log_cell(lower, upper), expected, rtol=1e-5, atol=0)
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(7, generator=generator, dtype=torch.double)
-    drawn = baselines._truncated_normal(lower, upper, uniform)
+    drawn = normal.truncated_normal(lower, upper, uniform)
     assert ((drawn >= lower) & (drawn <= upper) & torch.isfinite(drawn)).all()
-    mean = baselines._truncated_mean(lower, upper)
+    mean = normal.truncated_mean(lower, upper)
     # Beyond z the tail is nearly exponential, of mean z + 1 / z.
     far = [30 + 1 / 30, -30 - 1 / 30, -60 - 1 / 60, 60 + 1 / 60, 60 + 1 / 60]
     expected = torch.tensor([*far, 0, stats.truncnorm(1, 2).mean()], dtype=torch.double)
@@ -666,9 +670,9 @@ def test_cells_in_the_tails():
 def test_truncated_normal(low, high):
     uniform = torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     lower, upper = torch.full_like(uniform, low), torch.full_like(uniform, high)
-    drawn = baselines._truncated_normal(lower, upper, uniform)
+    drawn = normal.truncated_normal(lower, upper, uniform)
     assert stats.kstest(drawn.numpy(), stats.truncnorm(low, high).cdf).pvalue > 1e-3
-    mean = baselines._truncated_mean(lower, upper)[0].item()
+    mean = normal.truncated_mean(lower, upper)[0].item()
     assert mean == pytest.approx(stats.truncnorm(low, high).mean(), abs=1e-9)
 
 

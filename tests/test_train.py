@@ -20,7 +20,8 @@ from command import QUICK, TINY, armodels, done, fork, process, snapshot
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from armodels import baselines, build, checkpoints, limits
+from armodels import build, checkpoints, limits
+from armodels.baselines import categoricals
 from armodels.checkpoints import load_checkpoint, load_model
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.evaluation import evaluate, knowing_nothing
@@ -822,7 +823,7 @@ def test_em_shows_its_bar_as_training_does(progress, tmp_path, monkeypatch):
         shown.append({None: "true", True: "false"}[disable])  # None: on a terminal
         return tqdm(*args, disable=True, **options)
 
-    monkeypatch.setattr(baselines, "tqdm", bar)
+    monkeypatch.setattr(categoricals, "tqdm", bar)
     model = ("model=mixture_of_categoricals", "model.num_components=2")
     args = ("data=tiny", "data.levels=2", *QUICK[1:], f"trainer.progress={progress}")
     done(tmp_path, "train", *model, *args, "out=run")
