@@ -73,7 +73,10 @@ class Head(ABC):
 
 
 def precise(params: Tensor) -> Tensor:
-    """Half precision as float32: with 8 bits, neighbours among 256 levels are one number."""
+    """Half precision as float32, which tells log-probabilities, and 256 levels, apart.
+
+    Draws read the same parameters, or they would follow another distribution than ``log_prob``.
+    """
     return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from armodels.heads import Head
+from armodels.heads import Head, precise
 from armodels.networks.base import NaiveSteps, Network, Steps
 
 Choose = Callable[[int, Tensor], Tensor]
@@ -112,14 +112,6 @@ class Scored:
         if self._params:
             self._score()
         return torch.cat(self._log_probs, 1)
-
-
-def precise(params: Tensor) -> Tensor:
-    """Parameters as a head reads them: half precision cannot tell log-probabilities apart.
-
-    Draws read the same ones, or they would follow another distribution than ``log_prob``.
-    """
-    return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
 
 
 def score(head: Head, params: Tensor, values: Tensor) -> Tensor:
