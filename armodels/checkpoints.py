@@ -19,17 +19,8 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from armodels import __version__, build
 from armodels.density.base import DensityModel
-from armodels.run import (
-    MAX_DEPTH,
-    MAX_SIZE,
-    MAX_STRUCTURE,
-    RunDirectory,
-    atomic,
-    no_room,
-    refuse_links,
-    require_plain,
-    size_of,
-)
+from armodels.disk import LARGEST, atomic, no_room, size_of
+from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
 from armodels.spec import DataSpec
 
 FORMAT = 2
@@ -92,7 +83,7 @@ def _require_honest(path: Path) -> None:
         structures = [entry for entry in entries if entry.filename.endswith("data.pkl")]
         if len(structures) != 1 or len(names) != len(set(names)):
             raise zipfile.BadZipFile
-        if structures[0].file_size > MAX_STRUCTURE:
+        if structures[0].file_size > LARGEST:
             raise ValueError(f"checkpoint {path} is refused: it is not one of armodels")
         for code, said, _ in pickletools.genops(archive.read(structures[0])):
             if code.name == "GLOBAL":

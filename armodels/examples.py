@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from armodels import build, checkpoints, checks, contexts, run, show
+from armodels import build, checkpoints, checks, contexts, disk, show
 from armodels.spec import DataSpec
 
 
@@ -92,7 +92,7 @@ def asked_for(
 
     Args:
         config: Of the verb.
-        mark: As in ``run.require_place``: of the file that the verb is about to write.
+        mark: As in ``disk.require_place``: of the file that the verb is about to write.
 
     Returns:
         The model, and the rest as ``load_split`` has it.
@@ -100,6 +100,6 @@ def asked_for(
     Raises:
         ValueError: The file cannot be written, or the model cannot score the data.
     """
-    run.require_place(config["out"], mark=mark)
+    disk.require_place(config["out"], mark=mark)
     restored = checkpoints.from_config(config)
     return restored, *load_split(restored, config["data"], config["split"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from armodels import names
-from armodels.run import read_csv, write_csv
+from armodels.disk import read_csv, write_csv
 
 COLUMNS = (
     "step",

@@ -906,7 +906,7 @@ def payloads(here: Path) -> dict[str, dict]:
         "builtins.eval": {"_args_": [f"__import__('os').mkdir({made!r})"]},
         "pathlib.Path.mkdir": {"_args_": [{"_target_": "pathlib.Path", "_args_": [made]}]},
         "numpy.savetxt": {"fname": made, "X": [1]},
-        "armodels.run.write_json": {"path": made, "content": {}},
+        "armodels.disk.write_json": {"path": made, "content": {}},
         "hydra.utils.call": {"config": {"_target_": "os.mkdir", "path": made}},
         "torch.optim.lr_scheduler.os.mkdir": {"path": made},
     }

@@ -13,7 +13,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"show", "checks", "limits", "lines", "names"},
+    {"show", "checks", "disk", "limits", "lines", "names"},
     {"spec", "schedules", "run"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads", "objectives"},
@@ -32,7 +32,8 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Narrower than the layers; "networks" here is any family's file, "networks.base" is not.
 ONLY = {
     "kernels": set(),
-    "run": {"checks", "show"},
+    "run": {"checks", "disk", "show"},
+    "disk": set(),
     "masks": set(),
     "contexts": {"spec"},
     "data": {"checks", "contexts", "kernels", "show", "spec"},

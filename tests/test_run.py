@@ -14,7 +14,7 @@ import torch
 import yaml
 from command import TINY, armodels, done, fork, snapshot
 
-from armodels import checkpoints, run
+from armodels import checkpoints, disk
 from armodels.checkpoints import load_checkpoint, load_model, restore
 from armodels.run import RunDirectory
 
@@ -282,8 +282,8 @@ def test_nothing_is_written_through_links_out_of_a_run(where, copied):
 
 def test_json_is_json(tmp_path):
     values = {"a": math.nan, "b": [math.inf, np.float32(2)], "c": {"d": np.bool_(True)}}
-    run.write_json(tmp_path / "x.json", values)
-    assert run.read_json(tmp_path / "x.json") == {"a": None, "b": [None, 2], "c": {"d": True}}
+    disk.write_json(tmp_path / "x.json", values)
+    assert disk.read_json(tmp_path / "x.json") == {"a": None, "b": [None, 2], "c": {"d": True}}
 
 
 def test_metrics_hold_what_a_number_depends_on(folder):

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armodels import names, show
-from armodels.run import RunDirectory, atomic, require_place
+from armodels.disk import atomic, require_place
+from armodels.run import RunDirectory
 
 COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
            "bits/dim", "gap", "seconds", "tags", "status", "run")  # fmt: skip

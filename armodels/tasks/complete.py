@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import build, charts, checkpoints, contexts, pictures, run, show
+from armodels import build, charts, checkpoints, contexts, disk, pictures, show
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.density.completion import DISTRUST, Completion
 from armodels.examples import draw_examples
@@ -228,7 +228,7 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
         cells = [[i // answers + 1, i % answers + 1, *row] for i, row in enumerate(cells)]
     stem = Path(config["table"]).name.split(".")[0]
     path = restored.folder_for(config["out"]) / f"{stem}-filled-seed{config['seed']}.csv"
-    run.write_csv(path, names, cells)
+    disk.write_csv(path, names, cells)
     show.say(f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled)")
 
 
@@ -240,7 +240,7 @@ def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
 
 def main(config: Mapping) -> None:
     """Complete examples; write a picture (truth, known part, answers) and NPZ."""
-    run.require_place(config["out"])
+    disk.require_place(config["out"])
     restored = checkpoints.from_config(config)
     if config["table"]:
         fill_table(config, restored)
@@ -283,7 +283,7 @@ def main(config: Mapping) -> None:
     show.say(f"known  {known}, {mask.double().mean():.0%} of {spec.name}")
     _tell("method", result, config["num_particles"])
     folder = restored.folder_for(config["out"])
-    with run.atomic(folder / f"{name}.npz") as file:
+    with disk.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(
             file,
             truth=spec.original(truth).numpy(),
@@ -294,7 +294,7 @@ def main(config: Mapping) -> None:
     if spec.columns is not None:
         table = torch.cat([truth[:, None], values], 1)
         cells = spec.original(table.flatten(0, 1)).tolist()
-        run.write_csv(
+        disk.write_csv(
             folder / f"{name}.csv",
             ["example", "answer", *spec.columns],
             [[i // (answers + 1), i % (answers + 1), *row] for i, row in enumerate(cells)],
@@ -302,7 +302,7 @@ def main(config: Mapping) -> None:
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
     picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
-        with run.atomic(folder / f"{name}.png") as file:
+        with disk.atomic(folder / f"{name}.png") as file:
             pictures.save(picture, file)
         show.say(f"wrote  {folder / name}.png ({caption})")
 

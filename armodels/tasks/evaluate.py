@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import checkpoints, examples, run, show
+from armodels import checkpoints, disk, examples, show
 from armodels.evaluation import NoMean, describe, evaluate
 
 
@@ -46,5 +46,5 @@ def main(config: Mapping) -> None:
     show.say(f"from   {restored.origin}")
     show.say(describe(config["split"], report))
     if config["out"]:
-        run.write_json(Path(config["out"]), report)
+        disk.write_json(Path(config["out"]), report)
         show.say(f"wrote  {config['out']}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import build, charts, checkpoints, contexts, pictures, run, show
+from armodels import build, charts, checkpoints, contexts, disk, pictures, show
 from armodels.examples import draw_examples, load_split
 from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
 
@@ -45,7 +45,7 @@ def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 def main(config: Mapping) -> None:
     """Draw samples; write PNG and NPZ."""
-    run.require_place(config["out"])
+    disk.require_place(config["out"])
     num, inputs = config["num"], config["num_inputs"]
     restored = checkpoints.from_config(config)
     if config["temperature"] == 0:
@@ -81,14 +81,14 @@ def main(config: Mapping) -> None:
         neighbours = train[rows]
         arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
-    with run.atomic(folder / f"{name}.npz") as file:
+    with disk.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
     show.say(f"from   {restored.origin}")
     mean = float(log_prob.double().mean())
     show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
     show.say(f"wrote  {folder / name}.npz")
     if spec.columns is not None:
-        run.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
+        disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
         show.say(f"wrote  {folder / name}.csv")
     path = folder / f"{name}.png"
     if truth is not None:
@@ -151,6 +151,6 @@ def answers(
 def _draw(picture: Tensor | None, path: Path, caption: str = "") -> None:
     """Write a picture, where the kind of data has one."""
     if picture is not None:
-        with run.atomic(path) as file:
+        with disk.atomic(path) as file:
             pictures.save(picture, file)
         show.say(f"wrote  {path}{caption}")

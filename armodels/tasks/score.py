@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import examples, run, show
+from armodels import disk, examples, show
 from armodels.evaluation import log_probs
 from armodels.spec import bits_per_dim, nats
 
@@ -24,7 +24,7 @@ def main(config: Mapping) -> None:
         or restored.folder_for(None).parent / f"scores-{spec.name}-{config['split']}.csv"
     )
     rows = [(i, nats(v, spec), bits_per_dim(v, spec)) for i, v in enumerate(values.tolist())]
-    run.write_csv(path, ["index", "nats", "bits_per_dim"], rows)
+    disk.write_csv(path, ["index", "nats", "bits_per_dim"], rows)
     show.say(f"from   {restored.origin}")
     possible = values[values.isfinite()]
     if len(possible) < len(values):

@@ -24,7 +24,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from torch import Tensor
 from tqdm import tqdm
 
-from armodels import build, charts, checkpoints, checks, limits, memory, pictures, run, show
+from armodels import build, charts, checkpoints, checks, disk, limits, memory, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
@@ -687,7 +687,7 @@ class Trainer:
             picture = charts.samples(samples, spec, **beside)
             if picture is not None:
                 self.tracker.picture("view/samples", picture, step)
-                with run.atomic(self.directory.samples / f"step-{step:07d}.png") as file:
+                with disk.atomic(self.directory.samples / f"step-{step:07d}.png") as file:
                     pictures.save(picture, file)
         if spec.kind == "image":
             shown = self.splits.split("valid")[:16].to(self.fabric.device)

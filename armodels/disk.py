@@ -1,0 +1,206 @@
+"""Files of ours: written whole or not at all, read small and plain. No torch here.
+
+Whatever is read may be damaged, or a stranger's: it is refused in one sentence.
+"""
+
+import contextlib
+import csv
+import errno
+import glob
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+LARGEST = 2**24
+"""Bytes of a checkpoint without its tensors, and of a config or a JSON file, at most."""
+
+LARGEST_TABLE = 2**28
+"""Bytes of a table that grows with the steps of a run, at most."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk, or a quota, answers."""
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Any]:
+    """A binary file that takes the place of ``path`` only when it is wholly on disk.
+
+    A device or a pipe has no place to take: it is written to.
+
+    Raises:
+        OSError: It could not be written; where the disk is full, says what it takes.
+    """
+    if path.exists() and not path.is_file():
+        try:
+            with open(path, "wb") as file:
+                yield file
+        except OSError as error:
+            raise OSError(f"{path} could not be written: {error.strerror}") from error
+        return
+    remove_parts(path.parent, path.name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    written = 0
+    try:
+        with open(part, "xb") as file:  # never through a link that a stranger put there
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                written = os.fstat(file.fileno()).st_size
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(
+                error.errno, f"{path} could not be written: {no_room(path, written)}"
+            ) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def require_place(out: str | None, *, mark: str | None = None) -> None:
+    """Raise ValueError where ``out`` cannot be written, before any work for it is done.
+
+    Args:
+        out: What the user named; None: nothing.
+        mark: What stands near the beginning of the verb's own files, the only ones that are
+            written over; None: the verb wants a folder.
+    """
+    path = Path(out or ".")
+    if out is None:
+        return
+    if mark is None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out is {path}, which is no folder; name one for the files")
+        return
+    if path.is_dir():
+        raise ValueError(f"out is {path}, which is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"out is {path}, but there is no folder {path.parent}; make it first")
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as file:
+            if mark.encode() not in file.read(1000):
+                raise ValueError(
+                    f"out is {path}, a file that this command has not written; name another, or "
+                    f"remove it first"
+                )
+
+
+def no_room(path: Path, needed: int) -> str:
+    """Why a file could not be written, where the disk is full."""
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"the disk is full or limited ({size_of(free)} free, more than {size_of(needed)} needed)"
+    )
+
+
+def remove_parts(folder: Path, name: str = "*") -> None:
+    """Remove what processes that are gone were writing when they were killed."""
+    for part in folder.glob(f".{glob.escape(name) if name != '*' else name}.*.part"):
+        pid = part.name.split(".")[-2]
+        if pid.isdecimal() and not lives(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this machine has that number."""
+    return 0 < pid < 2**31 and psutil.pid_exists(pid)
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write ``content`` atomically, indented; what is no number is null."""
+    with atomic(path) as file:
+        text = json.dumps(_as_json(content), indent=2, allow_nan=False)
+        file.write(f"{text}\n".encode())
+
+
+def _as_json(value: Any) -> Any:
+    """The same in what JSON has: null for NaN and infinity, plain numbers for those of arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(child) for child in value]
+    if hasattr(value, "tolist"):  # an array, of NumPy or torch
+        return _as_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict:
+    """What ``write_json`` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # such as a number of 5,000 digits
+        raise ValueError(f"{path} is damaged: it is no JSON") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no keys")
+    return content
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a file of a run, by the names of their columns; ``[]`` where there is none.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    if not os.path.lexists(path):
+        return []
+    rows = csv.DictReader(io.StringIO(read_text(path, LARGEST_TABLE), newline=""))
+    try:
+        found = list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for i, row in enumerate(found):
+        if None in row:
+            raise ValueError(f"{path} is damaged: row {i + 1} has more cells than columns")
+    return found
+
+
+def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Write rows under the names of their columns, atomically; numbers are not rounded."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(names)
+    table.writerows(rows)
+    with atomic(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """A small text file of a run.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file, no text, or too large.
+    """
+    if not path.is_file():  # such as a pipe, which would never end
+        raise FileNotFoundError(f"{path} is missing, or is no file")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path} is refused: it is larger than any that armodels writes")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: it is no text") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def size_of(num_bytes: float) -> str:
+    """A number of bytes, for people."""
+    power = min(int(math.log(max(num_bytes, 1), 1000)), 4)
+    return f"{num_bytes / 1000**power:.3g} {('bytes', 'KB', 'MB', 'GB', 'TB')[power]}"
