@@ -1,17 +1,22 @@
-"""What a config's values must be: one sentence where one of them is something else.
+"""What arguments must be: one sentence where one of them is something else.
 
-A signature (or a table such as ``KEYS``) says the kind of each key as a type, and its range where
-it has one: ``num_layers: Count``, ``dropout: Share``, ``accelerator: Literal["auto", "cpu"]``.
+A signature (or a table such as ``KEYS``) says the kind of each argument as a type, its range where
+it has one and its choices where they are few: ``num_layers: Count``, ``dropout: Share``,
+``accelerator: Literal["auto", "cpu"]``. A config's values are checked before any data are read;
+``checked`` has a constructor that is called from Python refuse the same in the same words.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
+import numbers
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 PARTS = ("data", "model", "head", "optimizer", "schedule")
 """Keys of a run's config that say what is built."""
@@ -129,14 +134,38 @@ def require_types(values: Mapping[str, Any], hints: Mapping[str, Any], prefix: s
     """Raise ValueError unless each value is of the kind, and in the range, that is hinted at.
 
     Args:
-        values: Of a config: numbers, text, null, lists and dicts of them.
-        hints: Kinds by key, as a signature has them. Whatever a config cannot say (a tensor, a
+        values: By key: numbers, text, null (None), lists and dicts of them.
+        hints: Kinds by key, as a signature has them. A kind that no config can hold (a tensor, a
             class) is passed over, and so are keys that either of the two lacks.
         prefix: Of the key, in the sentence.
     """
     for name, value in values.items():
         if name in hints and (wanted := _wanted(value, hints[name])):
             raise ValueError(f"{prefix}{name} is {value!r}; {wanted}")
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function, or a constructor, that refuses arguments which its signature does not allow.
+
+    Raises:
+        ValueError: By what is returned, where an argument is of another kind than its type says,
+            or outside its range or choices.
+    """
+
+    @functools.wraps(function)
+    def checking(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+        except TypeError:  # too many arguments, or too few: the call itself says so
+            arguments = {}
+        require_types(arguments, typing.get_type_hints(function, include_extras=True))
+        return function(*args, **kwargs)
+
+    return checking
 
 
 def require_keys(config: Mapping[str, Any]) -> None:
@@ -185,17 +214,19 @@ def _wanted(value: Any, hint: Any) -> str | None:
     if origin is Annotated and _fits(value, inner[0]):
         return f"it must be {next(one for one in inner[1:] if value not in one).broken_by(value)}"
     if origin in _UNIONS:
-        for one in inner:  # such as a number that is out of its range, of a number or null
+        for one in inner:  # a number out of its range, where a number or null is allowed
             if typing.get_origin(one) is Annotated and _fits(value, typing.get_args(one)[0]):
                 return _wanted(value, one)
-    if origin in (list, Sequence, tuple) and isinstance(value, list):
+    if origin in (list, Sequence, tuple) and isinstance(value, (list, tuple)):
         right_length = origin is not tuple or Ellipsis in inner or len(value) == len(inner)
         kind = inner[0]
         if right_length and all(_fits(one, _kind(kind)) for one in value):
             wrong = next(one for one in value if not _fits(one, kind))
             return _wanted(wrong, kind).replace("it", "each", 1)
-    said = _said(hint)
-    return "it must be " + (said.replace("a number", "a finite number") if _huge(value) else said)
+    words = _description(hint)
+    if _huge(value):
+        words = words.replace("a number", "a finite number")
+    return f"it must be {words}"
 
 
 def _huge(value: Any) -> bool:
@@ -206,9 +237,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float):
         return False
     if hint is int:
-        return isinstance(value, int) and abs(value) < 2**63
+        return isinstance(value, numbers.Integral) and abs(value) < 2**63
     if hint is float:
-        return isinstance(value, (int, float)) and abs(value) <= LARGEST_FLOAT
+        return isinstance(value, (float, numbers.Integral)) and abs(value) <= LARGEST_FLOAT
     if hint in _WORDS:
         return isinstance(value, hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -218,13 +249,13 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in inner and type(value) in map(type, inner)
     if origin in _UNIONS:
         if any(_kind(one) in (int, float) for one in inner):
-            # Such as a learning rate, which may also be a tensor: no config says one.
-            inner = [one for one in inner if _said(one)]
+            # A learning rate may also be a tensor, which no config can hold.
+            inner = [one for one in inner if _description(one)]
         return any(_fits(value, one) for one in inner)
     if origin in (list, Sequence) or (origin is tuple and Ellipsis in inner):
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)
     if origin is tuple:
-        fits = isinstance(value, list) and len(value) == len(inner)
+        fits = isinstance(value, (list, tuple)) and len(value) == len(inner)
         return fits and all(map(_fits, value, inner))
     return True
 
@@ -234,20 +265,21 @@ def _kind(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-def _said(hint: Any) -> str:
+def _description(hint: Any) -> str:
+    """The kind in words; empty for one that no config can hold."""
     if hint in _WORDS:
         return _WORDS[hint]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _said(inner[0])
+        return _description(inner[0])
     if origin is Literal:
         return _listed(inner)
-    said = [_said(one) for one in inner if one is not Ellipsis]
-    if origin in (list, Sequence, tuple) and said and said[0]:
+    kinds = [_description(one) for one in inner if one is not Ellipsis]
+    if origin in (list, Sequence, tuple) and kinds and kinds[0]:
         example = ", such as [100]" if origin is list and _kind(inner[0]) is int else ""
-        many = f"{len(said)} " if origin is tuple and Ellipsis not in inner else ""
-        return f"a list of {many}{said[0].removeprefix('a ')}s{example}"
-    return " or ".join(filter(None, said))
+        many = f"{len(kinds)} " if origin is tuple and Ellipsis not in inner else ""
+        return f"a list of {many}{kinds[0].removeprefix('a ')}s{example}"
+    return " or ".join(filter(None, kinds))
 
 
 def _listed(choices: Sequence) -> str:

@@ -6,13 +6,13 @@ Shapes: P parameters per step, K values per step, M components, L levels. A head
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from armodels.checks import Count
+from armodels.checks import Count, checked
 from armodels.spec import DataSpec
 
 
@@ -89,6 +89,7 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     return (cdf <= (uniform.double() * cdf[..., -1])[..., None]).sum(-1)
 
 
+@final
 class Bernoulli(Head):
     """One binary value; the parameter is its logit. P = 1."""
 
@@ -124,6 +125,7 @@ class Bernoulli(Head):
         return torch.log((ones + 1) / (len(values) - ones + 1))[:, None]
 
 
+@final
 class Categorical(Head):
     """One of L levels; the parameters are logits. P = L."""
 
@@ -170,6 +172,7 @@ def _spread(values: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
     return means, scale.log()[:, None]
 
 
+@final
 class GaussianMixture(Head):
     """Mixture of M Gaussians over one real value. P = 3M, or 2M with uniform mixing weights.
 
@@ -191,12 +194,13 @@ class GaussianMixture(Head):
     family = "gaussian_mixture"
     num_noise = 2
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
         *,
         num_components: Count = 10,
-        mixing: str = "learned",
+        mixing: Literal["learned", "uniform"] = "learned",
         min_log_scale: float = -7.0,
         max_log_scale: float = 20.0,
     ):
@@ -205,10 +209,6 @@ class GaussianMixture(Head):
                 f"head gaussian_mixture needs real values, but {spec.name} has {spec.levels} "
                 f"levels; use head=auto"
             )
-        if mixing not in ("learned", "uniform"):
-            raise ValueError(f"mixing is {mixing!r}; choose learned or uniform")
-        if num_components < 1:
-            raise ValueError(f"num_components is {num_components}; it must be at least 1")
         self.num_components = num_components
         self.mixing = mixing
         if not min_log_scale < max_log_scale:
@@ -275,6 +275,7 @@ class _Parts(NamedTuple):
     inverse_scales: Tensor
 
 
+@final
 class DiscretizedLogisticMixture(Head):
     """Mixture of M logistics, each integrated over the bins of L levels, over a whole pixel.
 
@@ -298,14 +299,13 @@ class DiscretizedLogisticMixture(Head):
     family = "discretized_logistic_mixture"
     joint = True
 
+    @checked
     def __init__(self, spec: DataSpec, *, num_components: Count = 10, min_log_scale: float = -7.0):
         if spec.levels is None:
             raise ValueError(
                 f"head discretized_logistic_mixture needs data with levels, but {spec.name} has "
                 f"real values; use head=gaussian_mixture"
             )
-        if num_components < 1:
-            raise ValueError(f"num_components is {num_components}; it must be at least 1")
         self.levels = spec.levels
         self.channels = spec.shape[0] if spec.kind == "image" else 1
         self.num_components = num_components

@@ -5,8 +5,9 @@ Where a run's time is limited, they are functions of the share of it that is ove
 
 import math
 from abc import ABC, abstractmethod
+from typing import final
 
-from armodels.checks import Factor, NotNegative, Number
+from armodels.checks import Factor, NotNegative, Number, checked
 
 EARLY = 0.1
 """Share of the time in which steps alone count, where both are limited: loading and the first slow
@@ -17,9 +18,8 @@ the clock, and is repeated bit for bit."""
 class Schedule(ABC):
     """Factor on the learning rate, after a linear warm-up over ``warmup_steps``."""
 
+    @checked
     def __init__(self, warmup_steps: Number = 0) -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps is {warmup_steps}; it must be 0 or more")
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int, total: int | None, share: float = 0.0) -> float:
@@ -42,6 +42,7 @@ class Schedule(ABC):
         """Factor after the warm-up, both counts starting there."""
 
 
+@final
 class Constant(Schedule):
     """The same learning rate throughout."""
 
@@ -49,6 +50,7 @@ class Constant(Schedule):
         return 1.0
 
 
+@final
 class Cosine(Schedule):
     """Half a cosine from 1 down to ``final`` at the last step, or where the time ends.
 
@@ -59,6 +61,7 @@ class Cosine(Schedule):
     Differs from the paper: no restarts.
     """
 
+    @checked
     def __init__(self, warmup_steps: Number = 0, final: NotNegative = 0.0) -> None:
         super().__init__(warmup_steps)
         self.final = final
@@ -69,13 +72,13 @@ class Cosine(Schedule):
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(angle))
 
 
+@final
 class Exponential(Schedule):
     """The learning rate is multiplied by ``gamma`` at every step."""
 
+    @checked
     def __init__(self, warmup_steps: Number = 0, gamma: Factor = 0.9999) -> None:
         super().__init__(warmup_steps)
-        if not 0 < gamma <= 1:
-            raise ValueError(f"schedule.gamma is {gamma}; it must lie in (0, 1]")
         self.gamma = gamma
 
     def _decay(self, step: int, total: int | None, share: float) -> float:

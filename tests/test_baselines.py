@@ -729,8 +729,8 @@ def refusals():
         lambda: MixtureOfCategoricals(real),
         "needs data with levels, but tiny has real values; use model=gmm$",
     )
-    yield lambda: Uniform(real, margin=-1), "margin is -1; it must be 0 or more"
-    yield lambda: Histogram(real, num_bins=0), "num_bins of model Histogram is 0"
+    yield lambda: Uniform(real, margin=-1), "margin is -1; it must be at least 0"
+    yield lambda: Histogram(real, num_bins=0), "num_bins is 0; it must be at least 1"
     yield lambda: Histogram(real, smoothing=-1), "smoothing is -1"
     yield (
         lambda: Histogram(levels, joint=True, num_bins=16),
@@ -741,13 +741,13 @@ def refusals():
         lambda: Histogram(make_spec((11,), None), joint=True),
         r"takes 34\^11 cells, the two tails included, more than",
     )
-    yield lambda: MixtureOfCategoricals(binary, smoothing=0), "smoothing is 0; it must be more"
-    yield lambda: MixtureOfCategoricals(binary, num_components=0), "num_components .* is 0"
-    yield lambda: MixtureOfCategoricals(binary, max_iter=0), "max_iter .* is 0"
-    yield lambda: Independent(binary, smoothing=-1), "smoothing is -1; it must be 0 or more"
-    yield lambda: GMM(real, num_components=0), "num_components .* is 0; use 1 or more"
-    yield lambda: GMM(real, max_iter=0), "max_iter .* is 0"
-    yield lambda: GMM(real, num_init=0), "num_init .* is 0"
+    yield lambda: MixtureOfCategoricals(binary, smoothing=0), "smoothing is 0; it must be above 0"
+    yield lambda: MixtureOfCategoricals(binary, num_components=0), "num_components is 0"
+    yield lambda: MixtureOfCategoricals(binary, max_iter=0), "max_iter is 0"
+    yield lambda: Independent(binary, smoothing=-1), "smoothing is -1; it must be at least 0"
+    yield lambda: GMM(real, num_components=0), "num_components is 0; it must be at least 1"
+    yield lambda: GMM(real, max_iter=0), "max_iter is 0"
+    yield lambda: GMM(real, num_init=0), "num_init is 0"
     yield lambda: GMM(real, covariance_type="free"), "'free'; choose full, tied, diag or spher"
     yield lambda: GMM(real, regularization=-1), "regularization is -1"
     constant = correlated(50, 2)

@@ -6,13 +6,14 @@ from pathlib import Path
 from types import UnionType
 
 import hydra.utils
+import numpy as np
 import pytest
 import torch
 import yaml
 from command import TINY, armodels, done
 
 import armodels as package
-from armodels import build, checks, cli, errors
+from armodels import baselines, build, checks, cli, errors, heads, schedules
 from armodels.spec import DataSpec
 from armodels.tasks.train import Settings
 
@@ -162,6 +163,56 @@ def test_every_number_of_a_verb_has_a_range(verb):
             section, _, last = key.rpartition(".")
             with pytest.raises(ValueError, match=rf"^{re.escape(key)} is "):
                 checks.require_keys({section: {last: value}} if section else {key: value})
+
+
+BITS, REAL = SPECS["binary"], SPECS["real"]
+CALLS = {
+    "mixing is 'even'; choose learned or uniform": lambda: heads.GaussianMixture(
+        REAL, mixing="even"
+    ),
+    "num_components is 0; it must be at least 1": lambda: heads.DiscretizedLogisticMixture(
+        BITS, num_components=0
+    ),
+    "min_log_scale is nan; it must be a finite number": lambda: heads.GaussianMixture(
+        REAL, min_log_scale=float("nan")
+    ),
+    "smoothing is -0.5; it must be at least 0": lambda: baselines.Independent(
+        BITS, smoothing=-0.5
+    ),
+    "num_components is 2.0; it must be a whole number": lambda: baselines.MixtureOfCategoricals(
+        BITS, num_components=2.0
+    ),
+    "covariance_type is 'free'; choose full, tied, diag or spherical": lambda: baselines.GMM(
+        REAL, covariance_type="free"
+    ),
+    "joint is 1; it must be true or false": lambda: baselines.Histogram(BITS, joint=1),
+    "gamma is 1.5; it must be above 0 and at most 1": lambda: schedules.Exponential(gamma=1.5),
+    "warmup_steps is -1; it must be at least 0": lambda: schedules.Constant(-1),
+}
+
+
+@pytest.mark.parametrize("sentence", CALLS)
+def test_a_constructor_called_from_python_refuses_as_a_config_does(sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        CALLS[sentence]()
+
+
+def test_checked_takes_what_python_has_in_the_place_of_a_config():
+    """Tuples, NumPy's numbers and None where it may be; a wrong call stays Python's own error."""
+
+    @checks.checked
+    def found(
+        sizes: list[checks.Count], rate: checks.Share = 0.0, seed: checks.Seed | None = None
+    ):
+        return sizes, rate, seed
+
+    assert found((1, np.int64(2)), rate=np.float64(0.5)) == ((1, 2), 0.5, None)
+    with pytest.raises(ValueError, match=r"^sizes is \(1, 0\); each must be at least 1$"):
+        found((1, 0))
+    with pytest.raises(ValueError, match="^rate is 1; it must be at least 0 and below 1$"):
+        found([1], 1)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'sizes'"):
+        found()
 
 
 WRONG = {

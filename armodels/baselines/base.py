@@ -20,7 +20,7 @@ from armodels.spec import DataSpec
 
 
 class Baseline(DensityModel):
-    """A density model that knows how to fill in unknown values, of which sampling is a case.
+    """A density model that can fill in any unknown values; sampling fills in all of them.
 
     Args:
         spec: What a datum is.
@@ -72,12 +72,19 @@ class Baseline(DensityModel):
             particles, not normalized, or None where the draw is exact.
         """
 
+    def _value_log_prob(self, x: Tensor) -> Tensor | None:
+        """log p of each value, nats, (B, D) -> (B, D); None where values depend on each other."""
+        return None
+
+    @final
     def _require_possible(self, x: Tensor, known: Tensor) -> None:
-        """Raise ValueError where known values have probability 0; here none have."""
-        return
+        """Raise ValueError where known values have probability 0, as far as each value tells."""
+        each = self._value_log_prob(x)
+        if each is not None and (each.isneginf() & known).any():
+            raise ValueError(IMPOSSIBLE)
 
     def _register(self, name: str, *shape: int) -> None:
-        # Double: a fit is solved once, and must not lose digits to the dtype of training.
+        # A fit is solved once, in double: it must not lose digits to the dtype of training.
         self.register_buffer(name, torch.zeros(shape, dtype=torch.double))
 
     def _require_ready(self) -> None:
@@ -86,10 +93,6 @@ class Baseline(DensityModel):
             raise RuntimeError(
                 f"model {name} is not fitted; call initialize(batches) or load a checkpoint first"
             )
-
-    def _count(self, name: str, value: int) -> None:
-        if value < 1:
-            raise ValueError(f"{name} of model {type(self).__name__} is {value}; use 1 or more")
 
     def _require_examples(self, num_examples: int, num_components: int) -> None:
         if num_examples < num_components:
@@ -121,6 +124,14 @@ class Baseline(DensityModel):
         self._require_ready()
         with torch.autocast(x.device.type, enabled=False):
             return self._flat_log_prob(x.flatten(1))
+
+    @final
+    def log_prob_map(self, x, context=None):
+        """Log-probability of each value, where the others say nothing about it."""
+        self.check_context(context, len(x))
+        self._require_ready()
+        each = self._value_log_prob(x.flatten(1))
+        return None if each is None else each.view(x.shape)
 
     @final
     @torch.no_grad()
@@ -174,30 +185,21 @@ class Baseline(DensityModel):
             "likelihood weighting",
             1 / weights.square().sum(1),
             weights.shape[1],
-            # One particle a component says nothing of how far others would be from it.
+            # A component's only particle cannot show how far others would lie from it.
             disagreement(log_weights) if num_particles > 1 else None,
         )
 
 
 class SeparateValues(Baseline):
-    """What baselines share under which every value has a probability of its own."""
+    """A baseline under which every value has a probability of its own."""
 
     @abstractmethod
     def _value_log_prob(self, x: Tensor) -> Tensor:
         """log p of each value, nats: (B, D) -> (B, D)."""
 
+    @final
     def _flat_log_prob(self, x):
         return self._value_log_prob(x).sum(1)
-
-    def _require_possible(self, x, known):
-        if (self._value_log_prob(x).isneginf() & known).any():
-            raise ValueError(IMPOSSIBLE)
-
-    def log_prob_map(self, x, context=None):
-        """Earlier values say nothing here."""
-        self.check_context(context, len(x))
-        self._require_ready()
-        return self._value_log_prob(x.flatten(1)).view(x.shape)
 
 
 def require_spread(x: Tensor, spec: DataSpec) -> None:

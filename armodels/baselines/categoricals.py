@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels.baselines.base import Baseline
-from armodels.checks import Count, NotNegative, Seed
+from armodels.checks import Count, NotNegative, Positive, Seed, checked
 from armodels.density.walk import draw_noise
 from armodels.heads import Categorical, pick
 from armodels.spec import DataSpec
@@ -36,7 +36,8 @@ class MixtureOfCategoricals(Baseline):
     Args:
         spec: What a datum is.
         num_components: M.
-        smoothing: Examples at the mean of the data, added to each component.
+        smoothing: Examples at the mean of the data, added to each component; with none, a value
+            that is constant in one component would make other examples impossible.
         max_iter: Iterations of EM at most.
         tolerance: EM stops once an iteration gains less than this, nats per example.
         seed: Of the training examples that the components start from.
@@ -57,12 +58,13 @@ class MixtureOfCategoricals(Baseline):
     nats, where the first paper has 137.64.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
         *,
         num_components: Count = 100,
-        smoothing: float = 2.0,
+        smoothing: Positive = 2.0,
         max_iter: Count = 100,
         tolerance: NotNegative = 0.001,
         seed: Seed = 0,
@@ -72,13 +74,6 @@ class MixtureOfCategoricals(Baseline):
             raise ValueError(
                 f"model MixtureOfCategoricals needs data with levels, but {spec.name} has real "
                 f"values; use model=gmm"
-            )
-        self._count("num_components", num_components)
-        self._count("max_iter", max_iter)
-        if not smoothing > 0:
-            raise ValueError(
-                f"smoothing is {smoothing}; it must be more than 0, or a pixel that is constant "
-                f"in one component would make other examples impossible"
             )
         self.smoothing = smoothing
         self.max_iter = max_iter
@@ -91,7 +86,7 @@ class MixtureOfCategoricals(Baseline):
         num_components = len(self.log_weights)
         self._require_examples(len(x), num_components)
         dtype, levels = torch.get_default_dtype(), self.spec.levels
-        counts = sum(_features(part, levels, dtype).sum(0).double() for part in _parts(x, levels))
+        counts = sum(_features(part, levels, dtype).sum(0).double() for part in _chunks(x, levels))
         mean = (counts + 1) / (len(x) + levels)
         # Half a training example each, so that none starts with values that it cannot leave; the
         # other half jitters, or components that start from equal examples would stay equal.
@@ -127,7 +122,7 @@ class MixtureOfCategoricals(Baseline):
         joint = torch.cat(
             [
                 F.linear(_features(part, levels, self.logits.dtype), self.logits)
-                for part in _parts(x, levels)
+                for part in _chunks(x, levels)
             ]
         )
         if known is None:
@@ -145,7 +140,7 @@ class MixtureOfCategoricals(Baseline):
         return Categorical(self.spec).sample(logits[index], noise, temperature)[..., 0], None
 
 
-def _parts(x: Tensor, levels: int) -> tuple[Tensor, ...]:
+def _chunks(x: Tensor, levels: int) -> tuple[Tensor, ...]:
     """Examples (B, D) in parts whose ``_features`` fit into memory."""
     return x.split(max(1, min(5000, 2**25 // (x.shape[1] * (levels - 1)))))
 
@@ -195,7 +190,7 @@ def _em_step(
     others = torch.zeros_like(logits, dtype=torch.double)
     penalty = (mean * logits).double().sum() + log_zero.double().sum()
     objective = smoothing * penalty
-    for part in _parts(x, levels):
+    for part in _chunks(x, levels):
         features = _features(part, levels, logits.dtype)
         joint = torch.addmm(log_weights + log_zero, features, logits.T)  # (B, M)
         total = joint.logsumexp(1, keepdim=True)

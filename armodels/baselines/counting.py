@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from armodels.baselines.base import SeparateValues, require_spread
+from armodels.baselines.base import Baseline, SeparateValues, require_spread
 from armodels.baselines.normal import log_normal, normal_noise
-from armodels.checks import Count
+from armodels.checks import Count, NotNegative, checked
 from armodels.density.completion import IMPOSSIBLE
 from armodels.density.walk import draw_noise
 from armodels.heads import Categorical, pick
@@ -45,10 +45,9 @@ class Uniform(SeparateValues):
     Differs from the paper: there is none.
     """
 
-    def __init__(self, spec: DataSpec, *, margin: float = 0.1):
+    @checked
+    def __init__(self, spec: DataSpec, *, margin: NotNegative = 0.1):
         super().__init__(spec)
-        if margin < 0:
-            raise ValueError(f"margin is {margin}; it must be 0 or more")
         self.margin = margin
         if spec.levels is None:
             self._register("low", spec.num_dims)
@@ -69,10 +68,10 @@ class Uniform(SeparateValues):
         return torch.where(inside, -self.width.log(), -math.inf)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):
-        place = _centred(draw_noise(x.shape, generator, x.device), temperature)
+        share = _share_of_cell(draw_noise(x.shape, generator, x.device), temperature)
         if self.spec.levels is None:
-            return self.low + self.width * place, None
-        return (place * self.spec.levels).floor(), None
+            return self.low + self.width * share, None
+        return (share * self.spec.levels).floor(), None
 
 
 @final
@@ -99,10 +98,9 @@ class Independent(SeparateValues):
     Differs from the paper: nothing known.
     """
 
-    def __init__(self, spec: DataSpec, *, smoothing: float = 1.0):
+    @checked
+    def __init__(self, spec: DataSpec, *, smoothing: NotNegative = 1.0):
         super().__init__(spec)
-        if smoothing < 0:
-            raise ValueError(f"smoothing is {smoothing}; it must be 0 or more")
         self.smoothing = smoothing
         # (D, L) log-probabilities, or (D, 2) mean and standard deviation.
         self._register("params", spec.num_dims, spec.levels or 2)
@@ -137,7 +135,7 @@ class Independent(SeparateValues):
 
 
 @final
-class Histogram(SeparateValues):
+class Histogram(Baseline):
     """Counts in bins: of every value on its own, or jointly for data of few dimensions.
 
     Real values: bins of equal width between the least and the greatest training value, and an
@@ -164,21 +162,19 @@ class Histogram(SeparateValues):
         On the histogram as a density estimator: L2 theory (Freedman & Diaconis, 1981)
         https://doi.org/10.1007/BF01025868
 
-    Differs from the paper: the number of bins is given; tails and smoothing are added.
+    Differs from the paper: the number of bins is an argument; tails and smoothing are added.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
         *,
         num_bins: Count = 32,
         joint: bool = False,
-        smoothing: float = 1.0,
+        smoothing: NotNegative = 1.0,
     ):
         super().__init__(spec)
-        self._count("num_bins", num_bins)
-        if smoothing < 0:
-            raise ValueError(f"smoothing is {smoothing}; it must be 0 or more")
         real = spec.levels is None
         self.num_bins = num_bins if real else min(num_bins, spec.levels)
         self.joint = joint
@@ -186,7 +182,7 @@ class Histogram(SeparateValues):
         self.num_cells = self.num_bins + (2 if real else 0)
         shape = (spec.num_dims, self.num_cells)
         if joint:
-            # Compared as logarithms: the number itself may have thousands of digits.
+            # Logarithms are compared: the number itself may have thousands of digits.
             if spec.num_dims * math.log(self.num_cells) > math.log(MAX_CELLS):
                 tails = ", the two tails included" if real else ""
                 raise ValueError(
@@ -200,7 +196,7 @@ class Histogram(SeparateValues):
         if real:
             self._register("edges", spec.num_dims, num_bins + 1)
 
-    def _first(self, cells: Tensor) -> Tensor:
+    def _first_level(self, cells: Tensor) -> Tensor:
         """The least level in a cell."""
         return (cells * self.spec.levels + self.num_bins - 1) // self.num_bins
 
@@ -208,7 +204,7 @@ class Histogram(SeparateValues):
         """Of each cell along each dimension, (D, B): levels in it, width, or scale of a tail."""
         if self.spec.levels is not None:
             cells = torch.arange(self.num_bins, device=self.log_mass.device)
-            size = self._first(cells + 1) - self._first(cells)
+            size = self._first_level(cells + 1) - self._first_level(cells)
             return size.to(self.log_mass).log().expand(self.spec.num_dims, -1)
         span = (self.edges[:, -1] - self.edges[:, 0]).log()[:, None]  # (D, 1)
         inner = (span - math.log(self.num_bins)).expand(-1, self.num_bins)
@@ -226,18 +222,18 @@ class Histogram(SeparateValues):
 
     def _within(self, x: Tensor, cells: Tensor) -> Tensor:
         """Log-density of each value within its cell, nats: (B, D), (B, D) -> (B, D)."""
-        log_density = -self._log_volume()[self._dims(), cells]
+        log_density = -self._log_volume()[self._each_dim(), cells]
         if self.spec.levels is not None:
             return log_density
         low, high = self.edges[:, 0], self.edges[:, -1]
         return log_density - ((low - x).clamp_min(0) + (x - high).clamp_min(0)) / (high - low)
 
-    def _dims(self) -> Tensor:
+    def _each_dim(self) -> Tensor:
         return torch.arange(self.spec.num_dims, device=self.log_mass.device)
 
-    def _flat(self, cells: Tensor) -> Tensor:
+    def _joint_cell(self, cells: Tensor) -> Tensor:
         """Number of a joint cell: (B, D) -> (B,)."""
-        return (cells * self.num_cells ** self._dims().flip(0)).sum(1)
+        return (cells * self.num_cells ** self._each_dim().flip(0)).sum(1)
 
     def _fit(self, x, progress):
         if self.spec.levels is None:
@@ -249,30 +245,25 @@ class Histogram(SeparateValues):
             self.edges.copy_(edges)
         cells = self._cells(x)
         if self.joint:
-            index, per_row = self._flat(cells), self.log_mass.numel()
+            index, num_cells = self._joint_cell(cells), self.log_mass.numel()
         else:
-            index, per_row = cells + self._dims() * self.num_cells, self.num_cells
+            index, num_cells = cells + self._each_dim() * self.num_cells, self.num_cells
         counts = index.flatten().bincount(minlength=self.log_mass.numel()).double()
-        mass = (counts + self.smoothing) / (len(x) + per_row * self.smoothing)
+        mass = (counts + self.smoothing) / (len(x) + num_cells * self.smoothing)
         self.log_mass.copy_(mass.log().view_as(self.log_mass))
 
     def _value_log_prob(self, x):
+        if self.joint:
+            return None  # the draw finds out whether known values are possible together
         cells = self._cells(x)
-        return self.log_mass[self._dims(), cells] + self._within(x, cells)
+        return self.log_mass[self._each_dim(), cells] + self._within(x, cells)
 
     def _flat_log_prob(self, x):
-        if not self.joint:
-            return super()._flat_log_prob(x)
+        each = self._value_log_prob(x)
+        if each is not None:
+            return each.sum(1)
         cells = self._cells(x)
-        return self.log_mass[self._flat(cells)] + self._within(x, cells).sum(1)
-
-    def _require_possible(self, x, known):
-        if not self.joint:  # jointly it depends on what else is known: the draw finds out
-            super()._require_possible(x, known)
-
-    def log_prob_map(self, x, context=None):
-        """Of separate bins; a joint cell has no shares."""
-        return None if self.joint else super().log_prob_map(x, context)
+        return self.log_mass[self._joint_cell(cells)] + self._within(x, cells).sum(1)
 
     def _fill(self, x, known, num_particles, temperature, generator, progress):
         if self.joint:
@@ -282,7 +273,7 @@ class Histogram(SeparateValues):
             noise = draw_noise(x.shape, generator, x.device)
             cells = pick(logits, noise, float(temperature > 0))
         uniform = draw_noise(x.shape, generator, x.device)
-        return self._place(cells, uniform, temperature), None
+        return self._values_in(cells, uniform, temperature), None
 
     def _tempered(self, log_mass: Tensor, log_volume: Tensor, temperature: float) -> Tensor:
         """Log-weights of cells whose density is tempered; at 0 the density itself."""
@@ -307,35 +298,36 @@ class Histogram(SeparateValues):
         # Events that know the same cells share one distribution of the others.
         keys, group = torch.unique(cells, dim=0, return_inverse=True)
         for i, key in enumerate(keys):
-            rows = (group == i).nonzero()[:, 0]
+            events = (group == i).nonzero()[:, 0]
             rest = logits[tuple(int(c) if c >= 0 else slice(None) for c in key)]
             if not torch.isfinite(rest.max()):
                 raise ValueError(IMPOSSIBLE)
             if temperature == 0:
-                index = rest.argmax().expand(len(rows))
+                index = rest.argmax().expand(len(events))
             else:
                 cdf = rest.flatten().double().softmax(0).cumsum(0)
-                index = torch.searchsorted(cdf, uniform[rows] * cdf[-1], right=True)
+                index = torch.searchsorted(cdf, uniform[events] * cdf[-1], right=True)
             drawn = torch.unravel_index(index, rest.shape)
             for d, one in zip((key < 0).nonzero()[:, 0].tolist(), drawn, strict=True):
-                cells[rows, d] = one
+                cells[events, d] = one
         return cells
 
-    def _place(self, cells: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    def _values_in(self, cells: Tensor, uniform: Tensor, temperature: float) -> Tensor:
         """A value in each cell: (B, D), (B, D) -> (B, D)."""
-        place = _centred(uniform, temperature)
+        share = _share_of_cell(uniform, temperature)
         if self.spec.levels is not None:
-            first, size = self._first(cells), self._first(cells + 1) - self._first(cells)
-            return first + (place * size).floor()
+            first = self._first_level(cells)
+            size = self._first_level(cells + 1) - first
+            return first + (share * size).floor()
         low, high = self.edges[:, 0], self.edges[:, -1]
         bins = (cells - 1).clamp(0, self.num_bins - 1)
-        left, right = self.edges[self._dims(), bins], self.edges[self._dims(), bins + 1]
-        y = left + (right - left) * place
+        left, right = self.edges[self._each_dim(), bins], self.edges[self._each_dim(), bins + 1]
+        y = left + (right - left) * share
         tail = -temperature * torch.log1p(-uniform) * (high - low)
         y = torch.where(cells == 0, low - tail, y)
         return torch.where(cells == self.num_bins + 1, high + tail, y)
 
 
-def _centred(uniform: Tensor, temperature: float) -> Tensor:
-    """Where a draw lies in a flat cell: its middle at temperature 0, anywhere from 1 on."""
+def _share_of_cell(uniform: Tensor, temperature: float) -> Tensor:
+    """Share of a flat cell that lies below a draw: one half at temperature 0, any from 1 on."""
     return 0.5 + min(1.0, math.sqrt(temperature)) * (uniform - 0.5)

@@ -6,7 +6,7 @@ Shapes: B batch, D values per example, L levels, M mixture components, N particl
 import math
 import warnings
 from dataclasses import replace
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from armodels.baselines.normal import (
     truncated_mean,
     truncated_normal,
 )
-from armodels.checks import Count, NotNegative, Seed
+from armodels.checks import Count, NotNegative, Seed, checked
 from armodels.density.walk import draw_noise, one_thread
 from armodels.heads import pick
 from armodels.spec import DataSpec
@@ -84,13 +84,14 @@ class GMM(Baseline):
     on levels it maximizes the likelihood of the densities, not the bound.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
         *,
         num_components: Count = 10,
-        covariance_type: str = "full",
-        regularization: float = 1e-6,
+        covariance_type: Literal["full", "tied", "diag", "spherical"] = "full",
+        regularization: NotNegative = 1e-6,
         max_iter: Count = 100,
         tolerance: NotNegative = 0.001,
         num_init: Count = 1,
@@ -98,19 +99,10 @@ class GMM(Baseline):
     ):
         m, d = num_components, spec.num_dims
         shapes = {"full": (m, d, d), "tied": (1, d, d), "diag": (m, d), "spherical": (m, 1)}
-        if covariance_type not in shapes:
-            raise ValueError(
-                f"covariance_type is {covariance_type!r}; choose full, tied, diag or spherical"
-            )
         self._diagonal = covariance_type in ("diag", "spherical")
         if spec.levels is not None:
             spec = replace(spec, measure="probability" if self._diagonal else "bound")
         super().__init__(spec)
-        self._count("num_components", num_components)
-        self._count("max_iter", max_iter)
-        self._count("num_init", num_init)
-        if regularization < 0:
-            raise ValueError(f"regularization is {regularization}; it must be 0 or more")
         self.covariance_type = covariance_type
         self.regularization = regularization
         self.max_iter = max_iter
@@ -123,7 +115,7 @@ class GMM(Baseline):
         self._register("scale", *shapes[covariance_type])
 
     def _fit(self, x, progress):
-        # Here, as a model restored from a checkpoint has no need of it.
+        # scikit-learn is imported for a fit alone: a restored model does without it.
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
@@ -142,7 +134,7 @@ class GMM(Baseline):
         )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # said below, in our words
+                warnings.simplefilter("ignore", ConvergenceWarning)  # ours follows
                 mixture.fit(self._to_real(x).double().cpu().numpy())
         except ValueError as error:
             raise ValueError(
@@ -187,7 +179,7 @@ class GMM(Baseline):
             with one_thread():
                 return (self._bound(x, scales) + self.log_weights).logsumexp(1)
         joint = []
-        # One component after the other: all at once would take M times the memory of the batch.
+        # All components at once would take M times the memory of the batch.
         for mean, scale in zip(self.means, scales, strict=True):
             z = torch.linalg.solve_triangular(scale, (x - mean).T, upper=False)  # (D, B)
             joint.append(log_normal(z, scale.diagonal()[:, None]).sum(0))
@@ -215,7 +207,7 @@ class GMM(Baseline):
         own = torch.empty_like(shift)
         num_dims = len(x)
         for start in [*range(0, num_dims, _BLOCK)] * _SWEEPS:
-            # The pull of all values on a block at once; within it, kept up to date.
+            # A block's pull is one product over all values, kept up to date within the block.
             stop = min(start + _BLOCK, num_dims)
             pull = precision[:, start:stop] @ shift  # (M, block, B)
             for d in range(start, stop):
@@ -257,9 +249,9 @@ class GMM(Baseline):
         log_weights = y.new_zeros(len(x), len(self.means), num_particles)
         masks, group = torch.unique(known, dim=0, return_inverse=True)
         for i, mask in enumerate(masks):  # factors are shared by events with the same mask
-            rows = (group == i).nonzero()[:, 0]
-            y[rows], log_weights[rows] = self._fill_group(
-                x[rows], mask, num_particles, temperature, generator, progress
+            events = (group == i).nonzero()[:, 0]
+            y[events], log_weights[events] = self._fill_group(
+                x[events], mask, num_particles, temperature, generator, progress
             )
         return self._to_values(y), None if exact else log_weights
 
@@ -281,8 +273,8 @@ class GMM(Baseline):
         k = int(known.sum())
         # With the known values first, the blocks of the factor are all that conditioning takes:
         # y_known = mean + A z, y_unknown = mean + C z + E noise.
-        rows = self.scale.expand(len(self.means), -1, -1)[:, perm]
-        factor = torch.linalg.cholesky(rows @ rows.mT)  # (M, D, D)
+        permuted = self.scale.expand(len(self.means), -1, -1)[:, perm]
+        factor = torch.linalg.cholesky(permuted @ permuted.mT)  # (M, D, D)
         means = self.means[:, perm]
         if self.spec.levels is None:
             shift = (self._to_real(x)[:, perm[:k]] - means[:, None, :k]).mT  # (M, K, B)
