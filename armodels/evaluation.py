@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from armodels import lines
 from armodels.data.base import Splits
+from armodels.data.rows import Examples, Rows
 from armodels.density.base import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
@@ -18,23 +19,21 @@ from armodels.spec import DataSpec, bits_per_dim, nats
 @torch.no_grad()
 def log_probs(
     model: DensityModel,
-    x: Tensor,
+    examples: Examples,
     batch_size: int,
     *,
-    context: Tensor | None = None,
     progress: bool = False,
     name: str = "",
 ) -> Tensor:
-    """Exact log p of every example, nats: (N, *event) -> (N,) float64 on the CPU.
+    """Exact log p of every example, nats: (N,) float64 on the CPU.
 
     Computed in the model's own precision without autocast or TF32: a number that is published
     should not carry the rounding of half precision.
 
     Args:
         model: Put into evaluation mode.
-        x: (N, *event), wherever it lies: batches are brought to the model's device.
+        examples: N of them, wherever they lie: batches are brought to the model's device.
         batch_size: Examples at a time; the numbers do not depend on it.
-        context: (N, *context) what the model is conditioned on; None: nothing.
         progress: Show a bar.
         name: Of the examples, for the bar.
 
@@ -43,10 +42,11 @@ def log_probs(
     """
     if batch_size < 1:
         raise ValueError(f"eval.batch_size is {batch_size}; it must be at least 1")
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), x.device)
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
     model.eval()
     bar = tqdm(
-        total=len(x), desc=f"evaluating {name}", unit="ex", leave=False,
+        total=len(examples), desc=f"evaluating {name}", unit="ex", leave=False,
         disable=None if progress else True,  # None: where there is no terminal
         # The first batch of a model for all orders may take minutes: its bar is there at once.
         delay=0 if model.any_order else 1,
@@ -54,12 +54,9 @@ def log_probs(
     parts = []
     convolutions = torch.backends.cudnn
     with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
-        for start in range(0, len(x), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = x[rows].to(device)
-            beside = None if context is None else context[rows].to(device)
-            parts.append(model.log_prob(batch, beside).double().cpu())
-            bar.update(len(batch))
+        for batch in examples.batches(batch_size):
+            parts.append(model.log_prob(*batch.to(device)).double().cpu())
+            bar.update(len(batch.x))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.double)
 
 
@@ -91,23 +88,21 @@ class Evaluation:
 
 def evaluate(
     model: DensityModel,
-    x: Tensor,
+    examples: Examples,
     batch_size: int,
     *,
-    context: Tensor | None = None,
     fabric: Fabric | None = None,
     progress: bool = False,
     name: str = "",
 ) -> Evaluation:
-    """Evaluate every example of ``x`` exactly once, over all processes of ``fabric``.
+    """Evaluate every example exactly once, over all processes of ``fabric``.
 
-    Rank r takes ``x[r::world]``; sums are float64 and divided once.
+    Rank r takes examples r, r + world, ...; sums are float64 and divided once.
 
     Args:
         model: Put into evaluation mode.
-        x: (N, *event).
+        examples: What it is evaluated on.
         batch_size: Examples at a time; the numbers do not depend on it.
-        context: (N, *context) what the model is conditioned on; None: nothing.
         fabric: The processes that share the work; None: this one does it all.
         progress: Show a bar.
         name: Of the examples, for the bar and for sentences.
@@ -117,19 +112,16 @@ def evaluate(
         RuntimeError: The processes together counted more or fewer examples than there are.
     """
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    if context is not None:
-        context = context[rank::world]
-    values = log_probs(
-        model, x[rank::world], batch_size, context=context, progress=progress, name=name
-    )
+    share = examples.share(rank, world)
+    values = log_probs(model, share, batch_size, progress=progress, name=name)
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
     )
     if world > 1:
         sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()
     count, total, squares = sums.tolist()
-    if count != len(x):
-        raise RuntimeError(f"evaluated {count:.0f} of {len(x)} examples")
+    if count != len(examples):
+        raise RuntimeError(f"evaluated {count:.0f} of {len(examples)} examples")
     if not math.isfinite(total):
         raise NoMean(_without_mean(values, fabric, name))
     mean = total / count
@@ -166,13 +158,21 @@ def knowing_nothing(splits: Splits) -> tuple[str, float] | None:
     spec = splits.spec
     if spec.levels is not None:
         return "the uniform distribution", nats(-spec.num_dims * math.log(spec.levels), spec)
-    train = splits.split("train")[:100_000].flatten(1).double()
+    train = _first(splits.split("train")).flatten(1).double()
     mean, std = train.mean(0), train.std(0)
     if len(train) < 2 or not bool((std > 0).all()):
         return None
-    z = (splits.split("valid").flatten(1).double() - mean) / std
+    valid = splits.split("valid")
+    valid = valid if isinstance(valid, Tensor) else _first(valid)
+    z = (valid.flatten(1).double() - mean) / std
     log_prob = (-0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(1).mean()
     return "independent Gaussians", nats(float(log_prob), spec)
+
+
+def _first(rows: Rows) -> Tensor:
+    """At most 100,000 rows, and of a memory map no more than 16 million values."""
+    fit = 100_000 if isinstance(rows, Tensor) else 2**24 // math.prod(rows.shape[1:])
+    return rows[: max(2, min(fit, 100_000))]
 
 
 def describe(name: str, report: Mapping[str, float]) -> str:

@@ -1,17 +1,18 @@
 """Examples that a verb asks for: of a run's own data, or of other data that suit its model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from armodels import build, checkpoints, checks, contexts, disk, show
+from armodels.data.rows import Batch, Examples
 from armodels.spec import DataSpec
 
 
 def load_split(
     restored: checkpoints.Restored, data: Mapping, split: str
-) -> tuple[DataSpec, Tensor, Tensor | None]:
+) -> tuple[DataSpec, Examples]:
     """A split of the run's own data, or of other data of the same shape and levels.
 
     Values are as the model knows them: a table is standardized by the run's own mean and standard
@@ -24,7 +25,7 @@ def load_split(
             the order of the file.
 
     Returns:
-        What a datum is, the values, and what the model is conditioned on, if anything.
+        What a datum is, and the values with what the model is conditioned on, if anything.
 
     Raises:
         ValueError: The model cannot score such data.
@@ -58,21 +59,20 @@ def load_split(
     wanted = restored.model.context
     if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
         raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
-    x, context = rows, None
     if rows is None:
         splits = source.load()
         if not other:
             build.same_data(own, splits.spec)
-        x = splits.split(split)
-        context = splits.context(wanted, split, x, slice(None))
+        examples = splits.examples(split, wanted)
+    else:
+        examples = Examples(rows)
     if (asked.standardization, asked.coding) != (own.standardization, own.coding):
-        x = own.encoded(asked.original(x)).to(own.dtype)
-    return spec, x, context
+        x = own.encoded(asked.original(examples.x[:])).to(own.dtype)
+        examples = replace(examples, x=x)
+    return spec, examples
 
 
-def draw_examples(
-    restored: checkpoints.Restored, num: int, seed: int
-) -> tuple[Tensor, Tensor | None]:
+def draw_examples(restored: checkpoints.Restored, num: int, seed: int) -> Batch:
     """``num`` examples of the run's own test split, and what the model is conditioned on there.
 
     Args:
@@ -80,14 +80,12 @@ def draw_examples(
         num: How many; all of the split where it holds fewer.
         seed: Of the choice.
     """
-    _, x, context = load_split(restored, {}, "test")
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:num]
-    return x[rows], None if context is None else context[rows]
+    _, examples = load_split(restored, {}, "test")
+    rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:num]
+    return examples[rows]
 
 
-def asked_for(
-    config: Mapping, mark: str
-) -> tuple[checkpoints.Restored, DataSpec, Tensor, Tensor | None]:
+def asked_for(config: Mapping, mark: str) -> tuple[checkpoints.Restored, DataSpec, Examples]:
     """The model and the examples that the config of ``eval`` or ``score`` names.
 
     Args:

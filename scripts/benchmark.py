@@ -245,7 +245,7 @@ def batches(batch_size: int, repeats: int = 320) -> None:
             start = time.perf_counter()
             trainer._step(net)
             middle = time.perf_counter()
-            other._values(step + WARM_UP, other._rows(step + WARM_UP))
+            other._batch(step + WARM_UP, other._rows(step + WARM_UP))
             end = time.perf_counter()
             if step >= 0:
                 seconds = [seconds[0] + middle - start, seconds[1] + end - middle]

@@ -41,7 +41,7 @@ ONLY = {
     "charts": {"pictures", "spec"},
     "objectives": {"orders"},
     "density": {"networks.base", "heads", "objectives", "orders", "spec"},
-    "evaluation": {"data.base", "density", "lines", "spec"},
+    "evaluation": {"data.base", "data.rows", "density", "lines", "spec"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}

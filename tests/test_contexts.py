@@ -49,19 +49,18 @@ def test_labels_stand_beside_their_digits():
     splits = Digits().load()
     wanted = contexts.find(splits.spec, "label")
     for part in ("train", "valid", "test"):
-        x = splits.split(part)
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:50]
-        labels = splits.context(wanted, part, x[rows], rows)
-        assert labels.tolist() == [known[image.numpy().tobytes()] for image in x[rows]]
+        examples = splits.examples(part, wanted)
+        rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:50]
+        x, labels = examples[rows]
+        assert labels.tolist() == [known[image.numpy().tobytes()] for image in x]
 
 
 def test_a_mixed_up_number_of_labels_is_refused():
     splits = Digits().load()
     read = splits.contexts["label"]
     splits.contexts["label"] = lambda: [values[:-1] for values in read()]
-    x = splits.split("test")
     with pytest.raises(ValueError, match="^context 'label' of 1297 events must have shape"):
-        splits.context(splits.spec.contexts[0], "test", x, slice(None))
+        splits.examples("test", splits.spec.contexts[0])
 
 
 @pytest.fixture(scope="module")

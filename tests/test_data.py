@@ -233,20 +233,20 @@ def test_source_keeps_its_word(name, files):
     # Own pictures have a checksum once they are read.
     assert dataclasses.replace(splits.spec, checksum=source.spec.checksum) == source.spec
     for part in ("train", "valid", "test"):
-        values = splits.split(part)
+        values = splits.split(part)[:]
         splits.spec.check(values)
         assert values.dtype == splits.spec.dtype
-        assert torch.equal(values, again.split(part))
-    parts = (splits.train, splits.valid, splits.test)
+        assert torch.equal(values, again.split(part)[:])
+    parts = (splits.train[:], splits.valid[:], splits.test[:])
     assert not torch.equal(parts[0][: len(parts[1])], parts[1][: len(parts[0])])
     if splits.spec.levels is not None and splits.spec.levels < 256:
-        assert int(splits.split("train").max()) == splits.spec.levels - 1
+        assert int(splits.split("train")[:].max()) == splits.spec.levels - 1
     with pytest.raises(ValueError, match="'val' is unknown; choose from train, valid, test"):
         splits.split("val")
     for wanted in contexts.available(splits.spec).values():
         for part in ("train", "valid", "test"):
-            x = splits.split(part)
-            wanted.check(splits.context(wanted, part, x, slice(None)), len(x))
+            examples = splits.examples(part, wanted)
+            wanted.check(examples[:].context, len(examples))
 
 
 def test_every_data_config_is_tried():
@@ -262,7 +262,7 @@ def test_every_data_config_is_tried():
 def test_splits_of_images_are_disjoint(name, files):
     splits = SOURCES[name](files).load()
     train, valid, test = (
-        {x.numpy().tobytes() for x in splits.split(part)} for part in ("train", "valid", "test")
+        {x.numpy().tobytes() for x in splits.split(part)[:]} for part in ("train", "valid", "test")
     )
     assert len(train | valid | test) == len(train) + len(valid) + len(test)
 
@@ -381,7 +381,7 @@ def test_kin_of_mnist_are_read_as_they_are(files):
     assert np.array_equal(splits.test[:, 0].numpy(), columns.transpose(0, 2, 1))
     (label,) = splits.spec.contexts
     assert label.levels == 26
-    read = splits.context(label, "test", splits.test, slice(None))
+    read = splits.examples("test", label)[:].context
     assert read.tolist() == list(range(10))  # a is 0
     path = files / "KMNIST/raw/t10k-images-idx3-ubyte"
     path.write_bytes(b"unpacked beside it, and never looked at")
@@ -398,8 +398,8 @@ def test_natural_images_are_read_as_they_are(files):
     arrays = scipy.io.loadmat(files / "SVHN/test_32x32.mat")
     assert np.array_equal(svhn.test.numpy()[3, 1], arrays["X"][:, :, 1, 3])
     (label,) = svhn.spec.contexts
-    read = svhn.context(label, "test", svhn.test, slice(None)).tolist()
-    assert read == [*range(1, 10), 0, 1, 2]
+    read = svhn.examples("test", label)[:].context
+    assert read.tolist() == [*range(1, 10), 0, 1, 2]
     assert (len(cifar.train), len(cifar.valid), len(svhn.train)) == (29, 6, 34)
     # A label stands beside its own image, also in the parts of the training split.
     known = {}
@@ -408,9 +408,8 @@ def test_natural_images_are_read_as_they_are(files):
         known |= dict(zip((x.tobytes() for x in batch["data"]), batch["labels"], strict=True))
     (label,) = cifar.spec.contexts
     for part in ("train", "valid"):
-        x = cifar.split(part)
-        read = cifar.context(label, part, x, slice(None)).tolist()
-        assert read == [known[one.numpy().tobytes()] for one in x]
+        x, read = cifar.examples(part, label)[:]
+        assert read.tolist() == [known[one.numpy().tobytes()] for one in x]
     for path in (files / "SVHN").iterdir():
         path.rename(files / path.name)  # where torchvision's own examples put them
     assert torch.equal(SVHN(root=str(files)).load().test, svhn.test)
@@ -420,10 +419,10 @@ def test_ink_is_bright(files):
     with zipfile.ZipFile(files / omniglot.FOLDER / "images_evaluation.zip") as file:
         drawings = [np.asarray(Image.open(io.BytesIO(file.read(n)))) for n in file.namelist()]
     splits = Omniglot((105, 105), root=str(files)).load()
-    found = sorted(x.numpy().tobytes() for x in splits.test[:, 0])
+    found = sorted(x.numpy().tobytes() for x in splits.test[:][:, 0])
     assert found == sorted((~one).astype(np.uint8).tobytes() for one in drawings)
     assert (len(splits.train), len(splits.valid)) == (15, 5)
-    means = Omniglot((21, 21), 256, root=str(files)).load().test[:, 0]
+    means = Omniglot((21, 21), 256, root=str(files)).load().test[:][:, 0]
     ink = np.stack([~one for one in drawings]).reshape(-1, 21, 5, 21, 5).mean((2, 4)) * 255
     order = np.argsort(ink[:, 0, 0])
     found = means[means[:, 0, 0].argsort()].double().numpy()

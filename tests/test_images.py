@@ -29,7 +29,7 @@ from armodels.data.base import data_root
 from armodels.data.cache import cached
 from armodels.data.folder import Folder
 from armodels.data.images import Format, Shares, near_groups, perceptual_hash, quantize
-from armodels.tasks.train import placed
+from armodels.data.rows import placed
 
 PARTS = ("train", "valid", "test")
 needs_ale = pytest.mark.skipif(
@@ -226,9 +226,8 @@ def test_folder_zip_and_npz_hold_the_same_pictures(tree, tmp_path):
         assert (label.name, label.levels) == ("label", 2)
         found[path.name] = pairs = set()
         for part in PARTS:
-            x = splits.split(part)
-            read = splits.context(label, part, x, slice(None)).tolist()
-            pairs |= {(one.numpy().tobytes(), y) for one, y in zip(x, read, strict=True)}
+            x, read = splits.examples(part, label)[:]
+            pairs |= {(one.numpy().tobytes(), y) for one, y in zip(x, read.tolist(), strict=True)}
     expected = {(a.transpose(2, 0, 1).tobytes(), y) for a, y in zip(arrays, labels, strict=True)}
     assert all(pairs == expected for pairs in found.values())
     assert rows(load(tree)) == rows(load(tmp_path / "packed.zip"))  # the same files
@@ -359,8 +358,7 @@ def test_labels_of_an_npz_are_integers_or_words(tmp_path):
         assert source._classes == names
         splits = source.load()
         for part in PARTS:
-            values = splits.split(part)
-            read = splits.context(splits.spec.contexts[0], part, values, slice(None))
+            values, read = splits.examples(part, splits.spec.contexts[0])[:]
             words = {one.transpose(2, 0, 1).tobytes(): y for one, y in zip(x, labels, strict=True)}
             for one, number in zip(values, read.tolist(), strict=True):
                 word = words[one.numpy().tobytes()]
@@ -788,4 +786,4 @@ def test_real_faces(tmp_path):
             file.writestr(collection.names[i], collection.contents(i))
     splits = Anime(str(tmp_path / "some.zip"), (8, 8), root=str(tmp_path)).load()
     assert sum(len(getattr(splits, part)) for part in PARTS) == 500
-    assert 100 < float(splits.train.double().mean()) < 200
+    assert 100 < float(splits.train[:].double().mean()) < 200

@@ -378,7 +378,7 @@ def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
     seen, noise = [], []
     for step in range(2 * STEPS_PER_EPOCH):
         rows = trainer._rows(step)
-        seen.append(trainer._values(step, rows))
+        seen.append(trainer._batch(step, rows).x)
         fresh = seen[-1] - plain.train[rows]
         assert torch.equal(fresh, fresh[:, :1, :1, :1].expand_as(fresh))
         assert set(fresh.unique().tolist()) <= {0, 1}
@@ -389,7 +389,7 @@ def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
     # From any step, as a run that is continued.
     for step in (4, 6, 9):
         other = Trainer(*arguments, RunDirectory(tmp_path))
-        assert torch.equal(other._values(step, other._rows(step)), seen[step])
+        assert torch.equal(other._batch(step, other._rows(step)).x, seen[step])
 
 
 def test_every_epoch_sees_every_example_once(tmp_path):

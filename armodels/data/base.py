@@ -7,26 +7,48 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from armodels import contexts as derived
+from armodels.data.arrays import Kind, Levels, described
+from armodels.data.rows import (
+    CheckedRows,
+    ChosenRows,
+    Examples,
+    FrozenRows,
+    Rows,
+    as_rows,
+    num_bytes,
+    placed,
+)
 from armodels.kernels import binarize as kernels
 from armodels.spec import ContextSpec, DataSpec
+
+PARTS = ("train", "valid", "test")
 
 TRAIN_SEED = 0
 """Of the one transform by which ``Splits.split("train")`` freezes the training rows."""
 
+FIRST_BYTES = 2**24
+"""Bytes of a split on disk that are checked at the start, of its first 1000 rows at most."""
+
 Box = tuple[tuple[float, float], tuple[float, float]]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """One data set in memory, as compact tensors.
+    """One data set: three splits of rows, in memory or on disk.
+
+    Rows in memory (tensors and arrays) are checked at once. Of others, memory maps above all, the
+    first ones are; then each batch when it is read, so that no start waits for gigabytes.
 
     Attributes:
         spec: What a datum is.
@@ -43,67 +65,162 @@ class Splits:
 
     Raises:
         ValueError: A split is empty, or values lie outside the support that the spec states.
+        TypeError: A split cannot be read by slices and tensors of row numbers.
     """
 
     spec: DataSpec
-    train: Tensor
-    valid: Tensor
-    test: Tensor
+    train: Rows
+    valid: Rows
+    test: Rows
     transform: Callable[[Tensor, torch.Generator], Tensor] | None = None
     true_log_prob: Callable[[Tensor], Tensor] | None = None
-    contexts: Mapping[str, Callable[[], Sequence[Tensor]]] = field(default_factory=dict)
+    contexts: Mapping[str, Callable[[], Sequence[Rows]]] = field(default_factory=dict)
     box: Box | None = None
-    _read: dict[tuple, Sequence[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _stored: dict[str, dict[str, Rows]] = field(default_factory=dict, init=False, repr=False)
+    _placed: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
-        for name in ("train", "valid", "test"):
-            if not len(getattr(self, name)):
+        for name in PARTS:
+            rows = as_rows(getattr(self, name))
+            if not len(rows):
                 raise ValueError(f"split {name} of data {self.spec.name!r} is empty")
-        self.spec.check(self._values(self.train[:1000]))
-        if self.transform is None:
-            self.spec.check(self.train)
-        self.spec.check(self.valid)
-        self.spec.check(self.test)
+            object.__setattr__(self, name, self._checked(rows, name))
 
-    def _values(self, rows: Tensor) -> Tensor:
-        if self.transform is None:
+    def _checked(self, rows: Rows, name: str) -> Rows:
+        raw = name == "train" and self.transform is not None
+        if isinstance(rows, Tensor) and not raw:
+            self.spec.check(rows)
             return rows
+        first = rows[: max(1, min(1000, FIRST_BYTES * len(rows) // max(num_bytes(rows), 1)))]
+        self.spec.check(self._frozen(first) if raw else first)
+        return rows if raw else CheckedRows(rows, self.spec.check, name)
+
+    def _frozen(self, rows: Tensor) -> Tensor:
         return self.transform(rows, torch.Generator(rows.device).manual_seed(TRAIN_SEED))
 
-    def split(self, name: str) -> Tensor:
+    @classmethod
+    def of(
+        cls,
+        train: Any,
+        valid: Any = None,
+        test: Any = None,
+        *,
+        name: str | None = None,
+        kind: Kind | None = None,
+        levels: Levels = "auto",
+        shares: tuple[float, float] = (0.1, 0.1),
+        seed: int = 0,
+    ) -> "Splits":
+        """A user's own values as a data set.
+
+        Args:
+            train: (N, *event): a tensor, an array, a memory map, a table of pandas, or ``Rows``.
+            valid: The same to select by; None: a share of train, drawn by the seed.
+            test: The same to test on; None: a share of train, drawn by the seed.
+            name: Of the data: numbers under two names are never ranked; None: ``own-`` and a
+                checksum of all values.
+            kind: None: a vector of (D,), an image of (C, H, W).
+            levels: L for integers in {0 .. L-1}, None for real values; ``"auto"``: real values
+                where they are floats, else one more than the largest integer.
+            shares: Of the rows of train that become valid and test, where these are None.
+            seed: Of the draw; another one makes another data set, and another name if it is None.
+
+        Raises:
+            ValueError: It cannot be inferred what the values are, or they are too few to split.
+            TypeError: They are no such values.
+        """
+        stated = {"train": train, "valid": valid, "test": test}
+        stated = {part: values for part, values in stated.items() if values is not None}
+        cut = [part for part in PARTS if part not in stated]
+        spec, rows = described(
+            list(stated.values()),
+            name=name,
+            kind=kind,
+            levels=levels,
+            drawn=(cut, shares, seed) if cut else None,
+        )
+        parts = dict(zip(stated, rows, strict=True))
+        if not cut:
+            return cls(spec, **parts)
+        num = len(parts["train"])
+        sizes = [max(1, round(shares[PARTS[1:].index(part)] * num)) for part in cut]
+        if num <= sum(sizes):
+            raise ValueError(f"{num} rows are too few to cut {' and '.join(cut)} off them")
+        numbers = map(torch.from_numpy, split_rows(num, (num - sum(sizes), *sizes), seed))
+        for part, chosen in zip(("train", *cut), numbers, strict=True):
+            parts[part] = _chosen(rows[0], chosen, spec)
+        return cls(spec, **parts)
+
+    def split(self, name: str) -> Rows:
         """The frozen values of a split (N, *event); train is transformed once, by a fixed seed.
 
         Raises:
             ValueError: There is no split of that name.
         """
-        if name == "train":
-            return self._values(self.train)
-        if name not in ("valid", "test"):
-            raise ValueError(f"split {name!r} is unknown; choose from train, valid, test")
-        return getattr(self, name)
+        if name not in PARTS:
+            raise ValueError(f"split {name!r} is unknown; choose from {', '.join(PARTS)}")
+        rows = getattr(self, name)
+        if name != "train" or self.transform is None:
+            return rows
+        if isinstance(rows, Tensor):
+            return self._frozen(rows)
+        return FrozenRows(rows, self.transform, TRAIN_SEED)
 
-    def context(
-        self, wanted: ContextSpec | None, split: str, x: Tensor, rows: Tensor | slice
-    ) -> Tensor | None:
-        """What a model is conditioned on where it models ``x``, on the device of ``x``.
+    def examples(self, name: str, context: ContextSpec | None = None) -> Examples:
+        """The frozen values of a split with what a model is conditioned on.
 
         Args:
-            wanted: The model's context; None: it has none.
-            split: ``"train"``, ``"valid"`` or ``"test"``.
-            x: (B, *event) values of the split.
-            rows: Where they stand in it.
+            name: ``"train"``, ``"valid"`` or ``"test"``.
+            context: The model's; None: it has none.
+
+        Raises:
+            ValueError: There is no split of that name, or contexts are not what the spec promises.
         """
-        if wanted is None:
-            return None
-        name = wanted.name
-        if name not in self.contexts:
-            return derived.derive(name, x, self.spec)
-        if (name, x.device) not in self._read:
-            read = self.contexts[name]()
-            for part, values in zip((self.train, self.valid, self.test), read, strict=True):
-                wanted.check(values, len(part))
-            self._read[name, x.device] = [values.to(x.device) for values in read]
-        return self._read[name, x.device][("train", "valid", "test").index(split)][rows]
+        return self._examples(self.split(name), name, context)
+
+    def to_train(self, context: ContextSpec | None, device: torch.device) -> Examples:
+        """Raw training rows with what a model is conditioned on, on a device where they fit.
+
+        Values are what ``transform`` makes of the rows, and ``Examples.beside`` adds contexts.
+
+        Args:
+            context: The model's; None: it has none.
+            device: That of the model.
+
+        Raises:
+            ValueError: Contexts are not what the spec promises.
+        """
+        if device not in self._placed:
+            self._placed[device] = placed(self.train, device)
+        found = self._examples(self._placed[device], "train", context)
+        stored = None if found.context is None else placed(found.context, device)
+        return replace(found, context=stored)
+
+    def _examples(self, rows: Rows, name: str, context: ContextSpec | None) -> Examples:
+        if context is None:
+            return Examples(rows)
+        if context.name not in self.contexts:
+            return Examples(rows, derive=partial(derived.derive, context.name, spec=self.spec))
+        if context.name not in self._stored:
+            read = zip(PARTS, self.contexts[context.name](), strict=True)
+            self._stored[context.name] = {
+                part: self._checked_context(as_rows(values), part, context)
+                for part, values in read
+            }
+        return Examples(rows, self._stored[context.name][name])
+
+    def _checked_context(self, stored: Rows, name: str, context: ContextSpec) -> Rows:
+        num = len(getattr(self, name))
+        if isinstance(stored, Tensor) or len(stored) != num:
+            context.check(stored, num)
+            return stored
+        return CheckedRows(stored, lambda values: context.check(values, len(values)), name)
+
+
+def _chosen(rows: Rows, numbers: Tensor, spec: DataSpec) -> Rows:
+    if isinstance(rows, Tensor):
+        return rows[numbers]
+    return ChosenRows(CheckedRows(rows, spec.check, "the rows to be split"), numbers)
 
 
 class Source(ABC):

@@ -17,10 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from armodels import show
+from armodels.data.base import PARTS
 from armodels.data.cache import Cache
 from armodels.data.collections import UNDECODABLE, Collection, first_line, is_animated
 
-PARTS = ("train", "valid", "test")
 NEAR = 5
 """Near-duplicates differ in at most so many of the 64 bits of ``perceptual_hash``."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, disk, pictures, show
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
+from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
 from armodels.examples import draw_examples
 from armodels.spec import ContextSpec, DataSpec
@@ -268,12 +269,12 @@ def main(config: Mapping) -> None:
                 f"label={label} goes with image=FILE; examples of the test split have their own"
             )
         truth, context = draw_examples(restored, config["num"], seed)
-    device = restored.device
+    repeated = Batch(truth, context).repeat_interleave(answers).to(restored.device)
     result = restored.model.complete(
-        truth.repeat_interleave(answers, 0).to(device),
-        mask.to(device),
+        repeated.x,
+        mask.to(restored.device),
         num_particles=config["num_particles"],
-        context=None if context is None else context.repeat_interleave(answers, 0).to(device),
+        context=repeated.context,
         temperature=config["temperature"],
         generator=torch.Generator().manual_seed(seed),
         progress=True,

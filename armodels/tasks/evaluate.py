@@ -4,20 +4,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import checkpoints, disk, examples, show
+from armodels import checkpoints, disk, show
 from armodels.evaluation import NoMean, describe, evaluate
+from armodels.examples import asked_for
 
 
 def main(config: Mapping) -> None:
     """Evaluate a run or checkpoint on one split."""
-    restored, spec, x, context = examples.asked_for(config, mark='"trained_on"')
+    restored, spec, examples = asked_for(config, mark='"trained_on"')
     started = time.monotonic()
     try:
         result = evaluate(
             restored.model,
-            x,
+            examples,
             config["eval"]["batch_size"],
-            context=context,
             progress=True,
             name=config["split"],
         )

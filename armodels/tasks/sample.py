@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, disk, pictures, show
+from armodels.data.rows import Examples
 from armodels.examples import draw_examples, load_split
 from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
 
@@ -26,19 +27,19 @@ def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | 
     return None if wanted is None or wanted.shape else torch.arange(num) % wanted.levels
 
 
-def nearest(x: Tensor, train: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def nearest(x: Tensor, train: Examples, num: int) -> tuple[Tensor, Tensor]:
     """Training examples nearest to each sample, by Euclidean distance.
 
     Args:
         x: (N, *event).
-        train: (M, *event).
+        train: M of them.
         num: How many of them.
 
     Returns:
         Their rows (N, num) and distances (N, num), nearest first.
     """
     flat = x.flatten(1).float()
-    parts = [torch.cdist(flat, part.flatten(1).float()) for part in train.split(10_000)]
+    parts = [torch.cdist(flat, part.x.flatten(1).float()) for part in train.batches(10_000)]
     distances, rows = torch.cat(parts, 1).topk(num, largest=False)
     return rows, distances
 
@@ -76,9 +77,9 @@ def main(config: Mapping) -> None:
     }
     neighbours = None
     if config["num_neighbours"]:
-        _, train, _ = load_split(restored, {}, "train")
+        _, train = load_split(restored, {}, "train")
         rows, arrays["distances"] = nearest(x, train, config["num_neighbours"])
-        neighbours = train[rows]
+        neighbours = train[rows.flatten()].x.unflatten(0, rows.shape)
         arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
     with disk.atomic(folder / f"{name}.npz") as file:
@@ -114,7 +115,8 @@ def reference(restored: checkpoints.Restored) -> dict:
     if not charts.is_table(restored.spec):
         return {}
     try:
-        _, data, _ = load_split(restored, {}, "train")
+        _, examples = load_split(restored, {}, "train")
+        data = examples.x[:]
         splits = build.source(restored.config["data"], restored.trust).load()
     except (OSError, ValueError) as error:
         show.warn(f"samples are drawn without the data beside them: {error}")

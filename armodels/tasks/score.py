@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import disk, examples, show
+from armodels import disk, show
 from armodels.evaluation import log_probs
+from armodels.examples import asked_for
 from armodels.spec import bits_per_dim, nats
 
 
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim."""
-    restored, spec, x, context = examples.asked_for(config, mark="index,nats,bits_per_dim")
+    restored, spec, examples = asked_for(config, mark="index,nats,bits_per_dim")
     values = log_probs(
         restored.model,
-        x,
+        examples,
         config["eval"]["batch_size"],
-        context=context,
         progress=True,
         name=config["split"],
     )

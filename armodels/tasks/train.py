@@ -27,6 +27,7 @@ from tqdm import tqdm
 from armodels import build, charts, checkpoints, checks, disk, limits, memory, pictures, run, show
 from armodels.checks import Between, Count, NotNegative, Number, Positive, Range
 from armodels.data.base import Splits
+from armodels.data.rows import Batch, Examples, take
 from armodels.density.base import DensityModel
 from armodels.evaluation import NoMean, describe, evaluate, knowing_nothing, log_probs
 from armodels.lines import Lines, number
@@ -65,16 +66,6 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-
-
-def placed(rows: Tensor, device: torch.device) -> Tensor:
-    """Rows on the device if they leave half of its free memory free, else where they are.
-
-    Where they stay (perhaps on a disk, behind a memory map) batches are brought over one by one.
-    """
-    if device.type == "cuda" and 2 * rows.nbytes > torch.cuda.mem_get_info(device)[0]:
-        return rows
-    return rows.to(device)
 
 
 BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
@@ -295,8 +286,7 @@ class Trainer:
         self.directory = directory
         self.seed = config["seed"]
         self.state = State()
-        self.train = placed(splits.train, fabric.device)
-        self.steps_per_epoch = math.ceil(len(self.train) / settings.batch_size)
+        self.steps_per_epoch = math.ceil(len(splits.train) / settings.batch_size)
         self.total = self._total_steps()
         self.trust = trust
         self._take(0, model)
@@ -323,6 +313,7 @@ class Trainer:
         settings = self.settings
         self.config = with_values(self.base, self.candidates[number])
         self.model = self._placed(model or built(self.config, self.splits.spec, self.trust))
+        self.train = self.splits.to_train(self.model.context, self.fabric.device)
         self.schedule: Schedule = build.schedule(self.config["schedule"], self.trust)
         self.schedule(0, self.total)  # refuses at once what it cannot schedule
         params = [p for p in self.model.parameters() if p.requires_grad]
@@ -405,11 +396,12 @@ class Trainer:
         if self._epoch_rows[0] != epoch:
             generator = torch.Generator().manual_seed(stream(_EPOCH, self.seed, epoch))
             rows = torch.randperm(len(self.train), generator=generator)
-            self._epoch_rows = (epoch, rows.to(self.train.device))
+            raw = self.train.x
+            self._epoch_rows = (epoch, rows.to(raw.device) if isinstance(raw, Tensor) else rows)
         size = self.settings.batch_size
         return self._epoch_rows[1][index * size : (index + 1) * size]
 
-    def _values(self, step: int, rows: Tensor) -> Tensor:
+    def _batch(self, step: int, rows: Tensor) -> Batch:
         """What the model is trained on at ``step``, in this process: values of ``rows``.
 
         Args:
@@ -417,8 +409,10 @@ class Trainer:
             rows: Those of the global batch, of which each process takes its share.
         """
         share = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        part = rows[share]
         if self.splits.transform is None:
-            return self.train.index_select(0, rows[share]).to(self.fabric.device)
+            x = take(self.train.x, part).to(self.fabric.device)
+            return self.train.beside(x, part)
         epoch, index = divmod(step, self.steps_per_epoch)
         block, index = divmod(index, self.block_steps)
         size = self.settings.batch_size
@@ -427,9 +421,10 @@ class Trainer:
             several = self._epoch_rows[1][first : first + self.block_steps * size]
             noise = torch.Generator(self.fabric.device)
             noise.manual_seed(stream(_NOISE, self.seed, epoch, block))
-            raw = self.train.index_select(0, several).to(self.fabric.device)
+            raw = take(self.train.x, several).to(self.fabric.device)
             self._block = ((epoch, block), self.splits.transform(raw, noise))
-        return self._block[1][index * size : (index + 1) * size][share]
+        x = self._block[1][index * size : (index + 1) * size][share]
+        return self.train.beside(x, part)
 
     def _step(self, net: torch.nn.Module) -> None:
         step, fabric = self.state.step, self.fabric
@@ -440,12 +435,10 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         log_prob = torch.zeros((), device=fabric.device)
-        parts = mine.tensor_split(self.settings.accumulate)
-        values = self._values(step, rows).tensor_split(self.settings.accumulate)
-        for i, (part, x) in enumerate(zip(parts, values, strict=True)):
-            context = self.splits.context(self.model.context, "train", x, part)
+        parts = self._batch(step, rows).tensor_split(self.settings.accumulate)
+        for i, batch in enumerate(parts):
             with fabric.no_backward_sync(net, enabled=i + 1 < len(parts)):
-                objective = net(x, context).sum()
+                objective = net(*batch).sum()
                 # Processes average their gradients: scaled so that each example counts once.
                 fabric.backward(objective * (-fabric.world_size / len(rows)))
             log_prob += objective.detach()
@@ -534,14 +527,13 @@ class Trainer:
         return self.average.applied() if self.weights == "ema" else contextlib.nullcontext()
 
     def _evaluate(self, split: str) -> dict[str, float]:
-        x = self.splits.split(split)
+        examples = self.splits.examples(split, self.model.context)
         started = limits.now()
         with self._at_once(f"evaluating {split}"):
             result = evaluate(
                 self.model,
-                x,
+                examples,
                 self.config["eval"]["batch_size"],
-                context=self.splits.context(self.model.context, split, x, slice(None)),
                 fabric=self.fabric,
                 progress=self.settings.progress and self.fabric.is_global_zero,
                 name=split,
@@ -669,7 +661,7 @@ class Trainer:
             if limits.now() < self._next_chart and step != self.total:
                 return
             number = number and max(number, charts.MAX_POINTS)
-            beside = {"data": splits.split("train")}
+            beside = {"data": splits.split("train")[:]}
         started = limits.now()
         if number:
             # The same noise each time: what changes from picture to picture is the model.
@@ -690,10 +682,9 @@ class Trainer:
                 with disk.atomic(self.directory.samples / f"step-{step:07d}.png") as file:
                     pictures.save(picture, file)
         if spec.kind == "image":
-            shown = self.splits.split("valid")[:16].to(self.fabric.device)
-            context = self.splits.context(self.model.context, "valid", shown, slice(16))
+            shown = self.splits.examples("valid", self.model.context)[:16].to(self.fabric.device)
             with torch.no_grad():
-                log_prob = self.model.log_prob_map(shown, context)
+                log_prob = self.model.log_prob_map(*shown)
             if log_prob is not None:
                 self.tracker.picture("view/surprise", pictures.heat_maps(log_prob), step)
         self._next_chart = limits.now() + 20 * (limits.now() - started)
@@ -705,9 +696,8 @@ class Trainer:
             return None
         if not wanted.shape:
             return torch.arange(number, device=device) % wanted.levels
-        x = self.splits.split("valid")
-        rows = torch.arange(number) % len(x)
-        return self.splits.context(wanted, "valid", x[rows], rows).to(device)
+        valid = self.splits.examples("valid", wanted)
+        return valid[torch.arange(number) % len(valid)].context.to(device)
 
     # The loop
 
@@ -777,11 +767,11 @@ class Trainer:
         if state.step == 0:
             if self.tracker:
                 show.say("initializing from the training split")
-            x = self.splits.split("train")
+            train = self.splits.examples("train")
             try:
                 with torch.no_grad(), self._at_once("initializing"):
                     self.model.initialize(
-                        (b.to(fabric.device) for b in x.split(1000)),
+                        (batch.x.to(fabric.device) for batch in train.batches(1000)),
                         progress=settings.progress and fabric.is_global_zero,
                     )
             except ValueError as error:
@@ -866,19 +856,19 @@ class Trainer:
             return True
         self.model.eval()
         num, per_example = 1, 0.0
-        x = self.splits.split("valid")
+        valid = self.splits.examples("valid", self.model.context)
         while True:
-            rows = slice(num)
-            context = self.splits.context(self.model.context, "valid", x[rows], rows)
+            part = Examples(*valid[:num])
             started = limits.now()
-            log_probs(self.model, x[rows], num, context=context)
-            per_example = (limits.now() - started) / min(num, len(x))
-            if num >= min(self.config["eval"]["batch_size"], len(x)) or per_example * num > 0.2:
+            log_probs(self.model, part, num)
+            per_example = (limits.now() - started) / len(part)
+            size = min(self.config["eval"]["batch_size"], len(valid))
+            if num >= size or per_example * num > 0.2:
                 break
             num *= 4
         per_example = self._agreed(per_example) / self.fabric.world_size
         for split in ("valid", "test"):
-            self._seconds_of[split] = per_example * len(self.splits.split(split))
+            self._seconds_of[split] = per_example * len(getattr(self.splits, split))
         fits = self._reserve()
         valid, test = (limits.spoken(self._seconds_of[split]) for split in ("valid", "test"))
         limit = limits.spoken(self.budget.limit)
@@ -991,8 +981,7 @@ class Trainer:
                 ) from error
             gap = None
             if self.splits.true_log_prob is not None:
-                test = self.splits.split("test")
-                truth = self.splits.true_log_prob(test).double().mean()
+                truth = self.splits.true_log_prob(self.splits.test[:]).double().mean()
                 gap = reports["test"]["nats"] + float(truth)
         finally:
             self.model = model

@@ -1,0 +1,166 @@
+"""A user's own values in tensors, arrays and memory maps: what they are, as far as they say."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armodels.data.rows import MappedRows, Rows, as_rows
+from armodels.spec import DataSpec
+
+Kind = Literal["vector", "image", "sequence"]
+Levels = int | None | Literal["auto"]
+
+MAX_LEVELS = 256
+"""More levels are never inferred."""
+
+
+class Own(NamedTuple):
+    """A user's values, and what they are."""
+
+    spec: DataSpec
+    parts: list[Rows]
+
+
+def described(
+    parts: Sequence[Any],
+    *,
+    name: str | None,
+    kind: Kind | None,
+    levels: Levels,
+    drawn: object = None,
+) -> Own:
+    """Values as rows of the type in which they travel, with their spec.
+
+    Args:
+        parts: (N, *event) each: tensors, arrays, memory maps, tables of pandas, or ``Rows``.
+        name: Of the data; None: ``own-`` and a checksum of all values.
+        kind: None: a vector of (D,), an image of (C, H, W).
+        levels: L for integers in {0 .. L-1}, None for real values; ``"auto"``: real values where
+            they are floats, else one more than the largest integer.
+        drawn: By what splits are drawn from the values; part of the checksum.
+
+    Raises:
+        ValueError: What they are cannot be inferred: says what to state.
+        TypeError: They are no such values.
+    """
+    rows = [_numbers(part) for part in parts]
+    shape = tuple(rows[0].shape[1:])
+    for other in rows[1:]:
+        if tuple(other.shape[1:]) != shape:
+            raise ValueError(f"splits hold events of shapes {shape} and {tuple(other.shape[1:])}")
+    kind = kind or _kind(shape)
+    in_memory = [one for one in rows if isinstance(one, Tensor)]
+    if levels == "auto":
+        levels = _levels(rows)
+    checksum = ""
+    if len(in_memory) == len(rows):
+        rows = [_cast(one, levels) for one in rows]
+        digest = hashlib.md5(repr((kind, shape, levels, drawn)).encode(), usedforsecurity=False)
+        for one in rows:
+            digest.update(f"{len(one)} rows".encode() + one.contiguous().numpy().tobytes())
+        checksum = digest.hexdigest()
+        name = name or f"own-{checksum[:8]}"
+    elif not name:
+        raise ValueError(
+            "data on disk is not read at the start, so no checksum tells it from other data: "
+            "give it a name, name=..."
+        )
+    measure = "density" if levels is None else "probability"
+    spec = DataSpec(name, kind, shape, levels, measure, checksum=checksum)
+    return Own(spec, [_of_type(one, levels, spec.dtype) for one in rows])
+
+
+def _numbers(values: Any) -> Rows:
+    """Values as rows, in memory as integers, booleans or floats that torch computes with."""
+    if hasattr(values, "to_numpy") and hasattr(values, "columns"):
+        values = values.to_numpy()
+        if values.dtype == object:
+            raise TypeError("the table has columns that are no numbers; leave them out")
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+        raise TypeError(f"values of {values.dtype} are no numbers of a data set")
+    rows = as_rows(values)
+    if not isinstance(rows, Tensor):
+        return rows
+    if rows.is_complex():
+        raise TypeError(f"values of {rows.dtype} are no numbers of a data set")
+    return rows.detach().cpu()
+
+
+def _kind(shape: tuple[int, ...]) -> Kind:
+    if len(shape) == 1:
+        return "vector"
+    if len(shape) != 3:
+        also = "; images without channels get an axis by x[:, None]" if len(shape) == 2 else ""
+        raise ValueError(
+            f"events of shape {shape} are neither vectors (D,) nor images (C, H, W){also}"
+        )
+    channels, *_, last = shape
+    if channels not in (1, 3) and last in (1, 3):
+        raise ValueError(
+            f"events of shape {shape} look like images (H, W, C), but images are (C, H, W): move "
+            f"the axis with numpy.moveaxis(x, -1, 1), or say kind='image' if they are"
+        )
+    return "image"
+
+
+def _levels(rows: Sequence[Rows]) -> int | None:
+    """How many levels values have; None: they are real."""
+    if not all(isinstance(one, Tensor) for one in rows):
+        if all(one.dtype.is_floating_point for one in rows):
+            return None
+        raise ValueError(
+            "data on disk is not read at the start, so its levels are not found: say "
+            "levels=256, or how many there are"
+        )
+    if any(one.is_floating_point() for one in rows):
+        if all(bool((one % 1 == 0).all()) for one in rows):
+            raise ValueError(
+                "all values are whole numbers, but of a floating-point type: say levels=None if "
+                "they are real values, or levels=2 (or more) if they are the levels 0, 1, ..."
+            )
+        return None
+    if any(one.dtype == torch.bool for one in rows):
+        return 2
+    low, high = min(int(one.min()) for one in rows), max(int(one.max()) for one in rows)
+    if low < 0:
+        raise ValueError(
+            f"integers are levels 0, 1, ..., but the least is {low}: add {-low} to all of them, "
+            f"or give real values as floats"
+        )
+    if high >= MAX_LEVELS:
+        raise ValueError(
+            f"the largest integer is {high}: say levels={high + 1} if they are levels, or give "
+            f"real values as floats"
+        )
+    if 128 <= high < 255:
+        raise ValueError(
+            f"the largest integer is {high}: say levels=256 if 255 is possible, or "
+            f"levels={high + 1} if it is not"
+        )
+    return max(2, high + 1)
+
+
+def _cast(values: Tensor, levels: int | None) -> Tensor:
+    """Values in memory, whole numbers of a floating-point type as integers where they are levels.
+
+    Raises:
+        ValueError: Such a value is no whole number; names its row.
+    """
+    if levels is None or not values.is_floating_point():
+        return values
+    wrong = (values % 1 != 0).flatten(1).any(1).nonzero()
+    if len(wrong):
+        raise ValueError(f"levels={levels} takes whole numbers; row {int(wrong[0])} has others")
+    return values.long()
+
+
+def _of_type(rows: Rows, levels: int | None, dtype: torch.dtype) -> Rows:
+    """Rows in the type in which they travel, save where it would hide values out of range."""
+    if isinstance(rows, Tensor):
+        fits = levels is None or not rows.numel() or 0 <= rows.min() <= rows.max() < levels
+        return rows.to(dtype) if fits else rows
+    return rows.to(dtype) if isinstance(rows, MappedRows) and levels is None else rows

@@ -1,0 +1,359 @@
+"""Rows in memory and on disk: read in parts, checked, split, with their contexts."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from armodels.data.base import PARTS, Splits
+from armodels.data.rows import Batch, Examples, MappedRows, Rows, as_rows, placed, take
+from armodels.spec import ContextSpec, DataSpec
+
+SPEC = DataSpec("bits", "vector", (3,), 4, "probability")
+SIDES = ContextSpec("sides", (2,), None)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A function that writes an array and gives it back as a memory map."""
+
+    def store(array, mode="r"):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npy"
+        np.save(path, array)
+        return np.load(path, mmap_mode=mode)
+
+    return store
+
+
+def numbers(num, seed=0):
+    return np.random.RandomState(seed).randint(4, size=(num, 3)).astype(np.uint8)
+
+
+INDICES = [slice(None), slice(2, 9), slice(3, None, 4), slice(50, 60), torch.tensor([7, 0, 7, 39])]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize("dtype", ["u1", "<f4", ">f4", "<u2", "<i8", "?"])
+def test_a_memory_map_gives_the_rows_of_its_array(index, dtype, stored):
+    array = numbers(40).astype(dtype)
+    for rows in (as_rows(stored(array)), as_rows(stored(array)[::-1][::-1]), as_rows(array)):
+        assert isinstance(rows, Rows)
+        assert (len(rows), tuple(rows.shape)) == (40, (40, 3))
+        found = take(rows, index)
+        picked = index.numpy() if isinstance(index, torch.Tensor) else index
+        assert found.tolist() == array[picked].tolist()
+        assert found.dtype == rows.dtype
+    mapped = stored(array, "r+")
+    as_rows(mapped)[:][:] = 0
+    assert mapped.tolist() == array.tolist()  # what is read is a copy
+
+
+def test_what_has_no_rows_is_refused():
+    for values in ([[1, 2]], {"x": 1}, "words", 3):
+        with pytest.raises(TypeError, match="rows of data are a tensor, an array, or an object"):
+            as_rows(values)
+
+
+def test_a_map_is_checked_at_its_start_and_then_where_it_is_read(stored):
+    good, bad = numbers(3000), numbers(3000)
+    bad[2500, 1] = 9
+    rest = (good[:9], good[:9])
+    with pytest.raises(ValueError, match=r"^data 'bits' has levels 0\.\.3, got values in 0\.\.9"):
+        Splits(SPEC, bad, *rest)  # in memory: all of it
+    with pytest.raises(ValueError, match=r"^data 'bits' has levels 0\.\.3"):
+        Splits(SPEC, stored(bad[::-1][400:]), *rest)  # among the first
+    with pytest.raises(ValueError, match=r"examples of shape \(3,\), got \(2,\)"):
+        Splits(SPEC, stored(good[:, :2]), *rest)
+    with pytest.raises(ValueError, match="split test of data 'bits' is empty"):
+        Splits(SPEC, good, good, good[:0])
+    splits = Splits(SPEC, stored(bad), stored(good), good)
+    assert torch.equal(splits.valid[:], torch.from_numpy(good))
+    train = splits.to_train(None, torch.device("cpu"))
+    assert torch.equal(
+        train[torch.tensor([2499, 0, 2501])].x, torch.from_numpy(bad[[2499, 0, 2501]])
+    )
+    for index in (torch.tensor([3, 2500, 1]), slice(2400, 2600), slice(None)):
+        with pytest.raises(ValueError, match=r"^row 2500 of train: data 'bits' has levels 0\.\.3"):
+            train[index]
+
+
+def test_frozen_values_of_a_map_are_the_same_however_they_are_read(stored):
+    rows = numbers(2500)
+
+    def draw(raw, generator):
+        return (raw + torch.randint(2, raw.shape, generator=generator)).clamp(max=3).byte()
+
+    splits = Splits(SPEC, stored(rows), rows[:9], rows[:9], draw)
+    train = splits.split("train")
+    assert not isinstance(train, torch.Tensor)
+    whole = train[:]
+    assert (tuple(train.shape), train.dtype) == ((2500, 3), torch.uint8)
+    some = torch.tensor([2400, 17, 1000, 999, 17])
+    assert torch.equal(train[some], whole[some])
+    assert torch.equal(train[990:1010], whole[990:1010])
+    added = whole - torch.from_numpy(rows)
+    assert set(added.unique().tolist()) == {0, 1}
+    assert not torch.equal(added[:1000], added[1000:2000])
+    in_memory = Splits(SPEC, rows, rows[:9], rows[:9], draw).split("train")
+    assert isinstance(in_memory, torch.Tensor)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_contexts_stand_beside_their_rows(on_disk, stored):
+    rows = [numbers(num, seed) for num, seed in ((50, 0), (20, 1), (21, 2))]
+    sides = [part[:, :2].astype(np.float32) for part in rows]
+    store = stored if on_disk else np.array
+    reads = []
+
+    def read():
+        reads.append(1)
+        return [store(part) for part in sides]
+
+    splits = Splits(SPEC, *map(store, rows), contexts={"sides": read})
+    for name in ("train", "valid", "test"):
+        examples = splits.examples(name, SIDES)
+        for index in (slice(3, 9), torch.tensor([8, 0, 8])):
+            x, context = examples[index]
+            assert torch.equal(x[:, :2].float(), context)
+        assert splits.examples(name)[:4].context is None
+    assert reads == [1]
+    train = splits.to_train(SIDES, torch.device("cpu"))
+    index = torch.tensor([4, 11])
+    fresh = train.beside(torch.zeros(2, 3), index)
+    assert fresh.x.sum() == 0
+    assert torch.equal(fresh.context, torch.from_numpy(sides[0][[4, 11]]))
+    short = Splits(SPEC, *rows, contexts={"sides": lambda: [part[:-1] for part in sides]})
+    with pytest.raises(ValueError, match="^context 'sides' of 50 events must have shape"):
+        short.examples("train", SIDES)
+    sides[1][13, 0] = np.nan
+    if on_disk:
+        broken = Splits(SPEC, *rows, contexts={"sides": read}).examples("valid", SIDES)
+        with pytest.raises(ValueError, match="^row 13 of valid: context 'sides' holds NaN"):
+            list(broken.batches(5))
+
+
+def test_a_context_that_follows_from_the_values_follows_from_the_fresh_ones():
+    spec = DataSpec("grey", "image", (1, 2, 2), 256, "probability")
+    images = torch.full((5, 1, 2, 2), 100, dtype=torch.uint8)
+    small = ContextSpec("lowres_2", (1, 1, 1), 256)
+    train = Splits(spec, images, images, images).to_train(small, torch.device("cpu"))
+    assert train[:2].context.unique().tolist() == [100]
+    assert train.beside(images[:2] + 7, slice(2)).context.unique().tolist() == [107]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_processes_share_examples_each_once(on_disk, stored):
+    rows = numbers(23)
+    rows = as_rows(stored(rows) if on_disk else rows)
+    examples = Examples(rows, torch.arange(23))
+    assert examples.share(0, 1) is examples
+    shares = [examples.share(rank, 3) for rank in range(3)]
+    assert [len(share) for share in shares] == [8, 8, 7]
+    for rank, share in enumerate(shares):
+        batches = list(share.batches(3))
+        assert [len(batch.x) for batch in batches] == [3, 3, len(share) - 6]
+        found = torch.cat([batch.context for batch in batches])
+        assert found.tolist() == list(range(rank, 23, 3))
+        assert torch.equal(torch.cat([batch.x for batch in batches]), rows[:][rank::3])
+
+
+def test_events_without_a_context_each_are_refused():
+    with pytest.raises(ValueError, match="^3 events have 2 contexts"):
+        Examples(torch.zeros(3, 2), torch.zeros(2))
+
+
+def test_a_batch_changes_as_one():
+    both = Batch(torch.arange(7), torch.arange(7) + 10)
+    assert [part.context.tolist() for part in both.tensor_split(3)] == [
+        [10, 11, 12], [13, 14], [15, 16]]  # fmt: skip
+    assert [part.x.tolist() for part in both.tensor_split(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert both.repeat_interleave(2).x[:4].tolist() == [0, 0, 1, 1]
+    assert both.repeat_interleave(2).context[:4].tolist() == [10, 10, 11, 11]
+    alone = Batch(torch.arange(4))
+    for changed in (*alone.tensor_split(2), alone.repeat_interleave(2), alone.to("cpu")):
+        assert changed.context is None
+    assert both.to("meta").context.device.type == both.to("meta").x.device.type == "meta"
+
+
+def test_a_large_map_is_not_copied_to_the_device(monkeypatch, stored):
+    rows, meta = as_rows(stored(numbers(10))), torch.device("meta")
+    assert placed(rows, torch.device("cpu")) is rows
+    assert placed(rows, meta).device == meta
+    monkeypatch.setattr("armodels.data.rows.MAX_COPIED", 29)
+    assert placed(rows, meta) is rows
+    assert placed(rows[:], meta).device == meta
+
+
+# Values of a user's own
+
+
+def test_splits_of_one_array_are_drawn_once_by_a_seed(stored):
+    rows = numbers(200)
+    splits = Splits.of(rows)
+    spec = splits.spec
+    assert (spec.kind, spec.shape, spec.levels, spec.measure) == ("vector", (3,), 4, "probability")
+    assert [len(part) for part in (splits.train, splits.valid, splits.test)] == [160, 20, 20]
+    together = torch.cat([splits.train, splits.valid, splits.test])
+    assert sorted(together.tolist()) == sorted(rows.tolist())
+    assert together.tolist() != rows.tolist()
+    assert torch.equal(Splits.of(torch.from_numpy(rows)).test, splits.test)
+    assert Splits.of(rows).spec == spec
+    other = Splits.of(rows, seed=1)
+    assert not torch.equal(other.test, splits.test)
+    assert other.spec.name != spec.name
+    assert other.spec.checksum != spec.checksum
+    mapped = Splits.of(stored(rows), levels=4, name="mine")
+    assert mapped.spec == DataSpec("mine", "vector", (3,), 4, "probability")
+    for part in ("train", "valid", "test"):
+        assert torch.equal(mapped.split(part)[:], splits.split(part))
+    with_test = Splits.of(rows, test=rows[:7], shares=(0.25, 0.9))
+    assert [len(p) for p in (with_test.train, with_test.valid, with_test.test)] == [150, 50, 7]
+    all_three = Splits.of(rows[:100], rows[100:150], rows[150:], name="three")
+    assert torch.equal(all_three.train, torch.from_numpy(rows[:100]))
+    assert all_three.spec.name == "three"
+    with pytest.raises(ValueError, match="^2 rows are too few to cut valid and test off them"):
+        Splits.of(rows[:2])
+
+
+def test_an_illegal_row_of_an_array_to_be_split_is_named_by_its_own_number(stored):
+    rows = numbers(5000)
+    rows[4321, 2] = 77
+    splits = Splits.of(stored(rows), levels=4, name="mine")
+    batches = (batch for part in PARTS for batch in splits.examples(part).batches(100))
+    with pytest.raises(ValueError, match=r"^row 4321 of the rows to be split: data 'mine' has"):
+        list(batches)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "kind", "levels", "dtype"),
+    [
+        (numbers(40), {}, "vector", 4, torch.uint8),
+        (numbers(40).astype(np.int64), {}, "vector", 4, torch.uint8),
+        (numbers(40).astype(np.uint16), {"levels": 300}, "vector", 300, torch.int32),
+        (numbers(40) > 1, {}, "vector", 2, torch.uint8),
+        (np.zeros((40, 3), int), {}, "vector", 2, torch.uint8),
+        (numbers(40).astype(float), {"levels": 4}, "vector", 4, torch.uint8),
+        (numbers(40).astype(float), {"levels": None}, "vector", None, torch.float32),
+        (numbers(40) / 3, {}, "vector", None, torch.float32),
+        (torch.rand(40, 3, requires_grad=True), {"kind": "sequence"}, "sequence", None,
+         torch.float32),
+        (numbers(40), {"kind": "sequence", "levels": 7}, "sequence", 7, torch.uint8),
+        (np.full((40, 3, 8, 8), 255, np.uint8), {}, "image", 256, torch.uint8),
+        (np.full((40, 1, 8, 8), 16), {}, "image", 17, torch.uint8),
+        (np.full((40, 4, 4, 3), 1), {"kind": "image"}, "image", 2, torch.uint8),
+    ],
+)  # fmt: skip
+def test_what_values_are_is_inferred_or_stated(values, options, kind, levels, dtype):
+    splits = Splits.of(values, **options)
+    assert (splits.spec.kind, splits.spec.levels) == (kind, levels)
+    for part in (splits.train, splits.valid, splits.test):
+        assert part.dtype == splits.spec.dtype == dtype
+        assert not part.requires_grad
+    assert splits.spec.name == f"own-{splits.spec.checksum[:8]}"
+
+
+def test_a_table_of_pandas_is_a_table_of_numbers():
+    import pandas
+
+    frame = pandas.DataFrame({"a": [0, 1] * 10, "b": [1, 0] * 10})
+    splits = Splits.of(frame)
+    assert (splits.spec.shape, splits.spec.levels) == ((2,), 2)
+    assert bool((splits.train.sum(1) == 1).all())
+    with pytest.raises(TypeError, match="the table has columns that are no numbers"):
+        Splits.of(frame.assign(c="word"))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (np.zeros((9, 8, 8)), {}, r"shape \(8, 8\) are neither .* get an axis by x\[:, None\]"),
+        (np.zeros(9), {}, r"^events of shape \(\) are neither vectors \(D,\) nor images"),
+        (np.zeros((9, 8, 8, 3)), {}, r"\(8, 8, 3\) look like images \(H, W, C\)"),
+        (np.ones((9, 2)), {}, "^all values are whole numbers, but of a floating-point type: say"),
+        (np.full((9, 2), -3), {}, "but the least is -3: add 3 to all of them"),
+        (np.full((9, 2), 1999), {}, "largest integer is 1999: say levels=2000 if they are"),
+        (np.full((9, 2), 254), {}, "largest integer is 254: say levels=256 if 255 is possible"),
+        (np.array([[0.0], [1], [0.5]]), {"levels": 2}, "takes whole numbers; row 2 has others"),
+        (np.array([[0.0], [1], [2]]), {"levels": 2}, r"has levels 0\.\.1, got values in \d\.\.2"),
+        (np.full((9, 2), 256 + 1), {"levels": 2}, r"has levels 0\.\.1, got values in 257\.\.257"),
+        (np.full((9, 2), np.nan), {}, "holds NaN or infinite values"),
+        (np.zeros((9, 2), complex), {}, "complex128 are no numbers of a data set"),
+        (np.full((9, 2), "a"), {}, "are no numbers of a data set"),
+        (torch.zeros(9, 2, dtype=torch.cfloat), {}, "complex64 are no numbers of a data set"),
+    ],
+)  # fmt: skip
+def test_what_is_ambiguous_is_asked_in_one_sentence(values, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Splits.of(values, **options)
+
+
+def test_splits_of_different_events_are_refused():
+    with pytest.raises(ValueError, match=r"^splits hold events of shapes \(3,\) and \(2,\)"):
+        Splits.of(numbers(9), numbers(9)[:, :2])
+
+
+def test_what_a_map_does_not_say_is_asked(stored):
+    mapped = stored(numbers(40))
+    with pytest.raises(ValueError, match="^data on disk is not read .* so its levels are not fo"):
+        Splits.of(mapped, name="mine")
+    with pytest.raises(ValueError, match="^data on disk is not read .* give it a name"):
+        Splits.of(mapped, levels=4)
+    real = Splits.of(stored(numbers(40) / 3), name="mine")
+    assert real.spec.levels is None
+    assert real.train[:2].dtype == torch.float32
+    assert isinstance(as_rows(mapped), MappedRows)
+
+
+# What is larger than memory
+
+HUGE = """
+import json, os, resource, sys
+import numpy as np, torch
+from armodels.data.base import Splits
+from armodels.networks.made import MADE  # imported before memory is measured
+from armodels.spec import DataSpec
+
+def resident(key="VmHWM"):
+    with open("/proc/self/status") as file:
+        (line,) = [line for line in file if line.startswith(key)]
+    return int(line.split()[1]) * 1024
+
+# All of it in memory would end in a MemoryError, not in the end of the machine.
+resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
+path = sys.argv[1]
+num = 20_000_000_000 // 3072
+with open(path, "wb") as file:
+    file.truncate(num * 3072)
+array = np.memmap(path, np.uint8, "r", shape=(num, 3, 32, 32))
+about = os.stat(path)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+before = resident("VmRSS")
+splits = Splits.of(array, levels=256, name="huge", seed=3)
+train = splits.to_train(None, torch.device("cpu"))
+order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+batch = train[order[:100]]
+print(json.dumps({
+    "size": about.st_size, "on_disk": about.st_blocks * 512, "rows": len(batch.x),
+    "sum": int(batch.x.sum()), "growth": resident() - before,
+}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_20_gb_reach_their_first_batch_in_little_memory(tmp_path):
+    """A file of holes takes no room on the disk, and none of it is read before it is needed."""
+    path = tmp_path / "huge.bin"
+    try:
+        command = [sys.executable, "-c", HUGE, str(path)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        path.unlink(missing_ok=True)
+    found = json.loads(out)
+    assert found["size"] > 19_999_990_000
+    assert found["on_disk"] < 10_000_000
+    assert (found["rows"], found["sum"]) == (100, 0)
+    assert found["growth"] < 300_000_000
