@@ -5,8 +5,8 @@ import torch
 from walks import walked
 
 from armodels import orders
-from armodels.networks import pixel_rnn
-from armodels.networks.pixel_rnn import DiagonalBiLSTM, DiagonalBiLSTMLayer, RowLSTM
+from armodels.networks.lstm_layers import DiagonalBiLSTMLayer, lstm_cell, skew, unskew
+from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -32,9 +32,9 @@ def seen(network, height, width, **keys):
 
 def test_skew_by_hand():
     x = torch.arange(1, 7).view(2, 3)
-    assert pixel_rnn.skew(x).tolist() == [[1, 2, 3, 0], [0, 4, 5, 6]]
-    assert pixel_rnn.skew(x.T).tolist() == [[1, 4, 0, 0], [0, 2, 5, 0], [0, 0, 3, 6]]
-    assert torch.equal(pixel_rnn.unskew(pixel_rnn.skew(x)), x)
+    assert skew(x).tolist() == [[1, 2, 3, 0], [0, 4, 5, 6]]
+    assert skew(x.T).tolist() == [[1, 4, 0, 0], [0, 2, 5, 0], [0, 0, 3, 6]]
+    assert torch.equal(unskew(skew(x)), x)
 
 
 def test_the_cell_is_an_lstm():
@@ -45,7 +45,7 @@ def test_the_cell_is_an_lstm():
         x @ lstm.weight_ih.T + lstm.bias_ih + state @ lstm.weight_hh.T + lstm.bias_hh
     ).chunk(4, 1)
     gates = torch.stack([keep, write, show, value], -1).flatten(1)
-    torch.testing.assert_close(pixel_rnn._cell(gates, cell), lstm(x, (state, cell)))
+    torch.testing.assert_close(lstm_cell(gates, cell), lstm(x, (state, cell)))
 
 
 def test_a_diagonal_scan_walks_pixel_by_pixel():
@@ -62,9 +62,7 @@ def test_a_diagonal_scan_walks_pixel_by_pixel():
             for j in range(width):
                 own = gates[side, :, :, i, j]
                 own = own + state[:, i + 1, j] @ left + state[:, i, j + 1] @ above
-                state[:, i + 1, j + 1], cell[:, i + 1, j + 1] = pixel_rnn._cell(
-                    own, cell[:, i + 1, j]
-                )
+                state[:, i + 1, j + 1], cell[:, i + 1, j + 1] = lstm_cell(own, cell[:, i + 1, j])
     expected = states[:, :, 1:, 1:].movedim(-1, 2)
     torch.testing.assert_close(layer.scan(gates), expected)
 

@@ -1,6 +1,6 @@
 """Gated PixelCNN: a vertical and a horizontal stack, images in raster order."""
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -8,53 +8,73 @@ from torch import Tensor, nn
 
 from armodels.checks import Count, Depth, Share
 from armodels.networks import layers
+from armodels.networks.base import State
 from armodels.networks.masked import (
-    Above,
-    Along,
+    BoundRow,
     MaskedConvolution,
     MaskedNetwork,
-    row_biases,
+    OwnRow,
+    RowBiases,
+    RowsAbove,
     span,
 )
 from armodels.spec import ContextSpec, DataSpec
 
 
-class GateCache(NamedTuple):
-    """One group's gates at the pixel; F' of the F channels are the group's."""
+class GatePack(NamedTuple):
+    """What reads the gates of one group; F' of the F channels are the group's."""
 
-    pair: tuple[Tensor, Tensor, Tensor]
-    """(B, 2 F') and its halves, a and b; every layer's in turn."""
-    gates: list[Tensor]
-    """(B, F') of each layer."""
-    seen: list[Tensor]
-    """(B, .) of each layer: this group's gates and those of earlier ones."""
+    channels: slice
+    """The group's, of all F."""
     residual: list[Tensor]
-    """(., F') from those to the next layer."""
+    """(., F') from this group's gates and those of earlier ones to the next layer."""
     skip: Tensor
     """(layers F, F') from all gates to the output."""
     bias: Tensor
     """(F') of the skips."""
 
 
-class GatedPixelCNNCache(NamedTuple):
-    """What has been read, by layer."""
+class GatedPixelCNNPack(NamedTuple):
+    """Constants of a walk, by layer."""
 
-    above: list[Above]
-    """Rows of the vertical stack."""
-    vertical: list[list[Tensor]]
-    """Biases of the vertical stack for each row, (., ., 2 F)."""
-    feed: list[tuple[Tensor, list[Tensor]]]
-    """From the vertical to the horizontal stack: (2 F, 2 F), and the biases of each row."""
-    along: list[Along]
-    """The current row of the horizontal stack."""
-    gates: Tensor
-    """(B, layers F) of the horizontal stack at the pixel."""
-    groups: list[GateCache]
-    """Views of the gates, and what reads them, by group."""
-    last: list[Along]
+    by_group: Tensor
+    """(2 F,) channels of a pair of gates, each group's a and then its b."""
+    scale: Tensor
+    """(2 F,) by which those are computed."""
+    vertical: list[RowsAbove]
+    """What the vertical stack reads."""
+    feed: list[tuple[Tensor, RowBiases]]
+    """From the vertical to the horizontal stack: (2 F, 2 F), and biases."""
+    horizontal: list[OwnRow]
+    """What the horizontal stack reads of the current row."""
+    gates: list[GatePack]
+    """By group."""
+    last: list[OwnRow]
     """The last two layers."""
 
 
+class GateViews(NamedTuple):
+    """One group's gates at the pixel, slices of the state."""
+
+    pair: tuple[Tensor, Tensor, Tensor]
+    """(B, 2 F') and its halves, a and b: room for every layer's in turn, not kept."""
+    gates: list[Tensor]
+    """(B, F') of each layer."""
+    seen: list[Tensor]
+    """(B, .) of each layer: this group's gates and those of earlier ones."""
+
+
+class GatedPixelCNNViews(NamedTuple):
+    """Slices of a state, as in the pack."""
+
+    horizontal: list[BoundRow]
+    all_gates: Tensor
+    """(B, layers F)."""
+    gates: list[GateViews]
+    last: list[BoundRow]
+
+
+@final
 class GatedPixelCNN(MaskedNetwork):
     """Gated PixelCNN: a vertical stack sees all rows above, a horizontal one the pixel's own row.
 
@@ -136,16 +156,16 @@ class GatedPixelCNN(MaskedNetwork):
 
     def forward(self, x, context=None):
         """(B, C, H, W) -> (B, S, P)."""
-        given = [read(context) for read in self.conditioning]
+        maps = [read(context) for read in self.conditioning]
         h = v = self.planes(x)
         skip = 0
         for i, vertical in enumerate(self.vertical):
             rows = vertical(v)[:, :, : self.height]
-            if given:
-                rows = rows + given[2 * i]
+            if maps:
+                rows = rows + maps[2 * i]
             u = self.horizontal[i](h) + self.feed[i](rows)
-            if given:
-                u = u + given[2 * i + 1]
+            if maps:
+                u = u + maps[2 * i + 1]
             v = self.dropout(_gate(rows))
             out = self.out[i](self.dropout(_gate(u)))
             if i < len(self.vertical) - 1:
@@ -154,78 +174,100 @@ class GatedPixelCNN(MaskedNetwork):
             skip = skip + out
         return self.params(skip)
 
-    def start(self, pack, batch_size, context=None):
-        """Nothing read yet; weights by group."""
-        num_layers, groups = len(self.vertical), self.last[0].groups[0]
-        given = iter([read(context) for read in self.conditioning])
+    def pack(self):
+        """Weights, masked and sorted by group."""
+        groups = self.last[0].groups[0]
         # Of each group its a, then its b; sigmoid(b) = (1 + tanh(b / 2)) / 2, so that one tanh
         # serves both. The half outside stands in the weights that read the gates.
         pair = groups.repeat(2)
         by_group = pair.argsort(stable=True)
         scale = self.bias.new_ones(len(pair))
         scale[len(groups) :] = 0.5
-        by_group, scale = by_group.to(scale.device), scale[by_group, None]
-        above, vertical, feed, along, out = [], [], [], [], []
+        by_group, scale = by_group.to(scale.device), scale[by_group]
+        vertical, feed, horizontal, out = [], [], [], []
         for i, conv in enumerate(self.vertical):
-            above.append(Above(conv.weight, batch_size, self.width))
-            matrix = self.feed[i].weight[by_group, :, 0, 0] * scale
-            vertical.append(row_biases(conv.bias, next(given, None), self.height))
-            fed = row_biases(self.feed[i].bias, next(given, None), self.height)
-            feed.append((matrix, [bias[..., by_group] * scale[:, 0] for bias in fed]))
-            weight = self.horizontal[i].weight()[by_group, :, 0] * scale[:, None]
-            inputs, strict = self.horizontal[i].groups[0], i == 0
-            along.append(Along(weight, inputs, pair.sort().values, strict, batch_size, self.width))
+            vertical.append(RowsAbove(f"vertical.{i}", conv.weight, conv.bias, self.width))
+            matrix = self.feed[i].weight[by_group, :, 0, 0] * scale[:, None]
+            feed.append((matrix, RowBiases(f"feed.{i}", self.feed[i].bias[by_group] * scale)))
+            own = self.horizontal[i]
+            weight = own.weight()[by_group, :, 0] * scale[:, None, None]
+            sides = own.groups[0], pair.sort().values
+            name = f"horizontal.{i}"
+            horizontal.append(OwnRow(name, weight, *sides, own.strict, self.width, begins=True))
             out.append(self.out[i].weight()[:, :, 0, 0].T / 2)  # (F, 2 F or F)
-        gates = out[0].new_zeros(batch_size, num_layers, len(groups))
         skip = torch.cat([matrix[:, -len(groups) :] for matrix in out])
-        per_group = []
+        gates = []
         for group in range(self.num_groups):
             begin, end = span(groups, group)
-            both = gates.new_zeros(batch_size, 2 * (end - begin))
-            per_group.append(
-                GateCache(
-                    (both, *both.chunk(2, 1)),
-                    list(gates[:, :, begin:end].unbind(1)),
-                    list(gates[:, :, :end].unbind(1)),
-                    [matrix[:end, begin:end].contiguous() for matrix in out[:-1]],
-                    skip[:, begin:end].contiguous(),
-                    self.out[-1].conv.bias[begin:end],
-                )
-            )
-        last = self._walk_last(batch_size)
-        return GatedPixelCNNCache(above, vertical, feed, along, gates.flatten(1), per_group, last)
+            residual = [matrix[:end, begin:end].contiguous() for matrix in out[:-1]]
+            bias = self.out[-1].conv.bias[begin:end]
+            channels = slice(begin, end)
+            gates.append(GatePack(channels, residual, skip[:, channels].contiguous(), bias))
+        last = self._pack_last()
+        return GatedPixelCNNPack(by_group, scale, vertical, feed, horizontal, gates, last)
 
-    def _begin_row(self, i: int, cache: GatedPixelCNNCache) -> None:
-        """The vertical stack at a row."""
-        v = cache.along[0].row if i > 0 else None
-        for layer, above in enumerate(cache.above):
+    def start(self, pack, n, context=None):
+        """Nothing read yet."""
+        maps = (read(context) for read in self.conditioning)
+        tensors = self._start_values(pack.horizontal[0], n)
+        for own in (*pack.horizontal[1:], *pack.last):
+            tensors |= own.start(n)
+        for vertical, (_, biases) in zip(pack.vertical, pack.feed, strict=True):
+            tensors |= vertical.start(n, next(maps, None))
+            fed = next(maps, None)
+            scale = pack.scale[:, None, None]
+            tensors |= biases.start(None if fed is None else fed[:, pack.by_group] * scale)
+        num_gates = len(self.last[0].groups[0])
+        tensors["gates"] = self.bias.new_zeros(n, len(self.vertical), num_gates)
+        return State(tensors)
+
+    def _views(self, state: State, pack: GatedPixelCNNPack) -> GatedPixelCNNViews:
+        """Slices of the state."""
+        all_gates, gates = state["gates"], []
+        for one in pack.gates:
+            begin, end = one.channels.start, one.channels.stop
+            both = all_gates.new_zeros(len(all_gates), 2 * (end - begin))
+            own, seen = (list(all_gates[:, :, at:end].unbind(1)) for at in (begin, 0))
+            gates.append(GateViews((both, *both.chunk(2, 1)), own, seen))
+        horizontal, last = ([own.bind(state) for own in part]
+                            for part in (pack.horizontal, pack.last))  # fmt: skip
+        return GatedPixelCNNViews(horizontal, all_gates.flatten(1), gates, last)
+
+    def _begin_row(self, i: int, state: State, pack: GatedPixelCNNPack) -> None:
+        """The vertical stack at a row, and what it says to the horizontal one."""
+        v = state.views.horizontal[0].row if i > 0 else None
+        for vertical, (matrix, biases), own in zip(
+            pack.vertical, pack.feed, state.views.horizontal, strict=True
+        ):
             if v is not None:
-                above.push(v)
-            rows = above.read() + cache.vertical[layer][i]
-            matrix, biases = cache.feed[layer]
-            cache.along[layer].begin(F.linear(rows, matrix) + biases[i])
+                vertical.push(v, state)
+            rows = vertical.read(i, state)
+            torch.add(F.linear(rows, matrix), biases.of_row(i, state), out=own.base)
             v = _gate(rows, -1)
 
-    def step(self, values, s, cache, pack):
+    def step(self, values, s, state, pack):
         """Read what was just written, then compute each layer at the pixel, for one group."""
-        self._read_values(values, s, cache.along[0])
+        if state.views is None:
+            state.views = self._views(state, pack)
+        views = state.views
+        self._read_values(values, s, views.horizontal[0])
         i, j, group = self._place(s)
         if j == group == 0:
-            self._begin_row(i, cache)
-        own = cache.groups[group]
-        both, a, b = own.pair
-        for layer, along in enumerate(cache.along):
-            along.read(j, group, out=both).tanh_()
-            torch.addcmul(a, a, b, out=own.gates[layer])
-            if layer < len(own.residual):
-                gates, matrix = own.seen[layer], own.residual[layer]
-                after = cache.along[layer + 1].slots[group][j]
+            self._begin_row(i, state, pack)
+        reads, gates = pack.gates[group], views.gates[group]
+        both, a, b = gates.pair
+        for layer, own in enumerate(views.horizontal):
+            own.read(j, group, out=both).tanh_()
+            torch.addcmul(a, a, b, out=gates.gates[layer])
+            if layer < len(reads.residual):
+                seen, matrix = gates.seen[layer], reads.residual[layer]
+                after = views.horizontal[layer + 1].slots[group][j]
                 if layer == 0:
-                    torch.mm(gates, matrix, out=after)
+                    torch.mm(seen, matrix, out=after)
                 else:
-                    torch.addmm(along.slots[group][j], gates, matrix, out=after)
-        h = torch.addmm(own.bias, cache.gates, own.skip)
-        return self._step_params(h, s, cache.last), cache
+                    torch.addmm(own.slots[group][j], seen, matrix, out=after)
+        h = torch.addmm(reads.bias, views.all_gates, reads.skip)
+        return self._step_params(h, s, views.last), state
 
 
 def _gate(x: Tensor, dim: int = 1) -> Tensor:

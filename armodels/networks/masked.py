@@ -1,14 +1,18 @@
 """Masked convolutions over images in raster order, and how they walk."""
 
+from collections.abc import Mapping, Sequence
+from typing import final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks
 from armodels.networks import layers
-from armodels.networks.base import RasterNetwork
+from armodels.networks.base import RasterNetwork, State
 
 
+@final
 class MaskedConvolution(nn.Module):
     """A convolution that sees rows above and the pixel's own row up to it; the size is kept.
 
@@ -53,86 +57,198 @@ class MaskedConvolution(nn.Module):
         y = F.conv2d(x, self.weight(), self.conv.bias, padding=self.conv.padding)
         return y[:, :, : x.shape[2]]
 
-    def above(self, batch_size: int, num_columns: int) -> "Above":
-        """In a walk, what it reads of the rows above the pixel's own."""
-        return Above(self.weight()[:, :, :-1], batch_size, num_columns)
+    def rows_above(self, name: str, num_columns: int) -> "RowsAbove":
+        """In a walk, what it reads of the rows above the pixel's own, and its bias."""
+        return RowsAbove(name, self.weight()[:, :, :-1], self.conv.bias, num_columns)
 
-    def along(self, batch_size: int, num_columns: int) -> "Along":
-        """In a walk, what it reads of the pixel's own row."""
-        weight = self.weight()[:, :, -1]
-        return Along(weight, *self.groups, self.strict, batch_size, num_columns)
+    def own_row(self, name: str, num_columns: int, *, begins: bool = False) -> "OwnRow":
+        """In a walk, what it reads of the pixel's own row.
+
+        Args:
+            name: Of the convolution in the state.
+            num_columns: W.
+            begins: Each row begins with a base of its own, of which the bias is a part.
+        """
+        weight, bias = self.weight()[:, :, -1], None if begins else self.conv.bias
+        return OwnRow(name, weight, *self.groups, self.strict, num_columns, bias, begins=begins)
 
 
-class Above:
-    """In a walk, the last rows that a convolution still reads, and what they say.
+@final
+class RowBiases:
+    """In a walk, the biases of feature maps, and what a context adds to them.
+
+    Under a context the state holds their sum: ``NAME.biases`` (B, H or 1, W or 1, F).
 
     Args:
-        weight: (O, I, R, width) of the last R rows that were pushed.
-        batch_size: B.
+        name: Of the maps in the state.
+        bias: (F,).
+    """
+
+    def __init__(self, name: str, bias: Tensor):
+        self.name = f"{name}.biases"
+        self.bias = bias
+
+    def start(self, maps: Tensor | None) -> dict[str, Tensor]:
+        """What the state holds, of a context's maps (B, F, H or 1, W or 1), if any."""
+        return {} if maps is None else {self.name: self.bias + maps.permute(0, 2, 3, 1)}
+
+    def of_row(self, i: int, state: State) -> Tensor:
+        """Of row i: (F,) or (B, W or 1, F)."""
+        sums = state.get(self.name)
+        return self.bias if sums is None else sums[:, min(i, sums.shape[1] - 1)]
+
+
+@final
+class RowsAbove:
+    """In a walk, what a convolution reads of the rows above the pixel's own.
+
+    The state holds the last R rows that it read: ``NAME.above`` (B, R, W + width - 1, I).
+
+    Args:
+        name: Of the convolution in the state.
+        weight: (O, I, R, width) of the last R rows.
+        bias: (O,).
         num_columns: W.
     """
 
-    def __init__(self, weight: Tensor, batch_size: int, num_columns: int):
-        _, inputs, height, width = weight.shape
+    def __init__(self, name: str, weight: Tensor, bias: Tensor, num_columns: int):
+        height, width = weight.shape[2:]
+        self.name = f"{name}.above"
         self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.biases = RowBiases(name, bias)
         self.columns = slice(width // 2, width // 2 + num_columns)
-        self.rows = weight.new_zeros(batch_size, height, num_columns + width - 1, inputs)
+        self.shape = height, num_columns + width - 1, weight.shape[1]
 
-    def push(self, row: Tensor) -> None:
+    def start(self, n: int, maps: Tensor | None) -> dict[str, Tensor]:
+        """What the state of n events holds before the first row.
+
+        Args:
+            n: B.
+            maps: (B, O, H or 1, W or 1) what a context adds to the outputs, if anything.
+        """
+        return {self.name: self.weight.new_zeros(n, *self.shape), **self.biases.start(maps)}
+
+    def push(self, row: Tensor, state: State) -> None:
         """One row more: (B, W, I)."""
-        self.rows[:, :-1] = self.rows[:, 1:].clone()
-        self.rows[:, -1, self.columns] = row
+        rows = state[self.name]
+        rows[:, :-1] = rows[:, 1:].clone()
+        rows[:, -1, self.columns] = row
 
-    def read(self) -> Tensor:
-        """(B, W, O)."""
-        return F.conv2d(self.rows.permute(0, 3, 1, 2), self.weight)[:, :, 0].transpose(1, 2)
+    def read(self, i: int, state: State, out: Tensor | None = None) -> Tensor:
+        """The outputs of row i, less what its own inputs add: (B, W, O)."""
+        rows = state[self.name].permute(0, 3, 1, 2)
+        sums = F.conv2d(rows, self.weight)[:, :, 0].transpose(1, 2)
+        return torch.add(sums, self.biases.of_row(i, state), out=out)
 
 
-class Along:
+@final
+class OwnRow:
     """In a walk, what a convolution reads of the pixel's own row, one group after another.
 
+    The state holds the inputs of the row so far, after zeros for what lies left of the image:
+    ``NAME.row`` (B, (width // 2 + W) I). A kernel of one pixel reads no pixel again, so that one
+    position serves all columns.
+
+    What the row's inputs are added to is the bias, or where rows begin with it ``NAME.base``
+    (B, W, O) of the state, or what each call gives.
+
     Args:
+        name: Of the convolution in the state.
         weight: (O, I, width) of the own row, masked; output channels sorted by group.
         in_groups: (I,), sorted.
         out_groups: (O,), sorted.
         strict: Mask A rather than B.
-        batch_size: B.
         num_columns: W.
+        bias: (O,), if the inputs are added to it.
+        begins: Each row begins with a base of its own.
     """
 
     def __init__(
         self,
+        name: str,
         weight: Tensor,
         in_groups: Tensor,
         out_groups: Tensor,
         strict: bool,
-        batch_size: int,
         num_columns: int,
+        bias: Tensor | None = None,
+        *,
+        begins: bool = False,
     ):
-        inputs, left = weight.shape[1], weight.shape[2] // 2
-        # A kernel of one pixel reads no pixel again: one place serves all columns.
-        places = num_columns if left else 1
-        repeats = num_columns // places
+        self.row, self.base = f"{name}.row", f"{name}.base"
+        outputs, self.num_inputs, width = weight.shape
+        self.left = width // 2
+        self.num_columns = num_columns
+        self.num_positions = num_columns if self.left else 1
+        self.base_shape = (num_columns, outputs) if begins else None
         num_groups = int(out_groups.max()) + 1
-        self.forgets = num_groups == 1 and not left
-        row = weight.new_zeros(batch_size, (left + places) * inputs)
-        self.row = row.view(batch_size, -1, inputs)[:, left:]  # (B, places, I)
-        matrix = weight[:, :, : left + 1].permute(2, 1, 0).flatten(0, 1)  # ((left + 1) I, O)
-        self.weights, self.windows, self.slots, self.outputs = [], [], [], []
-        for group in range(num_groups):
-            begin, end = span(in_groups, group)
-            self.slots.append([one[:, begin:end] for one in self.row.unbind(1)] * repeats)
-            known = left * inputs + (begin if strict else end)
-            starts = range(0, places * inputs, inputs)
-            self.windows.append([row[:, at : at + known] for at in starts] * repeats)
-            outputs = slice(*span(out_groups, group))
-            self.outputs.append(outputs)
-            self.weights.append(matrix[:known, outputs].contiguous())
-        self.before: list[tuple[Tensor, ...]] = []
+        self.forgets = num_groups == 1 and not self.left
+        matrix = weight[:, :, : self.left + 1].permute(2, 1, 0).flatten(0, 1)
+        self.inputs = [slice(*span(in_groups, group)) for group in range(num_groups)]
+        self.outputs = [slice(*span(out_groups, group)) for group in range(num_groups)]
+        # Inputs that a group reads, from the left of its kernel on.
+        self.reach = [
+            self.left * self.num_inputs + (one.start if strict else one.stop)
+            for one in self.inputs
+        ]
+        self.weights = [
+            matrix[:reach, outputs].contiguous()
+            for reach, outputs in zip(self.reach, self.outputs, strict=True)
+        ]
+        self.biases = None if bias is None else [bias[outputs] for outputs in self.outputs]
 
-    def begin(self, before: Tensor) -> None:
-        """Start a row, of which (B, W, O) is known: all but what the row itself says."""
-        self.before = [before[:, :, outputs].unbind(1) for outputs in self.outputs]
+    def start(self, n: int) -> dict[str, Tensor]:
+        """What the state of n events holds before the first row."""
+        new_zeros = self.weights[0].new_zeros
+        tensors = {}
+        if not self.forgets:
+            length = (self.left + self.num_positions) * self.num_inputs
+            tensors[self.row] = new_zeros(n, length)
+        if self.base_shape:
+            tensors[self.base] = new_zeros(n, *self.base_shape)
+        return tensors
+
+    def positions(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The inputs of the row, (B, W or 1, I), within the tensors of a state."""
+        row = tensors[self.row]
+        cells = row.view(len(row), self.left + self.num_positions, self.num_inputs)
+        return cells[:, self.left :]
+
+    def bind(self, state: State) -> "BoundRow":
+        """On the tensors of one state."""
+        return BoundRow(self, state)
+
+
+@final
+class BoundRow:
+    """An ``OwnRow`` on the tensors of one state, with a slice at hand for each column and group.
+
+    Made anew for a fork. It holds no number of its own.
+
+    Args:
+        own: The constants.
+        state: Its tensors are written in place.
+    """
+
+    def __init__(self, own: OwnRow, state: State):
+        repeats = own.num_columns // own.num_positions
+        self.weights, self.outputs, self.forgets = own.weights, own.outputs, own.forgets
+        self.base = state.get(own.base)
+        self.windows: list[list[Tensor]] = []
+        self.slots: list[list[Tensor]] = []
+        if not own.forgets:
+            row = state[own.row]
+            self.row = own.positions(state)
+            starts = range(0, own.num_positions * own.num_inputs, own.num_inputs)
+            cells = self.row.unbind(1)
+            for inputs, reach in zip(own.inputs, own.reach, strict=True):
+                self.slots.append([one[:, inputs] for one in cells] * repeats)
+                self.windows.append([row[:, at : at + reach] for at in starts] * repeats)
+        self.bases: list[Sequence[Tensor]] = []
+        if self.base is not None:
+            self.bases = [self.base[:, :, outputs].unbind(1) for outputs in own.outputs]
+        elif own.biases is not None:
+            self.bases = [[bias] * own.num_columns for bias in own.biases]
 
     def write(self, j: int, group: int, x: Tensor) -> None:
         """The input channels of a group at column j: (B, .)."""
@@ -140,30 +256,22 @@ class Along:
 
     def read(self, j: int, group: int, out: Tensor | None = None) -> Tensor:
         """The output channels of a group at column j: (B, .)."""
-        before, window = self.before[group][j], self.windows[group][j]
-        return torch.addmm(before, window, self.weights[group], out=out)
+        base, window = self.bases[group][j], self.windows[group][j]
+        return torch.addmm(base, window, self.weights[group], out=out)
 
     def pass_on(self, j: int, group: int, x: Tensor, base: Tensor | None = None) -> Tensor:
-        """Write, and read what is added to the base, if any, or to what was known: (B, .)."""
+        """Write, and read what is added to this base or else to the row's or the bias: (B, .)."""
         if not self.forgets:
             self.slots[group][j].copy_(x)
             x = self.windows[group][j]
         if base is None:
-            base = self.before[group][j]
+            base = self.bases[group][j]
         return torch.addmm(base, x, self.weights[group])
 
 
 def span(groups: Tensor, group: int) -> tuple[int, int]:
     """First and one past the last channel of a group, of sorted groups."""
     return int((groups < group).sum()), int((groups <= group).sum())
-
-
-def row_biases(bias: Tensor, given: Tensor | None, height: int) -> list[Tensor]:
-    """Of each row, (F,) or (B, 1 or W, F): biases, and what a context adds to feature maps."""
-    if given is None:
-        return [bias] * height
-    rows = given.expand(-1, -1, height, -1).permute(2, 0, 3, 1)
-    return [bias + row for row in rows.unbind(0)]
 
 
 class MaskedNetwork(RasterNetwork):
@@ -226,23 +334,24 @@ class MaskedNetwork(RasterNetwork):
             h = conv(self.activation(h))
         return h.permute(0, 2, 3, 1).reshape(len(h), *self.bias.shape) + self.bias
 
-    def _walk_last(self, batch_size: int) -> list[Along]:
+    def _pack_last(self) -> list[OwnRow]:
         """In a walk, the last two layers."""
-        first, last = (conv.along(batch_size, self.width) for conv in self.last)
-        first.begin(self.last[0].conv.bias.expand(batch_size, self.width, -1))
-        return [first, last]
+        return [conv.own_row(f"last.{i}", self.width) for i, conv in enumerate(self.last)]
 
-    def _step_params(self, h: Tensor, s: int, walk: list[Along]) -> Tensor:
+    def _step_params(self, h: Tensor, s: int, last: Sequence[BoundRow]) -> Tensor:
         """In a walk, what ``params`` says of step s, from its group's features: (B, P)."""
         _, j, group = self._place(s)
-        first, last = walk
-        h = first.pass_on(j, group, self.activation(h))
-        return last.pass_on(j, group, self.activation(h), self.bias[s])
+        h = last[0].pass_on(j, group, self.activation(h))
+        return last[1].pass_on(j, group, self.activation(h), self.bias[s])
 
-    def _read_values(self, values: Tensor | None, s: int, along: Along) -> None:
+    def _start_values(self, first: OwnRow, n: int) -> dict[str, Tensor]:
+        """In a walk, what the first convolution has read: nothing but the plane of ones."""
+        tensors = first.start(n)
+        first.positions(tensors)[:, :, 0] = 1
+        return tensors
+
+    def _read_values(self, values: Tensor | None, s: int, first: BoundRow) -> None:
         """In a walk, hand the first convolution the values (B, K) of the step before."""
-        if s == 0:
-            along.row[:, :, 0] = 1  # the plane of ones
-            return
-        _, j, group = self._place(s - 1)
-        along.write(j, group, self.encode(values, self.bias.dtype).flatten(1))
+        if values is not None:
+            _, j, group = self._place(s - 1)
+            first.write(j, group, self.encode(values, self.bias.dtype).flatten(1))

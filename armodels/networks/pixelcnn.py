@@ -1,33 +1,41 @@
 """PixelCNN: masked convolutions over images in raster order."""
 
-import itertools
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
 from armodels.checks import Count, Depth, Share
 from armodels.networks import layers
+from armodels.networks.base import State
 from armodels.networks.masked import (
-    Above,
-    Along,
+    BoundRow,
     MaskedConvolution,
     MaskedNetwork,
-    row_biases,
+    OwnRow,
+    RowsAbove,
 )
 from armodels.spec import ContextSpec, DataSpec
 
 
-class PixelCNNCache(NamedTuple):
-    """What has been read, by convolution in the order of the forward pass."""
+class PixelCNNPack(NamedTuple):
+    """Constants of a walk, by convolution in the order of the forward pass."""
 
-    along: list[Along]
-    """The current row of every convolution."""
-    above: list[tuple[Along, Above, list[Tensor]]]
-    """Of those of several rows: the current row, the rows above, and the biases of each row."""
-    last: list[Along]
+    own: list[OwnRow]
+    """Of every convolution, what it reads of the current row."""
+    above: list[tuple[int, RowsAbove]]
+    """Of those of several rows, their number among all and what they read of the rows above."""
+    last: list[OwnRow]
     """The last two layers."""
 
 
+class PixelCNNViews(NamedTuple):
+    """Slices of a state, as in the pack."""
+
+    own: list[BoundRow]
+    last: list[BoundRow]
+
+
+@final
 class PixelCNN(MaskedNetwork):
     """PixelCNN: masked convolutions; every pixel's parameters in one pass.
 
@@ -112,47 +120,56 @@ class PixelCNN(MaskedNetwork):
 
     def forward(self, x, context=None):
         """(B, C, H, W) -> (B, S, P)."""
-        given = [read(context) for read in self.conditioning]
+        maps = [read(context) for read in self.conditioning]
         h = self.first(self.planes(x))
-        if given:
-            h = h + given[0]
+        if maps:
+            h = h + maps[0]
         for i, layer in enumerate(self.layers, 1):
             u = h
             for conv in layer:
                 u = conv(self.activation(u))
-                if given and conv.is_spatial:
-                    u = u + given[i]
+                if maps and conv.is_spatial:
+                    u = u + maps[i]
             u = self.dropout(u)
             h = h + u if self.residual else u
         return self.params(h)
 
-    def start(self, pack, batch_size, context=None):
-        """Nothing read yet; the bias of every convolution, for each row."""
-        given = iter([read(context) for read in self.conditioning])
-        along, above = [], []
-        for conv in (self.first, *itertools.chain(*self.layers)):
-            along.append(conv.along(batch_size, self.width))
+    def pack(self):
+        """Weights, masked; those of the rows above apart from those of the own row."""
+        named = {"first": self.first}
+        for i, layer in enumerate(self.layers):
+            named |= {f"layers.{i}.{k}": conv for k, conv in enumerate(layer)}
+        own, above = [], []
+        for number, (name, conv) in enumerate(named.items()):
+            own.append(conv.own_row(name, self.width, begins=conv.is_spatial))
             if conv.is_spatial:
-                biases = row_biases(conv.conv.bias, next(given, None), self.height)
-                above.append((along[-1], conv.above(batch_size, self.width), biases))
-            elif conv.conv.bias is not None:
-                along[-1].begin(conv.conv.bias.expand(batch_size, self.width, -1))
-        return PixelCNNCache(along, above, self._walk_last(batch_size))
+                above.append((number, conv.rows_above(name, self.width)))
+        return PixelCNNPack(own, above, self._pack_last())
 
-    def _begin_row(self, i: int, cache: PixelCNNCache) -> None:
-        """What the rows above say about a row."""
-        for along, above, biases in cache.above:
-            if i > 0:
-                above.push(along.row)
-            along.begin(above.read() + biases[i])
+    def start(self, pack, n, context=None):
+        """Nothing read yet."""
+        tensors = self._start_values(pack.own[0], n)
+        for own in (*pack.own[1:], *pack.last):
+            tensors |= own.start(n)
+        maps = (read(context) for read in self.conditioning)
+        for _, above in pack.above:
+            tensors |= above.start(n, next(maps, None))
+        return State(tensors)
 
-    def step(self, values, s, cache, pack):
+    def step(self, values, s, state, pack):
         """Read what was just written, then compute each layer at the pixel, for one group."""
-        first, *hidden = cache.along
+        if state.views is None:
+            bound = ([one.bind(state) for one in part] for part in (pack.own, pack.last))
+            state.views = PixelCNNViews(*bound)
+        first, *hidden = state.views.own
         self._read_values(values, s, first)
         i, j, group = self._place(s)
         if j == group == 0:
-            self._begin_row(i, cache)
+            for number, above in pack.above:
+                own = state.views.own[number]
+                if i > 0:
+                    above.push(own.row, state)
+                above.read(i, state, out=own.base)
         convs = iter(hidden)
         h = first.read(j, group)
         for _ in self.layers:
@@ -162,4 +179,4 @@ class PixelCNN(MaskedNetwork):
                 h = next(convs).pass_on(j, group, self.activation(u), h)
             else:
                 h = next(convs).pass_on(j, group, self.activation(h))
-        return self._step_params(h, s, cache.last), cache
+        return self._step_params(h, s, state.views.last), state
