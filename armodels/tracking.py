@@ -11,6 +11,7 @@ import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import final
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -142,6 +143,7 @@ def read_rows(directory: Path) -> list[dict[str, str]]:
     return [{RENAMED.get(name, name): value for name, value in row.items()} for row in found]
 
 
+@final
 class Tracker:
     """Writes one run's events and metrics.csv.
 

@@ -1,6 +1,9 @@
 """Imports flow one way, and heavy packages stay behind their doors."""
 
 import ast
+import functools
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +200,77 @@ def test_public_names_are_found_lazily():
     assert armodels.DataSpec is sys.modules["armodels.spec"].DataSpec
     with pytest.raises(AttributeError, match="module 'armodels' has no attribute 'Models'"):
         armodels.Models  # noqa: B018
+
+
+# Abstract or final
+
+NOT_YET = {
+    "checkpoints", "data", "kernels", "limits", "lines", "networks", "run", "show", "tasks",
+    "training",
+}  # fmt: skip
+"""Rooms whose classes are not all abstract or final yet; this list only gets shorter."""
+
+HOOKS = {"__init__", "_set_order"}
+"""Methods of abstract bases that a subclass extends: it calls that of the base, too."""
+
+
+def classes(name: str) -> list[tuple[type, ast.ClassDef]]:
+    """The classes of a module's top level, each with its source."""
+    module = importlib.import_module(f"armodels.{name}")
+    nodes = ast.parse(MODULES[name]).body
+    return [(getattr(module, node.name), node) for node in nodes if isinstance(node, ast.ClassDef)]
+
+
+ROOMS = [name for name in MODULES if name != "__main__"]  # which runs the command line
+
+
+@functools.cache
+def bases() -> set[type]:
+    """Every class that another class of the package is made of."""
+    return {base for name in ROOMS for kind, _ in classes(name) for base in kind.__bases__}
+
+
+def is_open(kind: type, node: ast.ClassDef) -> bool:
+    """Whether a class is neither abstract nor final: it works, and what is below it may bend it.
+
+    Records (NamedTuple, dataclass) and exceptions need no mark: they have no behaviour to bend.
+    """
+    if inspect.isabstract(kind) or getattr(kind, "_is_protocol", False):
+        return False
+    marks = {ast.unparse(one).partition("(")[0] for one in node.decorator_list}
+    record = issubclass(kind, (tuple, BaseException)) or "dataclass" in marks
+    return kind in bases() or not (record or "final" in marks)
+
+
+def extended(node: ast.ClassDef) -> set[str]:
+    """Methods of its base that a class calls from its own, where the base does not ask for it."""
+    calls = [one for one in ast.walk(node) if isinstance(one, ast.Attribute)]
+    return {one.attr for one in calls if ast.unparse(one.value) == "super()"} - HOOKS
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_classes_are_abstract_or_final(name):
+    """What a class does stands in one place: nothing below it changes it."""
+    wrong = {node.name for kind, node in classes(name) if is_open(kind, node)}
+    wrong |= {f"{node.name}.{one}" for _, node in classes(name) for one in extended(node)}
+    if name.split(".")[0] not in NOT_YET:
+        assert not wrong, "share code by functions or by an abstract base, and mark what is final"
+
+
+def test_an_open_class_is_seen():
+    def seen(source: str) -> list[bool]:
+        source = f"from abc import *\nfrom dataclasses import *\nfrom typing import *\n{source}"
+        names: dict = {}
+        exec(source, names)
+        nodes = [one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)]
+        return [is_open(names[node.name], node) for node in nodes]
+
+    assert seen("class A: pass") == [True]
+    assert seen("@final\nclass A: pass") == [False]
+    assert seen("class A(ABC):\n    @abstractmethod\n    def f(self): ...") == [False]
+    assert seen("class A(ABC):\n    def f(self): ...") == [True]
+    assert seen("@dataclass(frozen=True)\nclass A: pass\nclass B(NamedTuple): pass") == [False] * 2
+    assert seen("class A(ValueError): pass") == [False]
+    calls = "class A(B):\n    def f(self):\n        return super().f().g()"
+    assert extended(ast.parse(calls).body[0]) == {"f"}
+    assert not extended(ast.parse(calls.replace("f(", "__init__(")).body[0])
