@@ -15,7 +15,8 @@ Box = tuple[tuple[float, float], tuple[float, float]]
 Density = Callable[[Tensor], Tensor]
 
 MAX_COLUMNS, MAX_PAIRED, MAX_POINTS, ACROSS = 12, 4, 1000, 6
-"""Columns of a table that are drawn, columns whose pairs are, points of each, panels in a row."""
+"""Columns of a table that are drawn, columns that are drawn in pairs, points of each panel, and
+panels side by side."""
 
 LATTICE = 160
 """Points a side at which a density on the plane is drawn."""
@@ -32,7 +33,7 @@ def samples(
     true_log_prob: Density | None = None,
     log_prob: Density | None = None,
 ) -> Tensor | None:
-    """A picture of samples (N, *event), or None where the kind of data has none.
+    """A picture of samples (N, *event), or None for a kind of data that has none.
 
     Densities on the plane are drawn with their samples over them, tables column by column beside
     the data, everything else by ``pictures.events``.
@@ -40,7 +41,7 @@ def samples(
     Args:
         x: The samples.
         spec: What they are.
-        data: (M, *event): what they should look like.
+        data: (M, *event) of the data, to compare them with.
         box: ((x0, x1), (y0, y1)) of a density on the plane.
         true_log_prob: (B, 2) -> (B,), nats, of a density on the plane.
         log_prob: The same of the model.
@@ -53,7 +54,7 @@ def samples(
 
 
 def is_table(spec: DataSpec) -> bool:
-    """Are its values drawn column by column?"""
+    """Whether its values are drawn column by column."""
     return spec.kind == "vector" and (spec.levels is None or spec.columns is not None)
 
 
@@ -81,13 +82,13 @@ def _drawn(figure) -> Tensor:
 
 
 def _ticks(axes) -> None:
-    """Few and small: panels are narrow."""
+    """Few and small ticks, for panels are narrow."""
     axes.tick_params(labelsize=7, length=2)
     axes.locator_params(nbins=4)
 
 
 def _short(name: str, length: int = 22) -> str:
-    # A dollar sign would begin a formula.
+    # A dollar sign begins a formula in matplotlib.
     name = name if len(name) <= length else f"{name[: length - 1]}…"
     return name.replace("$", r"\$")
 
@@ -111,9 +112,9 @@ def plane(
     first.imshow(true, cmap="inferno", **options)
     shown = second.imshow(learned, cmap="inferno", **options)
     third.imshow(true, cmap="Greys", alpha=0.6, **options)
-    some = x.detach().double().cpu().numpy()[:MAX_POINTS]
-    third.plot(*some.T, ".", color=_DRAWN, markersize=3 if len(some) > 200 else 5, alpha=0.7)
-    titles = ("true density", "learned density", f"{len(some):,} samples over the true density")
+    drawn = x.detach().double().cpu().numpy()[:MAX_POINTS]
+    third.plot(*drawn.T, ".", color=_DRAWN, markersize=3 if len(drawn) > 200 else 5, alpha=0.7)
+    titles = ("true density", "learned density", f"{len(drawn):,} samples over the true density")
     names = [_short(name) for name in _names(spec)]
     for axes, title in zip((first, second, third), titles, strict=True):
         axes.set(title=title, xlabel=names[0], xlim=box[0], ylim=box[1], aspect="auto")
@@ -130,21 +131,21 @@ def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
     """
     names = _names(spec)
     shown = min(len(names), MAX_COLUMNS)
-    some = _values(x, spec)
+    drawn = _values(x, spec)
     truth = None if data is None else _values(data, spec)
     pairs = list(combinations(range(min(len(names), MAX_PAIRED)), 2))[:ACROSS]
     across = min(ACROSS, max(shown, len(pairs)))
     rows = math.ceil(shown / across)
     total = rows + (len(pairs) > 0) * math.ceil(len(pairs) / across)
     figure, panels = _figure(2.2 * max(across, 2), 1.9 * total + 0.5, total, across)
-    places = iter(panels.flat)
+    free = iter(panels.flat)
     for i in range(rows * across):
-        axes = next(places)
+        axes = next(free)
         if i >= shown:
             axes.set_axis_off()
             continue
-        edges = _edges(some[:, i] if truth is None else truth[:, i])
-        for values, style in ((truth, {"fill": True, "color": _DATA}), (some, {"color": _DRAWN})):
+        edges = _edges(drawn[:, i] if truth is None else truth[:, i])
+        for values, style in ((truth, {"fill": True, "color": _DATA}), (drawn, {"color": _DRAWN})):
             if values is not None:
                 clipped = np.clip(values[:, i], edges[0], edges[-1])
                 counts, _ = np.histogram(clipped, edges, density=True)
@@ -152,36 +153,36 @@ def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
         axes.set_title(_short(names[i]), fontsize=8)
         axes.set_yticks([])
         _ticks(axes)
-    for i, axes in enumerate(places):
+    for i, axes in enumerate(free):
         if i >= len(pairs):
             axes.set_axis_off()
             continue
         a, b = pairs[i]
-        for values, colour in ((truth, _DATA), (some, _DRAWN)):
+        for values, colour in ((truth, _DATA), (drawn, _DRAWN)):
             if values is not None:
                 points = values[:MAX_POINTS]
                 axes.plot(points[:, a], points[:, b], ".", color=colour, markersize=2, alpha=0.5)
         for limits, j in ((axes.set_xlim, a), (axes.set_ylim, b)):
-            edges = _edges(some[:, j] if truth is None else truth[:, j])
+            edges = _edges(drawn[:, j] if truth is None else truth[:, j])
             limits(edges[0], edges[-1])
         axes.set_xlabel(_short(names[a]), fontsize=8)
         axes.set_ylabel(_short(names[b]), fontsize=8)
         _ticks(axes)
-    what = f"{spec.name}: {len(x):,} samples" + (
+    title = f"{spec.name}: {len(x):,} samples" + (
         "" if truth is None else " (orange) beside the data (blue)"
     )
     left_out = f", the first {shown} of {len(names)} columns" if shown < len(names) else ""
-    figure.suptitle(what.replace("$", r"\$") + left_out, fontsize=10)
+    figure.suptitle(title.replace("$", r"\$") + left_out, fontsize=10)
     return _drawn(figure)
 
 
 def completions(truth: Tensor, known: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
-    """What is given of rows of a table, what is drawn, and what is true, column by column.
+    """Known, drawn and true values of a table's rows, column by column.
 
     Args:
         truth: (N, D).
         known: (D,) bool.
-        values: (N, A, D): answers.
+        values: (N, A, D): A completions of each row.
         spec: Of the rows.
     """
     names, is_known = _names(spec), known.tolist()
@@ -193,11 +194,11 @@ def completions(truth: Tensor, known: Tensor, values: Tensor, spec: DataSpec) ->
     height = min(0.18 * len(true) + 1.2, 4.0)
     figure, panels = _figure(2.2 * across, height * rows + 0.5, rows, across)
     at = np.arange(1, len(true) + 1)
-    for place, axes in enumerate(panels.flat):
-        if place >= len(order):
+    for panel, axes in enumerate(panels.flat):
+        if panel >= len(order):
             axes.set_axis_off()
             continue
-        i = order[place]
+        i = order[panel]
         if not is_known[i]:
             y = np.repeat(at, values.shape[1])
             axes.plot(drawn[..., i].ravel(), y, "o", color=_DRAWN, markersize=4, alpha=0.5)
@@ -208,14 +209,14 @@ def completions(truth: Tensor, known: Tensor, values: Tensor, spec: DataSpec) ->
             color=_TRUE,
             markersize=4 if is_known[i] else 9,
         )
-        axes.set_title(f"{_short(names[i])}, {'given' if is_known[i] else 'unknown'}", fontsize=8)
+        axes.set_title(f"{_short(names[i])}, {'known' if is_known[i] else 'unknown'}", fontsize=8)
         axes.set_ylim(len(true) + 0.5, 0.5)
         _ticks(axes)
         axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylabel("example" if place % across == 0 else "", fontsize=8)
-    said = "drawn (dots) and true (bars) values, given ones (squares)"
+        axes.set_ylabel("example" if panel % across == 0 else "", fontsize=8)
+    title = "drawn (dots) and true (bars) values, known ones (squares)"
     left_out = f", {len(order)} of {len(names)} columns" if len(order) < len(names) else ""
-    figure.suptitle(f"{said}{left_out}", fontsize=10)
+    figure.suptitle(f"{title}{left_out}", fontsize=10)
     return _drawn(figure)
 
 

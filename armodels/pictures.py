@@ -19,7 +19,7 @@ _COLOURS = np.array(
 )
 
 _HATCH = ((64, 158, 163), (172, 216, 219))
-"""Colours of what is unknown: neither greys nor colours of the map above."""
+"""Colours of unknown values: neither greys nor colours of the map."""
 
 _LEAST, _PADDING, _LINE, _FONT = 48, 2, 18, 13
 
@@ -33,7 +33,7 @@ def colour(values: Tensor, low: float, high: float) -> Tensor:
 
 
 def _magnified(images: Tensor, least: int) -> Tensor:
-    """Small images made of larger pixels: to at least so many of ours, (..., H, W)."""
+    """Images (..., H, W) with whole pixels repeated, to a shorter side of at least ``least``."""
     factor = max(1, math.ceil(least / min(images.shape[-2:])))
     return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
@@ -56,7 +56,7 @@ def _hatched(images: Tensor, known: Tensor, least: int) -> Tensor:
 
     Args:
         images: (N, 3, H, W) uint8.
-        known: (N, C, H, W) bool; of a pixel known in part, every other stripe is as it is.
+        known: (N, C, H, W) bool; a pixel that is known in part keeps every other stripe.
         least: As for ``grid``.
     """
     images, known = _magnified(images, least), _magnified(known, least)
@@ -69,12 +69,12 @@ def _hatched(images: Tensor, known: Tensor, least: int) -> Tensor:
 
 def _titled(picture: Tensor, titles: Sequence[tuple[str, int, int]]) -> Tensor:
     """Words above a picture, each centred over its (left, right)."""
-    above = Image.new("RGB", (picture.shape[-1], _LINE), "white")
-    draw, font = ImageDraw.Draw(above), ImageFont.load_default(_FONT)
+    line = Image.new("RGB", (picture.shape[-1], _LINE), "white")
+    draw, font = ImageDraw.Draw(line), ImageFont.load_default(_FONT)
     for text, left, right in titles:
         free = right - left - font.getlength(text)
         draw.text((max(left, left + free / 2), 1), text, "black", font)
-    return torch.cat([torch.from_numpy(np.array(above)).permute(2, 0, 1), picture], 1)
+    return torch.cat([torch.from_numpy(np.array(line)).permute(2, 0, 1), picture], 1)
 
 
 def _grey_or_rgb(x: Tensor, spec: DataSpec) -> Tensor:
@@ -106,7 +106,7 @@ def events(
         columns: Events in a row.
         titles: Words over the columns, each with the number of columns that it names. Of vectors
             and sequences, those columns of all rows stand below it.
-        known: (N, *event) bool: the other values are hatched, whatever they are.
+        known: (N, *event) bool; other values are hatched.
     """
     x = x.detach().cpu()
     if spec.kind == "image":
@@ -116,22 +116,22 @@ def events(
         )
         if not titles:
             return picture
-        pitch, places, at = (picture.shape[-1] - _PADDING) // columns, [], 0
+        pitch, spans, at = (picture.shape[-1] - _PADDING) // columns, [], 0
         for text, span in titles:
-            places.append((text, at * pitch + _PADDING, (at + span) * pitch))
+            spans.append((text, at * pitch + _PADDING, (at + span) * pitch))
             at += span
-        return _titled(picture, places)
+        return _titled(picture, spans)
     if spec.levels is None:
         return None
     known = torch.ones_like(x, dtype=torch.bool) if known is None else known
     panels, at = [], 0
     for text, span in titles or [("", columns)]:
-        rows = torch.arange(len(x))
-        rows = rows[(rows % columns >= at) & (rows % columns < at + span)] if titles else rows
-        bitmap = colour(x[rows].double(), 0, spec.levels - 1)[None]
+        i = torch.arange(len(x))
+        chosen = i[(i % columns >= at) & (i % columns < at + span)] if titles else i
+        bitmap = colour(x[chosen].double(), 0, spec.levels - 1)[None]
         side = max(1, min(16, 1000 // spec.num_dims))  # of a value, in our pixels
         least = side * min(bitmap.shape[-2:])
-        panel = grid(_hatched(bitmap, known[rows][None, None], least), columns=1, least=1)
+        panel = grid(_hatched(bitmap, known[chosen][None, None], least), columns=1, least=1)
         panels.append(_titled(panel, [(text, _PADDING, 0)]) if text else panel)
         at += span
     width = max(panel.shape[-1] for panel in panels)
@@ -139,12 +139,18 @@ def events(
     return torch.cat(panels, 1)
 
 
-def as_event(context: Tensor, given: ContextSpec, spec: DataSpec) -> Tensor | None:
+def as_event(context: Tensor, context_spec: ContextSpec, spec: DataSpec) -> Tensor | None:
     """An image that a model is conditioned on (N, *context), brought to the events' size.
 
-    None: it is no image, or the events are none.
+    Args:
+        context: The images.
+        context_spec: What they are.
+        spec: What an event is.
+
+    Returns:
+        (N, *event), or None where contexts or events are no images.
     """
-    if len(given.shape) != 3 or spec.kind != "image":
+    if len(context_spec.shape) != 3 or spec.kind != "image":
         return None
     image = functional.interpolate(context.double(), spec.shape[1:], mode="nearest")
     return image.expand(-1, *spec.shape).to(spec.dtype)

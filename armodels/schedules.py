@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions of the step, so that a resumed run needs no state.
 
-Where a run's time is limited, they are functions of the share of it that is over, too.
+In a run of limited time, they are functions of the share of that time that is over, too.
 """
 
 import math
@@ -10,9 +10,9 @@ from typing import final
 from armodels.checks import Factor, NotNegative, Number, checked
 
 EARLY = 0.1
-"""Share of the time in which steps alone count, where both are limited: loading and the first slow
-step would pass for a lack of time. So a run whose steps end well within its time never depends on
-the clock, and is repeated bit for bit."""
+"""Share of the time in which steps alone count, in a run that is limited in both: loading and the
+first slow step would pass for a lack of time. A run that ends its steps well within its time thus
+never depends on the clock, and is repeated bit for bit."""
 
 
 class Schedule(ABC):
@@ -28,7 +28,7 @@ class Schedule(ABC):
         Args:
             step: Counted from 0.
             total: How many steps there are; None: as many as the time allows.
-            share: How much of the time is over, from 0 to 1; 0: it has no limit.
+            share: Of the time that is over, from 0 to 1; 0: it has no limit.
         """
         if total is not None and share < EARLY:
             share = 0.0

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: TensorBoard events and metrics.csv.
+"""What a run records while it goes: TensorBoard events and metrics.csv.
 
 Tags are the same in every run, so that runs overlay. TensorBoard's first page sorts them by what
 stands before the slash, hence their names: ``train`` and ``valid`` (the curves) come before
@@ -38,7 +38,7 @@ RENAMED = {
     "train/grad_norm": "watch/grad_norm",
     "speed/examples_per_s": "watch/examples_per_s",
 }
-"""Columns of runs of before, and what they are called now."""
+"""Columns of metrics.csv as older runs named them, and their names now."""
 
 HPARAMS = ("data", "model", "head", "optimizer", "schedule", "trainer")
 """Parts of a run's config that TensorBoard's HParams page shows, each key as a column."""
@@ -59,8 +59,8 @@ FIRST = {
 def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
     """Nested config -> dotted names of single values, of one type for a key in every run.
 
-    Nothing stands for null (a string would turn a column of numbers into words), numbers are
-    floats and lists are words.
+    A null is left out (a word for it would turn a column of numbers into words), numbers become
+    floats and lists become words.
     """
     flat: dict[str, float | bool | str] = {}
     for key, value in config.items():
@@ -79,10 +79,10 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
 def hparams(config: Mapping) -> dict[str, float | bool | str]:
     """Columns of the HParams page and their values, of a run's config.
 
-    What changes no number (where it ran, how often it was saved) is left out, and so are names of
-    classes, which the choices say shorter.
+    Keys that change no number (where it ran, how often it was saved) are left out, and so are
+    names of classes, for which the choices stand.
     """
-    said = {
+    shown = {
         "choices": config["choices"],
         "seed": config["seed"],
         "sizes": ", ".join(f"{key} {one}" for key, one in names.sizes(config["model"]).items()),
@@ -92,7 +92,7 @@ def hparams(config: Mapping) -> dict[str, float | bool | str]:
     }
     flat = {
         key: value
-        for key, value in flatten(said).items()
+        for key, value in flatten(shown).items()
         if not key.endswith("_target_")
         and (not key.startswith("trainer.") or names.what_was_trained([f"{key}="]))
     }
@@ -127,7 +127,7 @@ def _open_writer(directory: Path, **options) -> SummaryWriter:
 
 
 def read_rows(directory: Path) -> list[dict[str, str]]:
-    """What metrics.csv of a run holds so far, columns called as they are now.
+    """The rows of a run's metrics.csv so far, under today's names of its columns.
 
     Raises:
         ValueError: It is damaged.
@@ -149,15 +149,16 @@ class Tracker:
 
     Args:
         directory: The run directory.
-        step: Where this process starts; what an earlier one wrote after it is dropped.
-        evaluated: Whether the evaluation of that step is among what was saved; else it is done,
-            and written, once more.
+        step: Where this process starts; rows and points that an earlier process wrote after it
+            are dropped.
+        evaluated: Whether the checkpoint holds the evaluation of that step; if not, its row is
+            dropped, too: the evaluation is done and written once more.
     """
 
     def __init__(self, directory: Path, step: int = 0, evaluated: bool = True):
         self.writer = _open_writer(directory, purge_step=step + 1 if step else None)
         self._csv = directory / "metrics.csv"
-        # Also at step 0: a baseline that was fitted has its row there.
+        # Rows are kept at step 0, too: that of a fitted baseline stands there.
         rows = [row for row in read_rows(directory) if int(row["step"]) <= step]
         if not evaluated:
             rows = [row for row in rows if int(row["step"]) < step or not row["valid/nats"]]

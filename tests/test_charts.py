@@ -1,4 +1,4 @@
-"""What pictures and charts show: what is unknown, given, true and drawn, and in which units."""
+"""What pictures and charts show: values known, unknown, true and drawn, and in which units."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_unknown_pixels_look_like_no_pixel():
 def test_titles_stand_over_their_columns():
     x = torch.zeros(6, 1, 3, 4, dtype=torch.uint8)
     bare = pictures.events(x, IMAGE, columns=3)
-    picture = pictures.events(x, IMAGE, columns=3, titles=[("", 1), ("given", 1), ("", 1)])
+    picture = pictures.events(x, IMAGE, columns=3, titles=[("", 1), ("known", 1), ("", 1)])
     above = picture.shape[1] - bare.shape[1]
     assert torch.equal(picture[:, above:], bare)
     inked = (picture[:, :above] < 128).any(0).any(0).nonzero()
@@ -125,17 +125,17 @@ def test_a_table_is_drawn_in_its_own_units(figures):
     assert "50 samples (orange) beside the data (blue)" in figure.get_suptitle()
 
 
-def test_completions_of_a_table_say_what_is_given(figures):
+def test_completions_of_a_table_say_what_is_known(figures):
     truth = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     values = torch.stack([truth, truth + 1], 1)
     values[..., 0] = truth[:, None, 0]
     figure = charts.completions(truth, torch.tensor([True, False]), values, TABLE)
-    unknown, given = figure.axes
-    assert (unknown.get_title(), given.get_title()) == (r"b\$, unknown", "a, given")
+    unknown, known = figure.axes
+    assert (unknown.get_title(), known.get_title()) == (r"b\$, unknown", "a, known")
     dots, bars = (line.get_xydata().tolist() for line in unknown.lines)
     assert dots == [[-5.0, 1], [-4.5, 1], [-5.0, 2], [-4.5, 2]]
     assert bars == [[-5.0, 1], [-5.0, 2]]
-    (squares,) = given.lines
+    (squares,) = known.lines
     assert squares.get_xdata().tolist() == [110.0, 120.0]
 
 
