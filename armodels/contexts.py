@@ -56,21 +56,21 @@ def find(spec: DataSpec, name: str | None) -> ContextSpec | None:
     return offers[name]
 
 
-def label(wanted: ContextSpec | None, given: object) -> int:
+def label(wanted: ContextSpec | None, named: object) -> int:
     """The class that a user names, checked against what a model is conditioned on.
 
     Raises:
         ValueError: The model is not conditioned on a label, or there is no such class.
     """
     if wanted is None or wanted.shape:
-        told = "no context" if wanted is None else f"model.context={wanted.name}"
+        context = "no context" if wanted is None else f"model.context={wanted.name}"
         raise ValueError(
-            f"label is {given}, but the model was trained with {told}; "
+            f"label is {named}, but the model was trained with {context}; "
             f"leave label out, or train with model.context=label"
         )
-    if type(given) is not int or not 0 <= given < wanted.levels:
-        raise ValueError(f"label is {given}; the model knows 0 to {wanted.levels - 1}")
-    return given
+    if type(named) is not int or not 0 <= named < wanted.num_classes:
+        raise ValueError(f"label is {named}; the model knows 0 to {wanted.num_classes - 1}")
+    return named
 
 
 def derive(name: str, x: Tensor, spec: DataSpec) -> Tensor:

@@ -1,8 +1,10 @@
 """What a datum is, and what a number about it means."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ class ContextSpec:
     shape: tuple[int, ...]
     levels: int | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         if len(self.shape) not in (0, 1, 3) or min(self.shape, default=1) < 1:
             raise ValueError(f"context {self.name!r} has shape {self.shape}")
@@ -54,15 +56,30 @@ class ContextSpec:
     @property
     def num_features(self) -> int:
         """Numbers by which a network reads one context: a label's classes, else its values."""
-        return math.prod(self.shape) if self.shape else self.levels
+        return math.prod(self.shape) if self.shape else self.num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """Of a label.
+
+        Raises:
+            ValueError: It has no number of them, so it is no label.
+        """
+        if self.levels is None:
+            raise ValueError(f"context {self.name!r} is real-valued, so it has no classes")
+        return self.levels
+
+    def check_shape(self, shape: Sequence[int], batch_size: int) -> None:
+        """Raise ValueError unless the shape is that of one context an event."""
+        if tuple(shape) != (batch_size, *self.shape):
+            raise ValueError(
+                f"context {self.name!r} of {batch_size} events must have shape "
+                f"{(batch_size, *self.shape)}, got {tuple(shape)}"
+            )
 
     def check(self, context: Tensor, batch_size: int) -> None:
         """Raise ValueError unless ``context`` (B, *shape) has one valid context an event."""
-        if tuple(context.shape) != (batch_size, *self.shape):
-            raise ValueError(
-                f"context {self.name!r} of {batch_size} events must have shape "
-                f"{(batch_size, *self.shape)}, got {tuple(context.shape)}"
-            )
+        self.check_shape(context.shape, batch_size)
         _check_values(f"context {self.name!r}", context, self.levels)
 
 
@@ -80,7 +97,7 @@ class Standardization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("columns", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not len(self.columns) == len(self.mean) == len(self.std):
@@ -107,7 +124,7 @@ class Coding:
     columns: tuple[str, ...]
     values: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("columns", "values"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.values) < 2 or any(a >= b for a, b in pairwise(self.values)):
@@ -164,7 +181,7 @@ class DataSpec:
     coding: Coding | None = None
     checksum: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         contexts = (c if isinstance(c, ContextSpec) else ContextSpec(**c) for c in self.contexts)
         object.__setattr__(self, "contexts", tuple(contexts))
@@ -227,15 +244,15 @@ class DataSpec:
             return self.coding.levels_of(x).to(self.dtype)
         if self.standardization is None:
             return x
-        mean, std = self._scale(x)
+        mean, std = _scale(self.standardization, x)
         z = ((x.double() - mean) / std).to(self.dtype)
         wrong = z.isinf().nonzero()
         if len(wrong):
             row, column = wrong[0].tolist()
             raise ValueError(
-                f"column {self.columns[column]!r} holds {float(x[row, column]):g}, too far from "
-                f"the training rows to be standardized (mean {float(mean[column]):.4g}, standard "
-                f"deviation {float(std[column]):.4g})"
+                f"column {self.standardization.columns[column]!r} holds "
+                f"{float(x[row, column]):g}, too far from the training rows to be standardized "
+                f"(mean {float(mean[column]):.4g}, standard deviation {float(std[column]):.4g})"
             )
         return z
 
@@ -248,7 +265,7 @@ class DataSpec:
             return torch.tensor(self.coding.values, device=x.device)[x.long()]
         if self.standardization is None:
             return x
-        mean, std = self._scale(x)
+        mean, std = _scale(self.standardization, x)
         return x.double() * std + mean
 
     def coded_like(self, other: "DataSpec") -> "DataSpec":
@@ -262,13 +279,7 @@ class DataSpec:
             coding=other.coding,
         )
 
-    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.standardization
-        return tuple(
-            torch.tensor(v, dtype=torch.double, device=x.device) for v in (scale.mean, scale.std)
-        )
-
-    def given(self, context: ContextSpec | None) -> str:
+    def name_with(self, context: ContextSpec | None) -> str:
         """Name of numbers about p(x | context): never ranked with those about p(x)."""
         return self.name if context is None else f"{self.name}|{context.name}"
 
@@ -277,11 +288,23 @@ class DataSpec:
         return asdict(self)
 
 
-def nats(log_prob, spec: DataSpec):
+def _scale(scale: Standardization, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation on the device of x."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.double, device=x.device)
+        for values in (scale.mean, scale.std)
+    )
+    return mean, std
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def nats(log_prob: Number, spec: DataSpec) -> Number:
     """Negative log-likelihood in nats per example, in the original units of the data."""
     return -(log_prob + spec.log_det)
 
 
-def bits_per_dim(log_prob, spec: DataSpec):
+def bits_per_dim(log_prob: Number, spec: DataSpec) -> Number:
     """-(log_prob + log_det) / (D ln 2): bits per dimension, the one formula in the one place."""
     return nats(log_prob, spec) / (spec.num_dims * math.log(2))

@@ -86,7 +86,7 @@ def test_frozen_values_of_a_map_are_the_same_however_they_are_read(stored):
     def draw(raw, generator):
         return (raw + torch.randint(2, raw.shape, generator=generator)).clamp(max=3).byte()
 
-    splits = Splits(SPEC, stored(rows), rows[:9], rows[:9], draw)
+    splits = Splits(SPEC, stored(rows), rows[:9], rows[:9], transform=draw)
     train = splits.split("train")
     assert not isinstance(train, torch.Tensor)
     whole = train[:]
@@ -97,7 +97,7 @@ def test_frozen_values_of_a_map_are_the_same_however_they_are_read(stored):
     added = whole - torch.from_numpy(rows)
     assert set(added.unique().tolist()) == {0, 1}
     assert not torch.equal(added[:1000], added[1000:2000])
-    in_memory = Splits(SPEC, rows, rows[:9], rows[:9], draw).split("train")
+    in_memory = Splits(SPEC, rows, rows[:9], rows[:9], transform=draw).split("train")
     assert isinstance(in_memory, torch.Tensor)
 
 

@@ -53,25 +53,33 @@ def described(
         if tuple(other.shape[1:]) != shape:
             raise ValueError(f"splits hold events of shapes {shape} and {tuple(other.shape[1:])}")
     kind = kind or _kind(shape)
-    in_memory = [one for one in rows if isinstance(one, Tensor)]
-    if levels == "auto":
-        levels = _levels(rows)
-    checksum = ""
-    if len(in_memory) == len(rows):
-        rows = [_cast(one, levels) for one in rows]
-        digest = hashlib.md5(repr((kind, shape, levels, drawn)).encode(), usedforsecurity=False)
-        for one in rows:
-            digest.update(f"{len(one)} rows".encode() + one.contiguous().numpy().tobytes())
-        checksum = digest.hexdigest()
+    tensors = [one for one in rows if isinstance(one, Tensor)]
+    in_memory, checksum = len(tensors) == len(rows), ""
+    if levels == "auto" and not in_memory:
+        _require_real(rows)
+        levels = None
+    elif levels == "auto":
+        levels = _levels(tensors)
+    if in_memory:
+        tensors = [_cast(one, levels) for one in tensors]
+        checksum = _checksum(repr((kind, shape, levels, drawn)), tensors)
         name = name or f"own-{checksum[:8]}"
-    elif not name:
+    if not name:
         raise ValueError(
             "data on disk is not read at the start, so no checksum tells it from other data: "
             "give it a name, name=..."
         )
     measure = "density" if levels is None else "probability"
     spec = DataSpec(name, kind, shape, levels, measure, checksum=checksum)
-    return Own(spec, [_of_type(one, levels, spec.dtype) for one in rows])
+    parts = [_of_type(one, levels, spec.dtype) for one in (tensors if in_memory else rows)]
+    return Own(spec, parts)
+
+
+def _checksum(about: str, tensors: Sequence[Tensor]) -> str:
+    digest = hashlib.md5(about.encode(), usedforsecurity=False)
+    for one in tensors:
+        digest.update(f"{len(one)} rows".encode() + one.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _numbers(values: Any) -> Rows:
@@ -107,25 +115,29 @@ def _kind(shape: tuple[int, ...]) -> Kind:
     return "image"
 
 
-def _levels(rows: Sequence[Rows]) -> int | None:
-    """How many levels values have; None: they are real."""
-    if not all(isinstance(one, Tensor) for one in rows):
-        if all(one.dtype.is_floating_point for one in rows):
-            return None
+def _require_real(rows: Sequence[Rows]) -> None:
+    """Raise ValueError unless values are real by their type."""
+    if not all(one.dtype.is_floating_point for one in rows):
         raise ValueError(
             "data on disk is not read at the start, so its levels are not found: say "
             "levels=256, or how many there are"
         )
-    if any(one.is_floating_point() for one in rows):
-        if all(bool((one % 1 == 0).all()) for one in rows):
+
+
+def _levels(tensors: Sequence[Tensor]) -> int | None:
+    """How many levels values have; None: they are real."""
+    if any(one.is_floating_point() for one in tensors):
+        if all(bool(torch.all(one % 1 == 0)) for one in tensors):
             raise ValueError(
                 "all values are whole numbers, but of a floating-point type: say levels=None if "
                 "they are real values, or levels=2 (or more) if they are the levels 0, 1, ..."
             )
         return None
-    if any(one.dtype == torch.bool for one in rows):
+    if any(one.dtype == torch.bool for one in tensors):
         return 2
-    low, high = min(int(one.min()) for one in rows), max(int(one.max()) for one in rows)
+    filled = [one for one in tensors if one.numel()]
+    low = min((int(one.min()) for one in filled), default=0)
+    high = max((int(one.max()) for one in filled), default=0)
     if low < 0:
         raise ValueError(
             f"integers are levels 0, 1, ..., but the least is {low}: add {-low} to all of them, "

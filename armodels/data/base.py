@@ -7,7 +7,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -38,6 +38,9 @@ TRAIN_SEED = 0
 
 FIRST_BYTES = 2**24
 """Bytes of a split on disk that are checked at the start, of its first 1000 rows at most."""
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+"""Raw rows (B, *event) and a generator on their device -> fresh values on that device."""
 
 Box = tuple[tuple[float, float], tuple[float, float]]
 
@@ -72,14 +75,15 @@ class Splits:
     train: Rows
     valid: Rows
     test: Rows
-    transform: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    _: KW_ONLY
+    transform: Transform | None = None
     true_log_prob: Callable[[Tensor], Tensor] | None = None
     contexts: Mapping[str, Callable[[], Sequence[Rows]]] = field(default_factory=dict)
     box: Box | None = None
     _stored: dict[str, dict[str, Rows]] = field(default_factory=dict, init=False, repr=False)
     _placed: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in PARTS:
             rows = as_rows(getattr(self, name))
             if not len(rows):
@@ -87,16 +91,13 @@ class Splits:
             object.__setattr__(self, name, self._checked(rows, name))
 
     def _checked(self, rows: Rows, name: str) -> Rows:
-        raw = name == "train" and self.transform is not None
-        if isinstance(rows, Tensor) and not raw:
+        transform = self.transform if name == "train" else None
+        if isinstance(rows, Tensor) and transform is None:
             self.spec.check(rows)
             return rows
         first = rows[: max(1, min(1000, FIRST_BYTES * len(rows) // max(num_bytes(rows), 1)))]
-        self.spec.check(self._frozen(first) if raw else first)
-        return rows if raw else CheckedRows(rows, self.spec.check, name)
-
-    def _frozen(self, rows: Tensor) -> Tensor:
-        return self.transform(rows, torch.Generator(rows.device).manual_seed(TRAIN_SEED))
+        self.spec.check(first if transform is None else _frozen(first, transform))
+        return rows if transform else CheckedRows(rows, self.spec.check, name)
 
     @classmethod
     def of(
@@ -140,16 +141,15 @@ class Splits:
             drawn=(cut, shares, seed) if cut else None,
         )
         parts = dict(zip(stated, rows, strict=True))
-        if not cut:
-            return cls(spec, **parts)
-        num = len(parts["train"])
-        sizes = [max(1, round(shares[PARTS[1:].index(part)] * num)) for part in cut]
-        if num <= sum(sizes):
-            raise ValueError(f"{num} rows are too few to cut {' and '.join(cut)} off them")
-        numbers = map(torch.from_numpy, split_rows(num, (num - sum(sizes), *sizes), seed))
-        for part, chosen in zip(("train", *cut), numbers, strict=True):
-            parts[part] = _chosen(rows[0], chosen, spec)
-        return cls(spec, **parts)
+        if cut:
+            num = len(rows[0])
+            sizes = [max(1, round(shares[PARTS[1:].index(part)] * num)) for part in cut]
+            if num <= sum(sizes):
+                raise ValueError(f"{num} rows are too few to cut {' and '.join(cut)} off them")
+            numbers = split_rows(num, (num - sum(sizes), *sizes), seed)
+            for part, chosen in zip(("train", *cut), numbers, strict=True):
+                parts[part] = _chosen(rows[0], torch.from_numpy(chosen), spec)
+        return cls(spec, parts["train"], parts["valid"], parts["test"])
 
     def split(self, name: str) -> Rows:
         """The frozen values of a split (N, *event); train is transformed once, by a fixed seed.
@@ -163,7 +163,7 @@ class Splits:
         if name != "train" or self.transform is None:
             return rows
         if isinstance(rows, Tensor):
-            return self._frozen(rows)
+            return _frozen(rows, self.transform)
         return FrozenRows(rows, self.transform, TRAIN_SEED)
 
     def examples(self, name: str, context: ContextSpec | None = None) -> Examples:
@@ -211,10 +211,15 @@ class Splits:
 
     def _checked_context(self, stored: Rows, name: str, context: ContextSpec) -> Rows:
         num = len(getattr(self, name))
-        if isinstance(stored, Tensor) or len(stored) != num:
+        if isinstance(stored, Tensor):
             context.check(stored, num)
             return stored
+        context.check_shape(stored.shape, num)
         return CheckedRows(stored, lambda values: context.check(values, len(values)), name)
+
+
+def _frozen(rows: Tensor, transform: Transform) -> Tensor:
+    return transform(rows, torch.Generator(rows.device).manual_seed(TRAIN_SEED))
 
 
 def _chosen(rows: Rows, numbers: Tensor, spec: DataSpec) -> Rows:

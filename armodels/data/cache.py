@@ -19,13 +19,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from armodels import show
+from armodels.data.rows import MappedRows
 
 MAX_VERIFIED = 2**30
 """Bytes of a cache that are read at the start for their checksums; of a larger one, which would
 take minutes, each batch is checked for the support alone."""
 
 _VERSION = 1
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a user's share, a file's limit
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, of a user's full share, and of a file at its limit."""
 
 
 class Cache:
@@ -37,9 +39,9 @@ class Cache:
 
     def __init__(self, path: Path):
         self._path = path
-        self._archive: zipfile.ZipFile | None = None
+        self._archive: zipfile.ZipFile
         self._scratch: list[BinaryIO] = []
-        self._copied = 0  # bytes of the scratch arrays, which may all be written once more
+        self._copied = 0  # Bytes of the scratch arrays: all may be written once more.
         self._needed = 0
         self._shapes: dict[str, tuple[str, list[int]]] = {}
         self.meta: dict[str, Any] = {}
@@ -116,21 +118,21 @@ def _size(num_bytes: int) -> str:
 class Loaded(NamedTuple):
     """A cache as read: arrays over a memory map of the file, and what was noted beside them."""
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, MappedRows]
     meta: Mapping[str, Any]
     checksum: str
     """Of the arrays, whatever they were made from, and wherever it lay."""
 
 
-def cached(root: Path, given: str | None, name: str, make: Callable[[Cache], None]) -> Loaded:
+def cached(root: Path, only: str | None, name: str, make: Callable[[Cache], None]) -> Loaded:
     """Read the cache ``NAME-v1.zip``; make it first where there is none.
 
-    One that lies in any of the places is read: ``given``, the user's cache, ``root/cache``. Of
+    One that lies in any of the places is read: ``only``, the user's cache, ``root/cache``. Of
     several processes that need the same cache, one makes it and the others wait.
 
     Args:
         root: Folder of the data, where a cache goes if the user's cannot be written.
-        given: ``data.cache``, the folder in which alone a cache is made; None: the user's, which
+        only: ``data.cache``, the folder in which alone a cache is made; None: the user's, which
             is $ARMODELS_CACHE, else $XDG_CACHE_HOME/armodels/cache, else ~/.cache/armodels/cache.
         name: Says all that the contents depend on.
         make: Fills it.
@@ -139,14 +141,14 @@ def cached(root: Path, given: str | None, name: str, make: Callable[[Cache], Non
         ValueError: The file is corrupted.
         OSError: It cannot be written.
     """
-    file = f"{name}-v{_VERSION}.zip"
+    file_name = f"{name}-v{_VERSION}.zip"
     users = _users_cache()
-    chosen = [Path(os.path.expanduser(given))] if given else [one for one in [users] if one]
-    places = [*chosen, *([users] if given and users else []), root / "cache"]
-    for folder in places:
-        if (folder / file).is_file():
-            return _read(folder / file)
-    allowed = chosen if given else places
+    chosen = [Path(os.path.expanduser(only))] if only else [one for one in [users] if one]
+    places = [*chosen, *([users] if only and users else []), root / "cache"]
+    for place in places:
+        if (place / file_name).is_file():
+            return _read(place / file_name)
+    allowed = chosen if only else places
     folder = next(filter(_writable, allowed), None)
     if folder is None:
         raise OSError(
@@ -156,7 +158,7 @@ def cached(root: Path, given: str | None, name: str, make: Callable[[Cache], Non
     if folder != allowed[0]:
         show.say(f"{allowed[0]} cannot be written; what is decoded goes to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file
+    path = folder / file_name
     cache = Cache(path)
     try:
         with _only_one(path) as file:
@@ -164,7 +166,7 @@ def cached(root: Path, given: str | None, name: str, make: Callable[[Cache], Non
                 cache.fill(file, make)
     except OSError as error:
         if error.errno in _FULL:
-            raise cache.full(error.strerror) from error
+            raise cache.full(error.strerror or "no space left") from error
         raise
     return _read(path)
 
@@ -233,7 +235,8 @@ def _read(path: Path) -> Loaded:
                 start = archive.getinfo(name).header_offset
                 raw.seek(start + 26)
                 start += 30 + sum(struct.unpack("<HH", raw.read(4)))  # name, extra field
-                arrays[name] = np.memmap(path, dtype, "r", offset=start, shape=tuple(shape))
+                mapped = np.memmap(path, dtype, "r", offset=start, shape=tuple(shape))
+                arrays[name] = MappedRows(mapped)
     except (zipfile.BadZipFile, KeyError, ValueError, struct.error, zlib.error) as error:
         what = str(error) or type(error).__name__
         raise ValueError(

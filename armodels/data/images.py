@@ -44,7 +44,7 @@ class Format:
     channels: int
     levels: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         size = tuple(self.size)
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"data.size is {list(size)}; give [height, width] in pixels")
@@ -149,7 +149,7 @@ class Shares:
     valid: float
     test: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.valid <= 0 or self.test <= 0 or self.valid + self.test >= 1:
             raise ValueError(
                 f"data.valid is {self.valid} and data.test is {self.test}; both must be "

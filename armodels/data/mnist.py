@@ -110,7 +110,9 @@ class _GreyImages(Source):
             transform = binarize
             valid = binarize_frozen(valid, VALID_SEED)
             test = binarize_frozen(test, TEST_SEED)
-        return Splits(self.spec, train, valid, test, transform, contexts={"label": labels})
+        return Splits(
+            self.spec, train, valid, test, transform=transform, contexts={"label": labels}
+        )
 
     def _read_images(self) -> list[Tensor]:
         """Of the training and the test split."""

@@ -26,7 +26,7 @@ def main(config: Mapping) -> None:
         raise ValueError(f"{error}, so there is no mean; see every row with: {every}") from error
     measure = restored.model.spec.measure
     report = {
-        "data": spec.given(restored.model.context),
+        "data": spec.name_with(restored.model.context),
         "trained_on": restored.spec.name,
         "model": restored.model.description,
         "split": config["split"],

@@ -987,7 +987,7 @@ class Trainer:
             self.model = model
         state = self.state
         metrics = {
-            "data": spec.given(self.model.context),
+            "data": spec.name_with(self.model.context),
             "kind": spec.kind,
             "shape": list(spec.shape),
             "num_dims": spec.num_dims,
