@@ -111,7 +111,9 @@ def test_commas_separate_the_choices_of_a_sweep(tmp_path, monkeypatch):
 
 def is_text(hint: object) -> bool:
     """Whether a value of this annotation can be nothing but one text."""
-    inner = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    # Python 3.10 makes typing.Optional of an argument that is None by default.
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    inner = typing.get_args(hint) if union else (hint,)
     return {*inner} - {types.NoneType} <= {str, Path}
 
 
