@@ -31,7 +31,7 @@ from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 
 ORDER_KEYS = {
-    "order": str,
+    "order": orders.OrderName,
     "order_seed": checks.Seed,
     "num_orders": checks.Count,
     "resample_orders": bool,

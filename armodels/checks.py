@@ -155,14 +155,16 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         ValueError: By what is returned, where an argument is of another kind than its type says,
             or outside its range or choices.
     """
+    signature = inspect.signature(function)
+    hints = functools.cache(lambda: typing.get_type_hints(function, include_extras=True))
 
     @functools.wraps(function)
     def checking(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
-            arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+            arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:  # too many arguments, or too few: the call itself says so
             arguments = {}
-        require_types(arguments, typing.get_type_hints(function, include_extras=True))
+        require_types(arguments, hints())
         return function(*args, **kwargs)
 
     return checking

@@ -8,12 +8,15 @@ one another: R, G, B of one pixel, then the next pixel.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from armodels.checks import NUM_SEEDS
+from armodels.checks import NUM_SEEDS, Seed, checked
+
+OrderName = Literal["raster", "reverse", "columns", "spiral", "s_curve", "hilbert", "random"]
 
 
 def require_seed(**seeds: int) -> None:
@@ -45,8 +48,8 @@ def _spiral(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def _random(height: int, width: int, seed: int) -> np.ndarray:
-    # RandomState: its stream is frozen by NumPy's policy, so a checkpoint that stores the seed
-    # stores the order.
+    # NumPy's policy freezes the stream of RandomState, so a checkpoint that stores the seed stores
+    # the order.
     return np.random.RandomState(seed).permutation(height * width)
 
 
@@ -63,8 +66,8 @@ def _hilbert(height: int, width: int) -> np.ndarray:
     diagonal step where the longer side is odd and the other even.
     """
 
-    def walk(at: np.ndarray, along: np.ndarray, across: np.ndarray) -> list[np.ndarray]:
-        # The rectangle that the two axes span: from ``at`` to the other end of ``along``.
+    def curve(at: np.ndarray, along: np.ndarray, across: np.ndarray) -> list[np.ndarray]:
+        # The rectangle that the two axes span is filled from ``at`` to the other end of ``along``.
         length, depth = abs(along.sum()), abs(across.sum())
         step, side = np.sign(along), np.sign(across)
         if depth == 1:
@@ -75,19 +78,19 @@ def _hilbert(height: int, width: int) -> np.ndarray:
         if 2 * length > 3 * depth:  # long: halves side by side, the first of even length
             if abs(half.sum()) % 2 and length > 2:
                 half = half + step
-            return walk(at, half, across) + walk(at + half, along - half, across)
+            return curve(at, half, across) + curve(at + half, along - half, across)
         if abs(half_across.sum()) % 2 and depth > 2:
             half_across = half_across + side
         return (
-            walk(at, half_across, half)
-            + walk(at + half_across, along, across - half_across)
-            + walk(at + along - step + half_across - side, -half_across, half - along)
+            curve(at, half_across, half)
+            + curve(at + half_across, along, across - half_across)
+            + curve(at + along - step + half_across - side, -half_across, half - along)
         )
 
     down, right = np.array([height, 0]), np.array([0, width])
     axes = (right, down) if width >= height else (down, right)
-    places = np.array(walk(np.array([0, 0]), *axes))
-    return places @ [width, 1]
+    positions = np.array(curve(np.array([0, 0]), *axes))
+    return positions @ [width, 1]
 
 
 def _symmetric(curve: Callable[[int, int], np.ndarray]) -> Callable[..., np.ndarray]:
@@ -106,7 +109,7 @@ def _symmetric(curve: Callable[[int, int], np.ndarray]) -> Callable[..., np.ndar
     return order
 
 
-ORDERS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+ORDERS: dict[OrderName, Callable[[int, int, int], np.ndarray]] = {
     "raster": _raster,
     "reverse": _reverse,
     "columns": _columns,
@@ -117,7 +120,10 @@ ORDERS: dict[str, Callable[[int, int, int], np.ndarray]] = {
 }
 
 
-def make(name: str, shape: tuple[int, ...], *, joint: bool = False, seed: int = 0) -> Tensor:
+@checked
+def make(
+    name: OrderName, shape: tuple[int, ...], *, joint: bool = False, seed: Seed = 0
+) -> Tensor:
     """The order called ``name`` for events of ``shape``.
 
     Args:
@@ -131,11 +137,8 @@ def make(name: str, shape: tuple[int, ...], *, joint: bool = False, seed: int = 
         (S, K) int64 table; every flat index stands in it exactly once.
 
     Raises:
-        ValueError: The name is unknown, or the seed is out of range.
+        ValueError: There is no such name, or the seed is out of range.
     """
-    require_seed(order_seed=seed)
-    if name not in ORDERS:
-        raise ValueError(f"order {name!r} is unknown; choose from {', '.join(ORDERS)}")
     channels, height, width = shape if len(shape) == 3 else (1, 1, shape[0])
     pixels = torch.from_numpy(ORDERS[name](height, width, seed).copy()).long()
     table = pixels[:, None] + torch.arange(channels) * (height * width)  # (H*W, C)

@@ -153,7 +153,7 @@ BAD = {
     ),
     "order": (
         ("train", *TINY, "model.order=zigzag"),
-        "order 'zigzag' is unknown; choose from",
+        "model.order is 'zigzag'; choose raster, reverse",
     ),
     "connectivity": (
         ("train", *TINY, "model.connectivity=odd"),

@@ -1094,8 +1094,8 @@ REFUSALS = {
     "num_components is -1; it must be at least 1": lambda: heads.DiscretizedLogisticMixture(
         RGB, num_components=-1
     ),
-    "order 'zigzag' is unknown; choose from raster, reverse, columns, spiral, s_curve, "
-    "hilbert, random": lambda: orders.make("zigzag", (4,)),
+    "name is 'zigzag'; choose raster, reverse, columns, spiral, s_curve, hilbert or "
+    "random": lambda: orders.make("zigzag", (4,)),
     "activation 'swish' is unknown; choose from relu, sigmoid, tanh, elu": lambda: (
         layers.activation("swish")
     ),
@@ -1108,7 +1108,7 @@ REFUSALS = {
     "connectivity_seed is -1; it must be from 0 to 4294967295": lambda: build_made(
         connectivity_seed=-1
     ),
-    "order_seed is 4294967296; it must be from 0 to 4294967295": lambda: orders.make(
+    "seed is 4294967296; it must be from 0 to 4294967295": lambda: orders.make(
         "random", (4,), seed=2**32
     ),
     "num_channels is 0; it must be at least 1": lambda: LMConv(

@@ -1,5 +1,7 @@
 """Orders and masks against matrices written by hand."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -87,8 +89,12 @@ def test_random_order_is_the_same_for_ever():
     assert orders.make("random", (8,), seed=1).flatten().tolist() == [7, 2, 1, 6, 0, 4, 3, 5]
 
 
+def test_every_order_has_its_name_in_the_type():
+    assert get_args(orders.OrderName) == tuple(orders.ORDERS)
+
+
 def test_unknown_order():
-    with pytest.raises(ValueError, match="order 'zigzag' is unknown; choose from raster"):
+    with pytest.raises(ValueError, match="name is 'zigzag'; choose raster, reverse"):
         orders.make("zigzag", (4,))
 
 
