@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from armodels.networks import layers
 from armodels.networks.base import State
 from armodels.networks.masked import MaskedConvolution, RowBiases
+from armodels.spec import ContextSpec
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,14 @@ class RowLSTMLayer(RecurrentLayer):
         kernel_size: Of the convolutions of the input and of the state of the row above.
     """
 
-    def __init__(self, wide, units, context, size, kernel_size: int):
+    def __init__(
+        self,
+        wide: Tensor,
+        units: Tensor,
+        context: ContextSpec | None,
+        size: tuple[int, int],
+        kernel_size: int,
+    ):
         super().__init__()
         self.size = size
         gates = units.repeat_interleave(4)
@@ -106,7 +114,8 @@ class RowLSTMLayer(RecurrentLayer):
         inputs = self.input_to_state(x)
         for read in self.conditioning:
             inputs = inputs + read(context)
-        states, cell = [], x.new_zeros(())
+        states: list[Tensor] = []
+        cell = x.new_zeros(())
         for row in inputs.unbind(2):  # (B, 4F, W)
             if states:
                 row = row + self.read_above(states[-1])
@@ -114,7 +123,7 @@ class RowLSTMLayer(RecurrentLayer):
             states.append(state.transpose(1, 2))
         return self.up(torch.stack(states, 2))
 
-    def pack(self, name):
+    def pack(self, name: str) -> "RowLSTMPack":
         """Constants of a walk."""
         return RowLSTMPack(self, name)
 
@@ -139,7 +148,7 @@ class RowLSTMPack(LayerPack):
         self.gates = layer.input_to_state.own_row(f"{name}.gates", width, begins=True)
         self.up = layer.up.own_row(f"{name}.up", width)
 
-    def start(self, n, context):
+    def start(self, n: int, context: Tensor | None) -> dict[str, Tensor]:
         """Zeros; what the context says of every row."""
         maps = [read(context) for read in self.layer.conditioning]
         weight = self.layer.state_to_state
@@ -148,7 +157,7 @@ class RowLSTMPack(LayerPack):
         tensors |= self.gates.start(n) | self.up.start(n)
         return tensors | self.biases.start(maps[0] if maps else None)
 
-    def bind(self, state):
+    def bind(self, state: State) -> "BoundRowLSTM":
         """On the tensors of one state."""
         return BoundRowLSTM(self, state)
 
@@ -163,12 +172,12 @@ class BoundRowLSTM(BoundLayer):
         self.units = [slice(gates.start // 4, gates.stop // 4) for gates in self.gates.outputs]
         self.state, self.cell = (tensors[f"{pack.name}.{one}"] for one in ("state", "cell"))
 
-    def begin_row(self, i, row):
+    def begin_row(self, i: int, row: Tensor) -> None:
         """Convolve the state of the row above."""
         above = self.pack.layer.read_above(self.state.transpose(1, 2)).transpose(1, 2)
         torch.add(above, self.pack.biases.of_row(i, self.tensors), out=self.gates.base)
 
-    def at(self, j, group, u):
+    def at(self, j: int, group: int, u: Tensor) -> Tensor:
         """One pixel's step of the LSTM."""
         gates = self.gates.pass_on(j, group, u)
         own = self.units[group]
@@ -211,7 +220,14 @@ class DiagonalBiLSTMLayer(RecurrentLayer):
         num_planes: Channels of what the first convolution reads.
     """
 
-    def __init__(self, wide, units, context, size, num_planes: int):
+    def __init__(
+        self,
+        wide: Tensor,
+        units: Tensor,
+        context: ContextSpec | None,
+        size: tuple[int, int],
+        num_planes: int,
+    ):
         super().__init__()
         self.size = size
         gates, num_units = units.repeat_interleave(4), len(units)
@@ -256,7 +272,7 @@ class DiagonalBiLSTMLayer(RecurrentLayer):
         right = F.pad(self.right_up(right.flip(-1))[:, :, :-1], (0, 0, 1, 0))
         return self.up(left) + right
 
-    def pack(self, name):
+    def pack(self, name: str) -> "DiagonalBiLSTMPack":
         """Constants of a walk."""
         return DiagonalBiLSTMPack(self, name)
 
@@ -290,7 +306,7 @@ class DiagonalBiLSTMPack(LayerPack):
         self.right_values = layer.right_values.weight.flatten(1)
         self.right_up = layer.right_up.weight.flatten(1)
 
-    def start(self, n, context):
+    def start(self, n: int, context: Tensor | None) -> dict[str, Tensor]:
         """Zeros; what the context says of every row."""
         left_maps, right_maps = [read(context) for read in self.layer.conditioning] or (None, None)
         weight, width = self.layer.state_to_state, self.layer.size[1]
@@ -302,7 +318,7 @@ class DiagonalBiLSTMPack(LayerPack):
         tensors |= self.biases.start(left_maps) | self.right_biases.start(right_maps)
         return tensors | self.gates.start(n) | self.up.start(n)
 
-    def bind(self, state):
+    def bind(self, state: State) -> "BoundDiagonalBiLSTM":
         """On the tensors of one state."""
         return BoundDiagonalBiLSTM(self, state)
 
@@ -333,14 +349,14 @@ class BoundDiagonalBiLSTM(BoundLayer):
             self.right[:, j] = state
         self.above.copy_(F.linear(self.right, pack.right_up))
 
-    def begin_row(self, i, row):
+    def begin_row(self, i: int, row: Tensor) -> None:
         """What the rows above say, by both directions."""
         if i > 0:
             self._read_right(i - 1, row)
         above = self.left[:, 1:] @ self.pack.layer.state_to_state[0, 1]
         torch.add(above, self.pack.biases.of_row(i, self.tensors), out=self.gates.base)
 
-    def at(self, j, group, u):
+    def at(self, j: int, group: int, u: Tensor) -> Tensor:
         """One pixel's step of the LSTM from the left."""
         self.inputs[:, j, self.up.outputs[group]] = u
         from_left = self.pack.from_left[group]
