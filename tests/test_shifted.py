@@ -12,7 +12,8 @@ from walks import walked
 from armodels import heads, orders
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn_pp import PixelCNNPP
-from armodels.networks.shifted import Convolution, Starting, Whole
+from armodels.networks.shifted_layers import Convolution, DownConvolution, PointConvolution
+from armodels.networks.shifted_runs import InitializationRun, WholeRun
 from armodels.spec import ContextSpec
 
 PICTURE = ContextSpec("picture", (2, 3, 4), None)
@@ -221,7 +222,7 @@ def test_no_blind_spot(kind, keys):
 # Where training starts
 
 
-class Heard(Whole):
+class Noting(WholeRun):
     """Notes each layer's outputs, in units of the scale that they should have."""
 
     def __init__(self, x):
@@ -236,6 +237,9 @@ class Heard(Whole):
     def read(self, layer):
         return self.apply(layer, self.x)
 
+    def condition(self, layer):
+        raise AssertionError("these networks have no context")
+
 
 @over_networks
 @torch.no_grad()
@@ -245,11 +249,11 @@ def test_layers_start_with_mean_0_and_their_deviation(kind, keys):
     x = random_events(spec, 64)
     net.initialize(x)
     assert net.training
-    heard = Heard(net._planes(x))
+    noting = Noting(net._planes(x))
     net.eval()
-    net._whole_outputs(heard)
-    assert len(heard.found) == sum(hasattr(module, "direction") for module in net.modules())
-    for std, mean in heard.found:
+    net._whole_outputs(noting)
+    assert len(noting.found) == sum(hasattr(module, "direction") for module in net.modules())
+    for std, mean in noting.found:
         torch.testing.assert_close(std, torch.ones_like(std), rtol=0, atol=1e-6)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-6)
     # No dropout, no draw: the same events set the same weights.
@@ -260,24 +264,24 @@ def test_layers_start_with_mean_0_and_their_deviation(kind, keys):
 
 @torch.no_grad()
 def test_an_output_that_never_moves_keeps_its_gain():
-    layer = Convolution("point", (2, 2), 1, 2).double()
+    layer = PointConvolution((2, 2), 1, 2).double()
     layer.direction[0] = 0
     x = torch.randn(4, 1, 2, 2, dtype=torch.double)
-    layer.start(x)
+    layer.set_gains(x)
     assert layer.gain[0] == 1
     assert layer(x)[:, 0].abs().max() == 0
     assert abs(layer(x)[:, 1].std(correction=0) - 1) < 1e-6
 
 
 def test_a_weight_of_zero_has_a_gradient():
-    layer = Convolution("down", (2, 2), 2, 3)
+    layer = DownConvolution((2, 2), 2, 3)
     layer.direction.data.zero_()
     layer(torch.ones(1, 2, 2, 2)).sum().backward()
     assert torch.isfinite(layer.direction.grad).all()
 
 
-def test_starting_hears_no_context():
-    assert Starting(torch.zeros(1, 2, 1, 1), None).told(None) == 0
+def test_no_context_is_heard_where_gains_are_set():
+    assert InitializationRun(torch.zeros(1, 2, 1, 1)).condition(None) == 0
 
 
 # 3 x 32 x 32, 256 levels
@@ -362,16 +366,32 @@ def test_refusals(kind):
 
 @torch.no_grad()
 def test_a_walk_keeps_two_rows_and_no_more():
-    """What a layer keeps must not grow with the height."""
+    """What the layers keep must not grow with the height; the values themselves do."""
     sizes = []
     for height in (6, 12):
         spec = data("image", 1, height, 6, levels=2)
         case = autoregressive(spec, heads.Bernoulli, PixelCNNPP, num_channels=2, num_stages=2)
         net = case.build(0).net
-        cache = net.start(net.pack(), 2)
+        pack = net.pack()
+        state = net.start(pack, 2)
         values = torch.zeros(2, 1, dtype=torch.uint8)
         for s in range(net.num_steps):
-            _, cache = net.step(values if s else None, s, cache, net.pack())
-        tensors = [t for state in cache.states.values() for t in state if t is not None]
-        sizes.append(sum(t.numel() for t in tensors))
+            _, state = net.step(values if s else None, s, state, pack)
+        assert len(state) > 40
+        sizes.append(sum(tensor.numel() for name, tensor in state.items() if name != "x"))
     assert sizes[0] == sizes[1]
+
+
+@torch.no_grad()
+def test_a_pack_is_never_written_to():
+    """Two walks share it, and what one writes the other must not read."""
+    spec = data("image", 1, 5, 5, levels=2)
+    net = autoregressive(spec, heads.Bernoulli, PixelCNNPP, num_channels=2).build(0).net
+    pack = net.pack()
+    before = {name: [tensor.clone() for tensor in one] for name, one in pack.items()}
+    state = net.start(pack, 2)
+    for s in range(net.num_steps):
+        values = torch.ones(2, 1, dtype=torch.uint8) if s else None
+        _, state = net.step(values, s, state, pack)
+    for name, one in pack.items():
+        assert all(map(torch.equal, one, before[name])), name

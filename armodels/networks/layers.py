@@ -1,6 +1,7 @@
 """Layers that several families share."""
 
 from collections.abc import Iterable
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ def concat_elu(x: Tensor, dim: int = 1) -> Tensor:
     return F.elu(torch.cat([x, -x], dim))
 
 
+@final
 class Encoding(nn.Module):
     """How a network reads values: (B, N) -> (B, N, E) floats.
 
@@ -109,6 +111,7 @@ def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> 
     return to_unit(context, spec.levels, dtype)
 
 
+@final
 class Conditioning(nn.Module):
     """A bias that depends on the context: (B, *context) -> (B, F).
 
@@ -130,6 +133,7 @@ class Conditioning(nn.Module):
         return F.linear(features.flatten(1), self.weight)
 
 
+@final
 class SpatialConditioning(nn.Module):
     """A bias on feature maps that depends on the context: (B, *context) -> (B, F, H or 1, W or 1).
 
@@ -141,7 +145,12 @@ class SpatialConditioning(nn.Module):
         context: What the model is conditioned on.
         num_channels: F.
         size: (H, W).
+
+    Attributes:
+        name: By which a network calls it in walks, if it does; the network sets it.
     """
+
+    name = ""
 
     def __init__(self, context: ContextSpec, num_channels: int, size: tuple[int, int]):
         super().__init__()

@@ -1,17 +1,23 @@
 """PixelSNAIL: gated causal convolutions, and attention to all earlier pixels."""
 
+from typing import final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels.checks import Count, DepthOrNone, Share
 from armodels.networks import layers
+from armodels.networks.base import State
 from armodels.networks.layers import concat_elu
-from armodels.networks.shifted import Convolution, GatedBlock, Pixel, ShiftedNetwork, Whole
+from armodels.networks.shifted import GatedBlock, ShiftedNetwork
+from armodels.networks.shifted_layers import Entrance, PointConvolution, WalkLayer
+from armodels.networks.shifted_runs import PixelRun, WholeRun
 from armodels.spec import ContextSpec, DataSpec
 
 
-class CausalAttention(nn.Module):
+@final
+class CausalAttention(WalkLayer):
     """Each pixel asks the earlier ones for what they remember of themselves.
 
     A pixel's key and value are made of its features, its place and what was written there; a
@@ -37,18 +43,20 @@ class CausalAttention(nn.Module):
         self.size = size
         self.num_keys, self.num_values = num_keys, num_values
         both, wide = num_keys + num_values, 2 * (num_features + 2)
-        self.query = Convolution("point", size, wide, num_keys)
-        self.memory = Convolution("point", size, wide, both)
-        self.written = Convolution("point", size, num_inputs, both)
-        place = torch.meshgrid(*[(torch.arange(n) + 0.5) / n - 0.5 for n in size], indexing="ij")
-        self.register_buffer("place", torch.stack(place)[None], persistent=False)  # (1, 2, H, W)
+        self.query = PointConvolution(size, wide, num_keys)
+        self.memory = PointConvolution(size, wide, both)
+        self.written = Entrance("point", size, num_inputs, both)
+        position = torch.meshgrid(
+            *[(torch.arange(n) + 0.5) / n - 0.5 for n in size], indexing="ij"
+        )
+        self.register_buffer("position", torch.stack(position)[None], persistent=False)
 
-    def forward(self, x: Tensor, run: Whole | Pixel) -> Tensor:
+    def forward(self, x: Tensor, run: WholeRun | PixelRun) -> Tensor:
         """(B, F, H, W) -> (B, V, H, W)."""
-        x = concat_elu(torch.cat([x, run.here(self.place)], 1))
+        x = concat_elu(torch.cat([x, run.constant(self.position)], 1))
         return run.attend(self, run.apply(self.query, x), run.apply(self.memory, x))
 
-    def whole(self, query: Tensor, memory: Tensor) -> Tensor:
+    def maps(self, query: Tensor, memory: Tensor) -> Tensor:
         """All pixels at once: (B, K, H, W), (B, K + V, H, W) -> (B, V, H, W)."""
         # The memory of a pixel moves to the next, so that seeing one's own place is strict.
         memory = F.pad(memory.flatten(2)[..., :-1], (1, 0)).mT[:, None]  # (B, 1, N, K + V)
@@ -61,24 +69,38 @@ class CausalAttention(nn.Module):
         found = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale)
         return found[:, 0].mT.unflatten(2, self.size)
 
-    def pixel_state(self, batch_size: int) -> list[Tensor | None]:
-        """Memories in order, (B, N, K + V); that of the last pixel before its value is known."""
+    def pack(self) -> tuple[()]:
+        """Nothing: its layers have packs of their own."""
+        return ()
+
+    def start(self, n: int) -> dict[str, Tensor]:
+        """What the state holds: the memories in order, (B, H W, K + V)."""
         num_pixels, width = self.size[0] * self.size[1], self.num_keys + self.num_values
-        return [self.written.bias.new_zeros(batch_size, num_pixels, width), None]
+        return {f"{self.name}.memories": self.written.bias.new_zeros(n, num_pixels, width)}
 
     def pixel(
-        self, query: Tensor, memory: Tensor, written: Tensor | None, n: int, state
+        self, query: Tensor, memory: Tensor, written: Tensor | None, n: int, state: State
     ) -> Tensor:
-        """The n-th pixel, given what was written at the one before: (B, K) -> (B, V)."""
-        memories, pending = state
+        """At the n-th pixel: (B, K) -> (B, V).
+
+        Args:
+            query: (B, K).
+            memory: (B, K + V) what will be remembered of this pixel, less what is written there.
+            written: (B, K + V) what the value says that was written at the pixel before.
+            n: The pixel.
+            state: Of the walk. ``NAME.pending`` is the last pixel's memory before its value is
+                known.
+        """
+        memories = state[f"{self.name}.memories"]
         if n > 0:
-            memories[:, n] = pending + written
-        state[1] = memory
+            memories[:, n] = state[f"{self.name}.pending"] + written
+        state[f"{self.name}.pending"] = memory
         seen = memories[:, : n + 1]
         scores = torch.bmm(seen[..., : self.num_keys], query[..., None]) * self.num_keys**-0.5
         return torch.bmm(scores.softmax(1).mT, seen[..., self.num_keys :])[:, 0]
 
 
+@final
 class SNAILBlock(nn.Module):
     """Gated residual blocks, then attention, mixed in by one more.
 
@@ -112,13 +134,14 @@ class SNAILBlock(nn.Module):
         self.attention = CausalAttention(size, num_features, num_inputs, num_keys, num_values)
         self.mix = GatedBlock("point", size, num_features, num_skip=num_values, **keys)
 
-    def forward(self, x: Tensor, run: Whole | Pixel) -> Tensor:
+    def forward(self, x: Tensor, run: WholeRun | PixelRun) -> Tensor:
         """(B, F, H, W) -> (B, F, H, W)."""
         for block in self.resnets:
             x = block(x, None, run)
         return self.mix(x, self.attention(x, run), run)
 
 
+@final
 class PixelSNAIL(ShiftedNetwork):
     """PixelSNAIL: causal convolutions for what is near, causal attention for all that is earlier.
 
@@ -195,7 +218,7 @@ class PixelSNAIL(ShiftedNetwork):
 
     def rows(self, run):
         """What the first layer sees in the row above."""
-        run.give(-1, run.read(self.row_above))
+        run.leave(-1, run.read(self.row_above))
 
     def pixels(self, run):
         """The blocks."""

@@ -1,22 +1,19 @@
 """PixelCNN++: two streams of gated residual blocks, down- and up-sampled with shortcuts."""
 
 import itertools
+from typing import final
 
 from torch import Tensor, nn
 
 from armodels.checks import Count, Depth, DepthOrNone, Share
 from armodels.networks import layers
-from armodels.networks.shifted import (
-    Convolution,
-    GatedBlock,
-    Growth,
-    Row,
-    ShiftedNetwork,
-    Whole,
-)
+from armodels.networks.shifted import CONVOLUTIONS, GatedBlock, ShiftedNetwork
+from armodels.networks.shifted_layers import DownGrowth, DownRightGrowth
+from armodels.networks.shifted_runs import Run
 from armodels.spec import ContextSpec, DataSpec
 
 
+@final
 class Stream(nn.Module):
     """One kind's blocks: down the stages and up again, shortcuts from each way down to its way up.
 
@@ -64,11 +61,12 @@ class Stream(nn.Module):
             for k, size in enumerate(sizes)
         )
         self.shrink = nn.ModuleList(
-            Convolution(kind, size, num_channels, num_channels, stride=2) for size in sizes[:-1]
+            CONVOLUTIONS[kind](size, num_channels, num_channels, stride=2) for size in sizes[:-1]
         )
-        self.grow = nn.ModuleList(Growth(kind, size, num_channels) for size in sizes[:-1])
+        growth = DownGrowth if kind == "down" else DownRightGrowth
+        self.grow = nn.ModuleList(growth(size, num_channels) for size in sizes[:-1])
 
-    def forward(self, x: Tensor, run: Whole | Row, stage: int = 0) -> Tensor:
+    def forward(self, x: Tensor, run: Run, stage: int = 0) -> Tensor:
         """Features of a stage, through all coarser ones."""
         shortcuts = [x]
         for block in self.descent[stage]:
@@ -86,6 +84,7 @@ class Stream(nn.Module):
         return x
 
 
+@final
 class PixelCNNPP(ShiftedNetwork):
     """PixelCNN++: what the rows above say, and what those and the left say, in two streams.
 
@@ -148,7 +147,7 @@ class PixelCNNPP(ShiftedNetwork):
 
     def rows(self, run):
         """The down stream."""
-        run.give(-1, run.read(self.row_above))
+        run.leave(-1, run.read(self.row_above))
         self.down(run.read(self.above), run)
 
     def pixels(self, run):
