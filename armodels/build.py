@@ -47,26 +47,26 @@ class Trust:
 
     Attributes:
         names: Dotted names of the user's own classes, as this very command gives them.
-        file: Where the config was read, for the sentence that refuses it; None: given by hand.
+        file: Where the config was read, for the sentence that refuses it; None: typed by hand.
     """
 
     names: frozenset[str] = frozenset()
     file: Path | None = None
 
     @classmethod
-    def of(cls, said: str | Iterable[str] | None, file: Path | None = None) -> "Trust":
+    def of(cls, trusted: str | Iterable[str] | None, file: Path | None = None) -> "Trust":
         """By what ``trust=`` says: null, a name, or a list of them.
 
         Raises:
             ValueError: It is none of these.
         """
-        names = [] if said is None else [said] if isinstance(said, str) else said
+        names = [] if trusted is None else [trusted] if isinstance(trusted, str) else trusted
         dotted = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
         if not isinstance(names, (list, tuple, set, frozenset)) or not all(
             isinstance(name, str) and re.fullmatch(dotted, name) for name in names
         ):
             raise ValueError(
-                f"trust is {said!r}; it must be the dotted name of a class, such as "
+                f"trust is {trusted!r}; it must be the dotted name of a class, such as "
                 f"trust=mynet.Net, or a list of them: trust=[mynet.Net,mynet.Data]"
             )
         return cls(frozenset(names), file)
@@ -79,10 +79,10 @@ class Trust:
     def refuse(self, why: str, name: str) -> typing.NoReturn:
         """Raise ValueError, with the way to allow it where it may be a user's own class."""
         where = f"{self.file} is refused: it" if self.file else "the config"
-        told = f"{where} {why}, whose code would run"
+        text = f"{where} {why}, whose code would run"
         if _may_be_own(name):
-            told += f"; if you know that code and trust it, add trust={name}"
-        raise ValueError(told)
+            text += f"; if you know that code and trust it, add trust={name}"
+        raise ValueError(text)
 
 
 _LIBRARIES = frozenset(
@@ -243,7 +243,7 @@ def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **obj
 def _own_maker(node: Mapping, args: tuple, trust: Trust) -> Any:
     """A user's own class with its keys; Hydra builds what is nested in them.
 
-    Hydra 1.4 wants to be told which targets may run.
+    Hydra 1.4 takes only targets that are listed.
     """
     allow = getattr(hydra.utils, "execution_whitelist", None)
     with allow("armodels.*", "torch.*", *trust.names) if allow else contextlib.nullcontext():
@@ -301,7 +301,14 @@ def source(config: Mapping, trust: Trust = PACKAGE) -> Source:
 
 
 def head(config: Mapping, spec: DataSpec, net: type[Network], trust: Trust = PACKAGE) -> Head:
-    """The head of a ``head`` config; how many components, if it does not say, the network does."""
+    """The head of a ``head`` config; how many components, if it does not say, the network does.
+
+    Args:
+        config: Names a Head by ``_target_``, and its arguments.
+        spec: What a datum is.
+        net: The network's class, which knows how many components suit it.
+        trust: Which of the user's own classes may be built.
+    """
     unsaid = "num_components" in config and config["num_components"] is None
     if unsaid and spec.levels is None:
         config = {**config, "num_components": net.num_components}
@@ -402,16 +409,16 @@ def moved(data: Mapping, places: Mapping | None) -> dict:
     Raises:
         ValueError: The data has no such key.
     """
-    said = {key: (places or {}).get(key) for key in checks.PATH_KEYS}
-    said = {key: place for key, place in said.items() if place is not None}
-    for key in said:
+    elsewhere = {key: (places or {}).get(key) for key in checks.PATH_KEYS}
+    elsewhere = {key: place for key, place in elsewhere.items() if place is not None}
+    for key in elsewhere:
         if key not in data:
             name = str(data.get("_target_")).rpartition(".")[2]
             raise ValueError(
                 f"data.{key} says where the data of the run lies, but {name} lies nowhere: "
                 f"leave it out"
             )
-    return {**data, **said}
+    return {**data, **elsewhere}
 
 
 def same_data(own: DataSpec, found: DataSpec) -> DataSpec:
@@ -458,7 +465,13 @@ def located(config: Mapping) -> dict:
 def optimizer(
     config: Mapping, params: Iterable[torch.nn.Parameter], trust: Trust = PACKAGE
 ) -> torch.optim.Optimizer:
-    """The optimizer of an ``optimizer`` config."""
+    """The optimizer of an ``optimizer`` config.
+
+    Args:
+        config: Names an optimizer by ``_target_``, and its arguments.
+        params: What it changes.
+        trust: Which of the user's own classes may be built.
+    """
     _locate(config, trust, torch.optim.Optimizer)
     checks.require_types(config, checks.OPTIMIZER, "optimizer.")
     return instantiate(config, params, part="optimizer", trust=trust, kind=torch.optim.Optimizer)
@@ -507,7 +520,13 @@ def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]
 
 
 def changed(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """Dotted names of the keys whose values differ between two nested configs."""
+    """Dotted names of the keys whose values differ between two nested configs.
+
+    Args:
+        old: One config.
+        new: The other.
+        prefix: What stands before each name, such as ``"model."``.
+    """
     names: list[str] = []
     for key in sorted({*old, *new}, key=str):
         a, b = old.get(key), new.get(key)

@@ -96,7 +96,15 @@ def _short(name: str, length: int = 22) -> str:
 def plane(
     x: Tensor, spec: DataSpec, box: Box, true_log_prob: Density, log_prob: Density
 ) -> Tensor:
-    """The true density, the learned one on the same scale, samples (N, 2) over the true one."""
+    """The true density, the learned one on the same scale, samples (N, 2) over the true one.
+
+    Args:
+        x: Samples (N, 2).
+        spec: What a datum is.
+        box: (left, right) and (bottom, top) of the picture.
+        true_log_prob: Log-density of points (M, 2), nats: (M,).
+        log_prob: The same of the model.
+    """
     (left, right), (bottom, top) = box
     across = torch.linspace(left, right, LATTICE)
     up = torch.linspace(bottom, top, LATTICE)
@@ -128,6 +136,11 @@ def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
     """Marginals of samples (N, D) beside the data (M, D), then pairs of the first columns.
 
     Values are in their original units.
+
+    Args:
+        x: Samples (N, D).
+        spec: What a datum is.
+        data: Rows of the data (M, D); None: samples alone are drawn.
     """
     names = _names(spec)
     shown = min(len(names), MAX_COLUMNS)

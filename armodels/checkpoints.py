@@ -36,6 +36,11 @@ _STORAGE = re.compile(
 def save(directory: RunDirectory, name: str, state: Mapping) -> None:
     """Save the checkpoint ``name`` atomically: where the disk is full, the one before survives.
 
+    Args:
+        directory: The run.
+        name: ``last`` or ``best``.
+        state: Tensors and plain values, nested in mappings.
+
     Raises:
         OSError: It could not be written.
     """
@@ -85,9 +90,9 @@ def _require_honest(path: Path) -> None:
             raise zipfile.BadZipFile
         if structures[0].file_size > LARGEST:
             raise ValueError(f"checkpoint {path} is refused: it is not one of armodels")
-        for code, said, _ in pickletools.genops(archive.read(structures[0])):
+        for code, operand, _ in pickletools.genops(archive.read(structures[0])):
             if code.name == "GLOBAL":
-                if said not in _BUILDERS and not _STORAGE.fullmatch(said):
+                if operand not in _BUILDERS and not _STORAGE.fullmatch(str(operand)):
                     raise ValueError(foreign)
             elif code.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
                 raise ValueError(foreign)
@@ -116,7 +121,7 @@ def load_checkpoint(path: str | Path) -> dict:
     with open(path, "rb") as file:
         start = file.read(4)
     strange = f"checkpoint {path} is not a checkpoint of armodels"
-    if start and not b"PK\x03\x04".startswith(start):  # no archive: not even given to torch
+    if start and not b"PK\x03\x04".startswith(start):  # no archive: torch never sees it
         raise ValueError(strange)
     damaged = (
         f"checkpoint {path} is truncated or corrupted; use another, such as last.pt beside it"
@@ -147,7 +152,11 @@ def load_checkpoint(path: str | Path) -> dict:
 
 
 def spec_of(state: Mapping, path: Path) -> DataSpec:
-    """What a datum is, as a checkpoint says."""
+    """What a datum is, as a checkpoint says.
+
+    Raises:
+        ValueError: It says none, or one that cannot be.
+    """
     try:
         spec = DataSpec(**state["spec"])
         if not 0 < spec.num_dims <= MAX_SIZE:
@@ -177,7 +186,7 @@ class Frugal(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if not any(given.alias_info for given in function._schema.returns):
+        if not any(one.alias_info for one in function._schema.returns):
             where = {"device": "meta"} if "device" in kwargs or not args else {}
             small, named = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
             try:
@@ -197,7 +206,16 @@ class Frugal(TorchDispatchMode):
 
 
 def guard(config: Mapping, state: Mapping, path: Path) -> contextlib.AbstractContextManager:
-    """Inside which a model of the config is built: no larger than a checkpoint's weights need."""
+    """Inside which a model of the config is built: no larger than a checkpoint's weights need.
+
+    Args:
+        config: The config of a run.
+        state: The checkpoint.
+        path: The file of the checkpoint, for sentences.
+
+    Raises:
+        ValueError: The weights are no tensors.
+    """
     if not all(isinstance(t, Tensor) for t in state["model"].values()):
         raise ValueError(f"checkpoint {path} is refused: its weights are no tensors")
     if build.foreign({key: config.get(key) for key in ("model", "head")}):
@@ -207,6 +225,11 @@ def guard(config: Mapping, state: Mapping, path: Path) -> contextlib.AbstractCon
 
 def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, DensityModel]:
     """The model that a checkpoint describes, with the weights that it was trained to.
+
+    Args:
+        state: The checkpoint.
+        path: Its file, for sentences.
+        trust: Which of the user's own classes may be built.
 
     Raises:
         ValueError: It names a class that is not trusted, or its parts do not fit each other.
@@ -218,7 +241,11 @@ def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, D
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
-    """The checkpoint file of a run directory, or ``path`` itself if it is a file."""
+    """The checkpoint file of a run directory, or ``path`` itself if it is a file.
+
+    Raises:
+        FileNotFoundError: There is no such run, or it has no such checkpoint yet.
+    """
     path = Path(path).expanduser()
     if path.is_file():
         return path
@@ -325,6 +352,11 @@ def restore(
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into the model that was built from its config.
 
+    Args:
+        model: Built from the config of the checkpoint.
+        weights: Tensors by name.
+        path: The file of the checkpoint, for sentences.
+
     Raises:
         ValueError: They are those of another model.
     """
@@ -366,7 +398,7 @@ def pick_device(name: str, key: str = "device") -> str:
 
     Args:
         name: Such as ``cpu``, ``cuda`` or ``cuda:1``.
-        key: In which it was given, for sentences.
+        key: Of the config that names it, for sentences.
 
     Raises:
         ValueError: There is no such device here.

@@ -180,7 +180,13 @@ def require_keys(config: Mapping[str, Any]) -> None:
 
 
 def require_fields(made: type, values: Any, prefix: str) -> None:
-    """Raise ValueError unless the keys are those that a dataclass is made of."""
+    """Raise ValueError unless the keys are those that a dataclass is made of.
+
+    Args:
+        made: The dataclass.
+        values: What a config has in its place.
+        prefix: Of its keys, for sentences, such as ``"trainer."``.
+    """
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.')} is {values!r}; it must be keys with values")
     known = {field.name: field for field in dataclasses.fields(made)}

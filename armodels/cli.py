@@ -117,7 +117,13 @@ def _answer(program: str, *args: str) -> None:
 
 
 def run_verb(program: str, name: str, args: list[str]) -> None:
-    """Hand one verb to Hydra and turn what goes wrong into one sentence and an exit code."""
+    """Hand one verb to Hydra and turn what goes wrong into one sentence and an exit code.
+
+    Args:
+        program: The first word of the command line.
+        name: The verb.
+        args: The words after it.
+    """
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -296,11 +302,11 @@ def _require_types(name: str, config: dict) -> None:
     """Raise ValueError where the verb's YAML has a number, a switch or a name, and config not."""
     shipped = errors.read_verb(name)[0]
     sections = {key: value for key, value in shipped.items() if isinstance(value, dict)}
-    for section, said in {"": shipped, **sections}.items():
-        hints = {k: type(v) for k, v in said.items() if type(v) in (int, float, bool)}
-        words = {k: v for k, v in said.items() if isinstance(v, str) and k not in typed.LISTS}
+    for section, defaults in {"": shipped, **sections}.items():
+        hints = {k: type(v) for k, v in defaults.items() if type(v) in (int, float, bool)}
+        words = {k: v for k, v in defaults.items() if isinstance(v, str) and k not in typed.LISTS}
         hints |= {k: str for k, v in words.items() if not v.startswith("${")}
-        hints |= {k: str | None for k in said if k in typed.TEXT}
+        hints |= {k: str | None for k in defaults if k in typed.TEXT}
         values = config.get(section, {}) if section else config
         checks.require_types(values, hints, f"{section}." if section else "")
     checks.require_keys(config)
@@ -378,12 +384,13 @@ def _translate(name: str, args: list[str]) -> list[str]:
         flags=flags,
         suggest=lambda key, value: errors.suggest(key, value, name, args),
     )
-    given = dict(word.partition("=")[::2] for word in words)
-    if all(given.get(key, "null") != "null" for key in ("resume", "out")):
+    values = dict(word.partition("=")[::2] for word in words)
+    if all(values.get(key, "null") != "null" for key in ("resume", "out")):
         raise ValueError(
-            f"resume={given['resume']} goes on in its own directory; leave out={given['out']} away"
+            f"resume={values['resume']} goes on in its own directory; "
+            f"leave out={values['out']} away"
         )
-    if given.get("resume", "null") != "null":  # where its data lies, of whatever kind it is
+    if values.get("resume", "null") != "null":  # where its data lies, of whatever kind it is
         places = {f"data.{key}" for key in checks.PATH_KEYS}
         words = [f"++{word}" if word.partition("=")[0] in places else word for word in words]
     return [flags.get(word, word) for word in words]
@@ -434,8 +441,8 @@ def _swept(args: list[str]) -> list[str]:
 
     if not typed.is_sweep(args):
         return []
-    given = [arg for arg in args if "=" in arg and not arg.startswith("-")]
-    overrides = OverridesParser.create().parse_overrides(given)
+    words = [arg for arg in args if "=" in arg and not arg.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(words)
     return sorted({item.key_or_group for item in overrides if item.is_sweep_override()})
 
 

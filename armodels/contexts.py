@@ -76,6 +76,11 @@ def label(wanted: ContextSpec | None, named: object) -> int:
 def derive(name: str, x: Tensor, spec: DataSpec) -> Tensor:
     """A context that follows from the values: (B, C, H, W) -> (B, *context).
 
+    Args:
+        name: Of the context.
+        x: Images (B, C, H, W).
+        spec: What a datum is.
+
     Raises:
         ValueError: It does not: it stands beside them.
     """

@@ -172,7 +172,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write rows under the names of their columns, atomically; numbers are not rounded."""
+    """Write rows under the names of their columns, atomically; numbers are not rounded.
+
+    Args:
+        path: The file.
+        names: Of the columns.
+        rows: Their cells.
+    """
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(names)

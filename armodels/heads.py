@@ -56,7 +56,7 @@ class Head(ABC):
             (..., L) log p(value k = level | params, earlier).
 
         Raises:
-            ValueError: The values are real.
+            ValueError: The head is of real values, which have a density and no levels.
         """
 
     @abstractmethod
@@ -65,6 +65,11 @@ class Head(ABC):
 
         Logits are divided by the temperature and scales multiplied by its square root: 1 is the
         model itself, 0 the mode (of the likeliest component).
+
+        Args:
+            params: (..., P).
+            noise: (..., num_noise), uniform in (0, 1).
+            temperature: 0 or more.
         """
 
     @abstractmethod
@@ -81,7 +86,13 @@ def precise(params: Tensor) -> Tensor:
 
 
 def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Index drawn from softmax(logits / temperature) by its CDF: (..., N), (...) -> (...)."""
+    """Index drawn from softmax(logits / temperature) by its CDF: (..., N), (...) -> (...).
+
+    Args:
+        logits: (..., N).
+        uniform: Noise (...) in (0, 1).
+        temperature: 0 takes the largest logit.
+    """
     if temperature == 0:
         return logits.argmax(-1).expand_as(uniform)
     cdf = (logits.double() / temperature).softmax(-1).cumsum(-1)
@@ -91,7 +102,11 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
 
 @final
 class Bernoulli(Head):
-    """One binary value; the parameter is its logit. P = 1."""
+    """One binary value; the parameter is its logit. P = 1.
+
+    Raises:
+        ValueError: The data has no two levels.
+    """
 
     family = "bernoulli"
     num_params = 1
@@ -127,7 +142,11 @@ class Bernoulli(Head):
 
 @final
 class Categorical(Head):
-    """One of L levels; the parameters are logits. P = L."""
+    """One of L levels; the parameters are logits. P = L.
+
+    Raises:
+        ValueError: The data has real values.
+    """
 
     family = "categorical"
     num_noise = 1
@@ -182,6 +201,9 @@ class GaussianMixture(Head):
         mixing: ``"learned"`` mixing weights, or ``"uniform"``: 1/M each.
         min_log_scale: Floor of log sigma; keeps the density bounded on repeated values.
         max_log_scale: Ceiling of log sigma; keeps draws finite whatever the network says.
+
+    Raises:
+        ValueError: The data has levels, or the floor of log sigma is not below its ceiling.
 
     References:
         RNADE: The real-valued neural autoregressive density-estimator (Uria et al., 2013)
@@ -287,6 +309,9 @@ class DiscretizedLogisticMixture(Head):
         spec: What a datum is; vectors and sequences have C = 1.
         num_components: M.
         min_log_scale: Floor of log s on the [-1, 1] scale.
+
+    Raises:
+        ValueError: The data has real values.
 
     References:
         PixelCNN++: Improving the PixelCNN with discretized logistic mixture likelihood

@@ -60,7 +60,13 @@ class Lines:
 
 
 def interval(mean: float, half: float, written: Callable[[float], str]) -> str:
-    """``7.1 ± 0.2``; the mean alone where a single example has no interval."""
+    """``7.1 ± 0.2``; the mean alone where a single example has no interval.
+
+    Args:
+        mean: The number.
+        half: Half of the width of its interval; NaN: none.
+        written: How a number is written.
+    """
     return written(mean) if math.isnan(half) else f"{written(mean)} ± {written(half)}"
 
 

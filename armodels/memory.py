@@ -108,7 +108,13 @@ def _kept(model: DensityModel, number: int) -> int:
 
 
 def require(needed: int, device: torch.device, advice: str) -> None:
-    """Raise TooLarge unless so many bytes are free."""
+    """Raise TooLarge unless so many bytes are free.
+
+    Args:
+        needed: Bytes.
+        device: Where they are needed.
+        advice: What to change, at the end of the sentence.
+    """
     if device.type == "cuda":
         free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
     elif device.type == "cpu":

@@ -25,7 +25,13 @@ _LEAST, _PADDING, _LINE, _FONT = 48, 2, 18, 13
 
 
 def colour(values: Tensor, low: float, high: float) -> Tensor:
-    """Map numbers between ``low`` and ``high`` to colours: (..., H, W) -> (..., 3, H, W)."""
+    """Map numbers between ``low`` and ``high`` to colours: (..., H, W) -> (..., 3, H, W).
+
+    Args:
+        values: Numbers (..., H, W).
+        low: Number of the darkest colour.
+        high: Number of the brightest.
+    """
     unit = ((values.double().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
     at = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(unit, at, _COLOURS[:, c]) for c in range(3)]

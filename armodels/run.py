@@ -189,7 +189,13 @@ class RunDirectory:
     def write_status(
         self, status: str, reason: str | None = None, warning: str | None = None
     ) -> None:
-        """Say ``running``, ``done``, ``interrupted`` or ``failed``, why, and what is amiss."""
+        """Say ``running``, ``done``, ``interrupted`` or ``failed``, why, and what is amiss.
+
+        Args:
+            status: One of these.
+            reason: Why, for people; None: nothing to say.
+            warning: What is amiss though it ended well; None: nothing.
+        """
         content = {"status": status, "pid": os.getpid(), "host": socket.gethostname()}
         content |= {"reason": reason} if reason else {}
         disk.write_json(
@@ -197,7 +203,11 @@ class RunDirectory:
         )
 
     def read_status(self) -> dict:
-        """As written; ``{"status": "killed"}`` where the process that ran it is gone."""
+        """As written; ``{"status": "killed"}`` where the process that ran it is gone.
+
+        Raises:
+            ValueError: It is damaged.
+        """
         path = self.path / "status.json"
         if not os.path.lexists(path):
             return {"status": "unknown"}

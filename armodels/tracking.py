@@ -181,7 +181,14 @@ class Tracker:
         self.writer.add_text("run", "\n".join(lines))
 
     def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
-        """One row of metrics.csv and its points; tags by keyword, ``/`` written as ``__``."""
+        """One row of metrics.csv and its points; tags by keyword, ``/`` written as ``__``.
+
+        Args:
+            step: Training steps so far.
+            epoch: Epochs so far.
+            seconds: Since the run began.
+            scalars: Values by tag.
+        """
         values = {tag.replace("__", "/"): value for tag, value in scalars.items()}
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
@@ -191,11 +198,23 @@ class Tracker:
             )
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """A point that belongs to no row of the table."""
+        """A point that belongs to no row of the table.
+
+        Args:
+            tag: Its name.
+            value: The number.
+            step: Training steps so far.
+        """
         self.writer.add_scalar(tag, value, step)
 
     def picture(self, tag: str, picture: Tensor, step: int) -> None:
-        """A picture (3, H, W)."""
+        """A picture (3, H, W).
+
+        Args:
+            tag: Its name.
+            picture: uint8 (3, H, W).
+            step: Training steps so far.
+        """
         self.writer.add_image(tag, picture, step)
 
     def flush(self) -> None:

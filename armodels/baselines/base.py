@@ -162,7 +162,12 @@ class Baseline(DensityModel):
         generator=None,
         progress=False,
     ):
-        """Any part given any other."""
+        """Any part given any other.
+
+        Raises:
+            ValueError: The temperature, the context or ``num_particles`` cannot be, or what is
+                known has probability 0.
+        """
         check_draw(temperature)
         self.check_context(context, len(x))
         self._require_ready()
@@ -203,7 +208,11 @@ class SeparateValues(Baseline):
 
 
 def require_spread(x: Tensor, spec: DataSpec) -> None:
-    """Refuse real values (B, D) on which a Gaussian's density has no bound."""
+    """Refuse real values (B, D) on which a Gaussian's density has no bound.
+
+    Raises:
+        ValueError: A dimension is constant.
+    """
     constant = (x == x[0]).all(0).nonzero()
     if len(constant):
         raise ValueError(

@@ -155,6 +155,9 @@ class Histogram(Baseline):
         smoothing: Examples added to every bin or cell; 0 leaves those that no training example
             fell into impossible, tails included.
 
+    Raises:
+        ValueError: A joint histogram would have more than ``MAX_CELLS`` cells.
+
     Shapes:
         x: (B, *event).
 

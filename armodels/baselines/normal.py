@@ -9,7 +9,13 @@ from armodels.density.walk import draw_noise
 
 
 def normal_noise(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor):
-    """Standard normal draws, of the dtype and on the device of ``like``."""
+    """Standard normal draws, of the dtype and on the device of ``like``.
+
+    Args:
+        shape: Of the draws.
+        generator: Where they come from; None: the global one of torch.
+        like: A tensor of the wanted dtype and device.
+    """
     return torch.special.ndtri(draw_noise(shape, generator, like.device)).to(like.dtype)
 
 
@@ -33,7 +39,13 @@ def truncated_mean(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def truncated_normal(lower: Tensor, upper: Tensor, uniform: Tensor) -> Tensor:
-    """A standard normal value within an interval, by the inverse of its distribution function."""
+    """A standard normal value within an interval, by the inverse of its distribution function.
+
+    Args:
+        lower: Lower end of the interval, any shape.
+        upper: Upper end of the interval, of the same shape.
+        uniform: Noise in (0, 1), of the same shape.
+    """
     lower, upper, mirrored = _to_left_tail(lower, upper)
     # By erfc: torch.special.ndtr is (1 + erf) / 2, which is 0 from 8.5 sigma on.
     below, above = (0.5 * torch.erfc(-z / math.sqrt(2)) for z in (lower, upper))

@@ -136,6 +136,9 @@ class Atari(Source):
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
         cache: Folder of recorded frames; None: $ARMODELS_CACHE, else the user's cache.
 
+    Raises:
+        ValueError: A choice or a number is none that can be.
+
     References:
         The Arcade Learning Environment (Bellemare et al., 2013) https://arxiv.org/abs/1207.4708
         Revisiting the Arcade Learning Environment (Machado et al., 2018; repeated actions)

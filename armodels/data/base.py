@@ -237,6 +237,9 @@ class Source(ABC):
         """Known before any download, so that a model that cannot take the data fails at once.
 
         Known without touching a file, save where the file is the user's own (``Table``).
+
+        Raises:
+            ValueError: The user's own file cannot be read, or is not fit to train on.
         """
 
     @abstractmethod
@@ -357,7 +360,13 @@ def _read_file(path: Path, md5: str | None, of_packed: bool) -> bytes:
 
 
 def split_rows(num_rows: int, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Disjoint random sets of row numbers, of the given sizes; sum(sizes) <= num_rows."""
+    """Disjoint random sets of row numbers, of the given sizes; sum(sizes) <= num_rows.
+
+    Args:
+        num_rows: Rows in all.
+        sizes: Rows in each set.
+        seed: Of the split.
+    """
     # RandomState: its stream is frozen by NumPy's policy, so a seed is a split for ever.
     rows = np.random.RandomState(seed).permutation(num_rows)
     return np.split(rows, np.cumsum(sizes))[: len(sizes)]

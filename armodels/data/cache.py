@@ -75,6 +75,11 @@ class Cache:
     def write(self, name: str, array: np.ndarray, rows: np.ndarray) -> None:
         """Append the given rows of an array as member ``name``.
 
+        Args:
+            name: Of the member.
+            array: (N, ...).
+            rows: Indices (M,) into the array, in the order in which they are written.
+
         Raises:
             OSError: The disk has no room for them.
         """

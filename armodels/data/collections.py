@@ -215,6 +215,9 @@ class Npz(Collection):
 
     The pictures are ``images`` or the only array besides: (N, H, W), (N, H, W, C) or (N, C, H, W)
     of 1, 3 or 4 channels; uint8, or uint16 without channels.
+
+    Raises:
+        ValueError: The file cannot be read, or its arrays are no pictures and labels.
     """
 
     def __init__(self, path: Path):

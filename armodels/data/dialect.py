@@ -126,7 +126,11 @@ class Options:
         self.mark("delimiter", DELIMITERS)
 
     def mark(self, key: str, words: dict[str, str]) -> str | None:
-        """The one character that an option stands for."""
+        """The one character that an option stands for.
+
+        Raises:
+            ValueError: It stands for none.
+        """
         said = getattr(self, key)
         if said is None:
             return None

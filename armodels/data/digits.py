@@ -17,6 +17,9 @@ class Digits(Source):
         split_seed: Draws which digits are train (1,297), valid (250) and test (250). Another
             seed is another test set, so it becomes part of the data's name.
 
+    Raises:
+        ValueError: ``levels`` is neither.
+
     References:
         Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998)
         https://archive.ics.uci.edu/dataset/80

@@ -36,6 +36,9 @@ class Folder(Source):
         skip_corrupt: Leave out images that cannot be decoded, and report them.
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
         cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
+
+    Raises:
+        ValueError: The name is a path, or the format or the shares of the splits cannot be.
     """
 
     near = False

@@ -287,6 +287,9 @@ class EMNIST(_Unverified):
         download: Fetch missing files (560 MB for all splits) through torchvision. Files that are
             present never are.
 
+    Raises:
+        ValueError: There is no such split.
+
     References:
         EMNIST: an extension of MNIST to handwritten letters (Cohen et al., 2017)
         https://arxiv.org/abs/1702.05373

@@ -61,6 +61,9 @@ class BinaryUCI(Source):
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels. The files are
             ``binary_uci/NAME.npz`` with arrays ``train``, ``valid`` and ``test`` of 0 and 1.
 
+    Raises:
+        ValueError: The name cannot be that of a file.
+
     References:
         The Neural Autoregressive Distribution Estimator (Larochelle & Murray, 2011)
         https://proceedings.mlr.press/v15/larochelle11a.html
@@ -135,6 +138,9 @@ class RedWine(Source):
         fold: 0 to 9. Each is a data set of its own: numbers of two folds are not ranked.
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels. The file is
             ``tabular/red_wine.hdf5``.
+
+    Raises:
+        ValueError: There is no such fold.
 
     References:
         Modeling wine preferences by data mining from physicochemical properties (Cortez et al.,
@@ -218,6 +224,10 @@ class Table(Source):
         valid: Fraction of the rows.
         test: Fraction of the rows.
         split_seed: Draws which rows are train, valid and test.
+
+    Raises:
+        ValueError: The fractions leave no rows to train on, or ``levels`` or ``missing`` is no
+            choice.
     """
 
     def __init__(

@@ -304,6 +304,9 @@ class Toy(Source):
         seed: Of the draws. Each split has a stream of its own: another ``num_train`` leaves
             valid and test as they are.
 
+    Raises:
+        ValueError: There is no such distribution, or it has other dimensions.
+
     References:
         The names are those of the experiments in FFJORD (Grathwohl et al., 2018)
         https://arxiv.org/abs/1810.01367 and Neural spline flows (Durkan et al., 2019)

@@ -82,7 +82,12 @@ class DensityModel(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """Draw ``n`` events: (n, *event), and the model's log p of each (at temperature 1): (n,).
 
-        ``progress`` shows a bar with an ETA once a second has passed.
+        Args:
+            n: Number of events.
+            context: What they are conditioned on, (n, *context); None: nothing.
+            temperature: 1 draws from the model; below 1 nearer to its modes, 0 at them.
+            generator: Of the noise; None: the global one of torch.
+            progress: Whether a bar is shown once a second has passed.
         """
 
     @final

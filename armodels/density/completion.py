@@ -149,7 +149,19 @@ class Weighted(Protocol):
         temperature: float,
         generator: torch.Generator | None,
         progress: bool,
-    ) -> Particles: ...
+    ) -> Particles:
+        """Draws of what is not known, with their weights.
+
+        Args:
+            x: (N, *event); what is not known may be anything.
+            known: Bool (N, *event).
+            num_particles: Particles of each example.
+            context: (N, *context), or None.
+            temperature: Of the draws.
+            generator: Of the noise; None: the global one of torch.
+            progress: Whether a bar is shown.
+        """
+        ...
 
 
 def complete(

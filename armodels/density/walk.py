@@ -63,12 +63,24 @@ def walk(
 
 
 def draw(head: Head, noise: Tensor, temperature: float = 1.0) -> Choose:
-    """Values that noise (B, S, num_noise) draws from the head's distribution."""
+    """Values that noise (B, S, num_noise) draws from the head's distribution.
+
+    Args:
+        head: Turns noise into values.
+        noise: (B, S, num_noise), uniform in (0, 1).
+        temperature: Of the draws, 0 or more.
+    """
     return lambda s, params: head.sample(params, noise[:, s], temperature)
 
 
 def keep(values: Tensor, known: Tensor, otherwise: Choose) -> Choose:
-    """The values (B, S, K) of the steps that are known, (B, S) bool; others by another chooser."""
+    """The values (B, S, K) of the steps that are known, (B, S) bool; others by another chooser.
+
+    Args:
+        values: (B, S, K).
+        known: Bool (B, S).
+        otherwise: Chooses the others.
+    """
     return lambda s, params: torch.where(known[:, s, None], values[:, s], otherwise(s, params))
 
 
@@ -115,7 +127,13 @@ class Scored:
 
 
 def score(head: Head, params: Tensor, values: Tensor) -> Tensor:
-    """Log-probabilities of values under a head, nats: (..., P), (..., K) -> (...)."""
+    """Log-probabilities of values under a head, nats: (..., P), (..., K) -> (...).
+
+    Args:
+        head: Of the model.
+        params: (..., P).
+        values: (..., K).
+    """
     with torch.autocast(params.device.type, enabled=False):
         return head.log_prob(precise(params), values)
 
@@ -129,7 +147,13 @@ def check_draw(temperature: float, n: int = 0) -> None:
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
-    """Uniforms in the open interval (0, 1), float64, drawn where the generator lives."""
+    """Uniforms in the open interval (0, 1), float64, drawn where the generator lives.
+
+    Args:
+        shape: Of the noise.
+        generator: Where it comes from; None: the global one of torch, on ``device``.
+        device: Where it is needed.
+    """
     source = device if generator is None else generator.device
     noise = torch.rand(shape, dtype=torch.double, generator=generator, device=source)
     return noise.clamp_min_(2.0**-54).to(device)

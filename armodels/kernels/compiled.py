@@ -45,6 +45,11 @@ def run_chunks(function: Callable[[int, int, int], None], batch_size: int, num_t
     """Call ``function(chunk, first, last)`` for parts of a batch, each in its own thread.
 
     The parts depend on the arguments alone, so sums over parts are the same in every run.
+
+    Args:
+        function: Of the number of a part, its first example and the one after its last.
+        batch_size: Examples in all.
+        num_threads: Parts at most.
     """
     num_chunks, size = chunks(batch_size, num_threads)
     parts = [(i, i * size, min((i + 1) * size, batch_size)) for i in range(num_chunks)]

@@ -135,6 +135,14 @@ def conditionals(
 
     Values that need a gradient themselves take the reference, too, and so does a hidden bias
     that differs between examples.
+
+    Args:
+        weight: As all arguments, as in ``reference``.
+        hidden_bias: (H,) or (B, H).
+        output: (S, P, H).
+        order: (S, K).
+        values: (B, S, K).
+        activation: relu, sigmoid, tanh or elu.
     """
     arguments = (weight, hidden_bias, output, order, values, activation)
     shared = hidden_bias.ndim == 1 and not values.requires_grad

@@ -14,7 +14,11 @@ ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "elu": n
 
 
 def activation(name: str) -> nn.Module:
-    """The elementwise non-linearity called ``name``."""
+    """The elementwise non-linearity called ``name``.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown; choose from {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
@@ -62,6 +66,9 @@ class Encoding(nn.Module):
     Args:
         spec: What a datum is.
         name: ``"one_hot"``, ``"scaled"``, or ``"auto"``: one-hot up to 32 levels.
+
+    Raises:
+        ValueError: There is none of that name.
     """
 
     def __init__(self, spec: DataSpec, name: str = "auto"):
@@ -96,7 +103,13 @@ class Encoding(nn.Module):
 
 
 def to_unit(values: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
-    """Levels, two of them too, scaled to [-1, 1]; real values as they are."""
+    """Levels, two of them too, scaled to [-1, 1]; real values as they are.
+
+    Args:
+        values: Any shape.
+        levels: L; None: the values are real.
+        dtype: Of the result.
+    """
     values = values.to(dtype)
     return values if levels is None else values * (2 / (levels - 1)) - 1
 
@@ -105,6 +118,11 @@ def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> 
     """How a network reads a context: (B, *shape) -> (B, *shape) floats; a label: (B, L) one-hot.
 
     Levels that are no label are scaled to [-1, 1].
+
+    Args:
+        spec: What the context is.
+        context: (B, *shape).
+        dtype: Of the result.
     """
     if not spec.shape:
         return F.one_hot(context.long(), spec.levels).to(dtype)

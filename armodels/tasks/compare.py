@@ -193,11 +193,11 @@ def _said(seeds: Sequence[int]) -> str:
 
 def _amiss(metrics: Sequence[Mapping]) -> str:
     """The first words of what runs that are averaged warn of, as ``, diverged``."""
-    said = [item["warning"] for item in metrics if item.get("warning")]
-    if not said:
+    warnings = [item["warning"] for item in metrics if item.get("warning")]
+    if not warnings:
         return ""
-    first = textwrap.shorten(said[0].partition(":")[0], 60, placeholder=" ...")
-    return f", {len(said)} {first}" if len(metrics) > 1 else f", {first}"
+    first = textwrap.shorten(warnings[0].partition(":")[0], 60, placeholder=" ...")
+    return f", {len(warnings)} {first}" if len(metrics) > 1 else f", {first}"
 
 
 def rows(runs: Sequence[Facts]) -> Iterator[Row]:
@@ -213,13 +213,13 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
     for group in groups.values():
         run, config, status = group[0], group[0].config, group[0].status
         if not config or run.metrics is None or run.damage or status["status"] != "done":
-            told = f"unreadable: {run.damage}" if run.damage else status["status"]
+            state = f"unreadable: {run.damage}" if run.damage else status["status"]
             if not run.damage and status.get("reason"):
-                told += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
+                state += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
             yield Row(str(data), "", label(config), None, seed, *nothing, None, math.nan,
-                      ",".join(run.tags), told, str(run.path))  # fmt: skip
+                      ",".join(run.tags), state, str(run.path))  # fmt: skip
             continue
         metrics = [item.metrics for item in group]
         first, tests = metrics[0], [item["test"] for item in metrics]

@@ -36,6 +36,9 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
         keep: Between 0 and 1.
         spec: What a datum is.
         seed: Of ``random``.
+
+    Raises:
+        ValueError: There is no such part or column of the data, or ``keep`` is no share.
     """
     if not isinstance(known, str):
         return _known_columns(known, spec)
@@ -126,7 +129,12 @@ def _read_picture(path: Path, what: str, mode: str, size: tuple[int, int]) -> Im
 
 
 def read_image(path: Path, spec: DataSpec) -> Tensor:
-    """An image file as one event: (1, C, H, W), resized and quantized to what the model knows."""
+    """An image file as one event: (1, C, H, W), resized and quantized to what the model knows.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no image, or the model is of no images with levels.
+    """
     if spec.kind != "image" or spec.levels is None:
         raise ValueError(f"the model was trained on {spec.name}, which is no image with levels")
     if not path.is_file():
@@ -192,7 +200,11 @@ def fill(
 
 
 def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
-    """Fill the cells that rows of a table lack; write the table as CSV, what is there as it is."""
+    """Fill the cells that rows of a table lack; write the table as CSV, what is there as it is.
+
+    Raises:
+        ValueError: The model is of no table, or the file does not suit it.
+    """
     spec, answers = restored.spec, config["num_completions"]
     config = _with_particles(config, spec)
     if spec.columns is None or restored.model.context is not None:
@@ -234,13 +246,17 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
 
 
 def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
-    said = config["num_particles"]
+    wanted = config["num_particles"]
     number = TABLE_PARTICLES if spec.columns is not None else 1
-    return {**config, "num_particles": number if said is None else said}
+    return {**config, "num_particles": number if wanted is None else wanted}
 
 
 def main(config: Mapping) -> None:
-    """Complete examples; write a picture (truth, known part, answers) and NPZ."""
+    """Complete examples; write a picture (truth, known part, answers) and NPZ.
+
+    Raises:
+        ValueError: What is asked for does not go together, or with the model.
+    """
     disk.require_place(config["out"])
     restored = checkpoints.from_config(config)
     if config["table"]:
@@ -253,12 +269,12 @@ def main(config: Mapping) -> None:
         known = [known]
     if config["mask"]:
         path = Path(str(config["mask"]))
-        mask, known, said = read_mask(path, spec), path.name, path.stem
+        mask, known, what = read_mask(path, spec), path.name, path.stem
     else:
         mask = known_part(known, config["keep"], spec, seed)
         parts = [known, f"{config['keep']:g}"] if isinstance(known, str) else known
-        said = "-".join(map(str, parts))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"complete-{said}-seed{seed}")
+        what = "-".join(map(str, parts))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"complete-{what}-seed{seed}")
     if config["image"]:
         truth = read_image(Path(config["image"]), spec)
         context = _context_of(truth, config["label"], restored.model.context, spec)
@@ -309,7 +325,14 @@ def main(config: Mapping) -> None:
 
 
 def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[Tensor | None, str]:
-    """A picture of answers (N, A, *event) beside what is true and given, and what it shows."""
+    """A picture of answers (N, A, *event) beside what is true and given, and what it shows.
+
+    Args:
+        truth: Events (N, *event).
+        mask: True where a value is known, (*event) or (N, *event).
+        values: Answers (N, A, *event).
+        spec: What a datum is.
+    """
     if charts.is_table(spec):
         picture = charts.completions(truth, mask, values, spec)
         return picture, "drawn, given and true values of each column"

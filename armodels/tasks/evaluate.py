@@ -10,7 +10,11 @@ from armodels.examples import asked_for
 
 
 def main(config: Mapping) -> None:
-    """Evaluate a run or checkpoint on one split."""
+    """Evaluate a run or checkpoint on one split.
+
+    Raises:
+        ValueError: An example has no finite log-probability, so that there is no mean.
+    """
     restored, spec, examples = asked_for(config, mark='"trained_on"')
     started = time.monotonic()
     try:

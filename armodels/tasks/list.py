@@ -25,7 +25,11 @@ def choices(group: str) -> Iterator[tuple[str, str]]:
 
 
 def main(config: Mapping) -> None:
-    """Print the groups."""
+    """Print the groups.
+
+    Raises:
+        ValueError: There is no such group.
+    """
     if config["group"] not in (None, *GROUPS):
         raise ValueError(f"group {config['group']} is unknown; choose from {', '.join(GROUPS)}")
     for group in [config["group"]] if config["group"] else GROUPS:

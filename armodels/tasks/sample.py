@@ -19,6 +19,11 @@ MAX_ACROSS = 16
 def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | None:
     """One label for each of ``num`` samples, every class in turn where none is given.
 
+    Args:
+        wanted: The context of the model; None: it has none.
+        label: The only class; None: all in turn.
+        num: Samples.
+
     Raises:
         ValueError: A label is given to a model that knows none, or there is no such class.
     """
@@ -131,19 +136,19 @@ def reference(restored: checkpoints.Restored) -> dict:
 
 
 def answers(
-    truth: Tensor, context: Tensor, x: Tensor, given: ContextSpec, spec: DataSpec
+    truth: Tensor, context: Tensor, x: Tensor, condition: ContextSpec, spec: DataSpec
 ) -> Tensor | None:
-    """A picture of what was given, several answers, and the truth, a row each.
+    """A picture of the conditions, several answers, and the truth, a row each.
 
     Args:
         truth: (N, *event).
         context: (N A, *context).
         x: (N A, *event), those of one input side by side.
-        given: What the context is; one that is no image is left out.
+        condition: What the context is; one that is no image is left out.
         spec: Of the events.
     """
     x = x.unflatten(0, (len(truth), -1))
-    image = pictures.as_event(context[:: x.shape[1]], given, spec)
+    image = pictures.as_event(context[:: x.shape[1]], condition, spec)
     parts = [x, truth[:, None]] if image is None else [image[:, None], x, truth[:, None]]
     titles = [("given", 1), ("drawn", x.shape[1]), ("true", 1)][image is None :]
     rows = torch.cat(parts, 1)
