@@ -255,7 +255,7 @@ class FreeOrderNetwork(Network):
     """
 
     bias: Tensor
-    rows: Tensor
+    slots: Tensor
     """(S,) where each step's own weights are stored."""
 
     def _set_order(self, order: Tensor, seed: int | None = None) -> None:
@@ -267,8 +267,9 @@ class FreeOrderNetwork(Network):
         """
         order = order.to(self.bias.device)
         self.register_buffer("order", order, persistent=False)
-        # With the first value that the step writes; with the pixel, where it writes a whole one.
-        self.register_buffer("rows", order[:, 0] % len(order), persistent=False)
+        # Weights are stored with the first value that the step writes; with the pixel, where it
+        # writes a whole one.
+        self.register_buffer("slots", order[:, 0] % len(order), persistent=False)
 
     def with_order(self, order, *, seed=None):
         """The same weights under another order."""
@@ -280,11 +281,11 @@ class FreeOrderNetwork(Network):
     def set_marginals(self, params):
         """Output biases at the marginals."""
         with torch.no_grad():
-            self.bias[self.rows] = params.to(self.bias)
+            self.bias[self.slots] = params.to(self.bias)
 
 
 class AnyOrderNetwork(FreeOrderNetwork):
-    """A network that is told which values are known, and so serves every order.
+    """A network that reads which values are known, and so serves every order.
 
     Training never asks for the conditionals of one order: ``density.AutoregressiveModel`` draws
     the known part and needs one pass of ``params_given``. The exact conditionals of an order take
@@ -307,13 +308,14 @@ class AnyOrderNetwork(FreeOrderNetwork):
             known: (B, S) bool, in generation order.
 
         Returns:
-            (B, D, E) features of the values, zeros where they are unknown, and (B, S) bool.
+            (B, D, E) features of the values, zeros where they are unknown, and what is known by
+            slot, (B, S) bool.
         """
-        by_row = torch.empty_like(known)
-        by_row[:, self.rows] = known
-        by_value = by_row.repeat(1, self.order.shape[1])  # a pixel's channels are known together
+        by_slot = torch.empty_like(known)
+        by_slot[:, self.slots] = known
+        by_value = by_slot.repeat(1, self.order.shape[1])  # A pixel's channels are known together.
         features = self.encode(x.flatten(1), self.bias.dtype)
-        return features.masked_fill(~by_value[..., None], 0), by_row
+        return features.masked_fill(~by_value[..., None], 0), by_slot
 
     @abstractmethod
     def params_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """ConvNADE: convolutions that read the known pixels and a mask of which they are."""
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 
@@ -9,13 +11,14 @@ from armodels.networks.base import AnyOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
 
 
+@final
 class ConvNADE(AnyOrderNetwork):
     """ConvNADE: a convolutional network trained on random known parts, for all orders.
 
     Accepts: image. Order: any, all trained at once (``params_given``).
     Context: a bias on the maps of every layer and on every parameter.
-    Cache: the values; a step is one pass for itself alone. Reusing maps would save little: the
-    network sees most of the image from each place, so that a new value changes nearly all of them.
+    State: the values; a step is one pass for itself alone. Reusing maps would save little: the
+    network sees most of the image from each pixel, so that a new value changes nearly all of them.
 
     Args:
         spec: What a datum is.
@@ -82,19 +85,19 @@ class ConvNADE(AnyOrderNetwork):
     def params_given(self, x, known, context=None):
         """One pass: (B, C, H, W), (B, S) -> (B, S, P)."""
         _, height, width = self.spec.shape
-        inputs, by_row = self._read_known(x, known)
+        inputs, by_slot = self._read_known(x, known)
         inputs = inputs.unflatten(1, (-1, height * width)).transpose(2, 3).flatten(1)
-        h = torch.cat([inputs, by_row.to(inputs)], 1).unflatten(1, (-1, height, width))
-        told = [read(context) for read in self.conditioning]
+        h = torch.cat([inputs, by_slot.to(inputs)], 1).unflatten(1, (-1, height, width))
+        by_context = [layer(context) for layer in self.conditioning]
         for i, layer in enumerate(self.hidden):
             new = layer(h)
-            if told:
-                new = new + told[i]
+            if by_context:
+                new = new + by_context[i]
             new = self.activation(new)
             h = new if i == 0 else h + new
         params = self.output(h)
-        if told:
-            params = params + told[-1]
+        if by_context:
+            params = params + by_context[-1]
         params = params.flatten(2).unflatten(1, (self.num_planes, self.num_params))
-        params = params.transpose(2, 3).flatten(1, 2) + self.bias  # (B, S, P), by event
-        return params.index_select(1, self.rows)
+        params = params.transpose(2, 3).flatten(1, 2) + self.bias  # (B, S, P), by slot
+        return params.index_select(1, self.slots)

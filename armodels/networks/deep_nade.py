@@ -1,6 +1,6 @@
-"""DeepNADE: a network told which values are known, trained for all orders; a mixture is EoNADE."""
+"""DeepNADE: a network that reads what is known, trained for all orders; a mixture is EoNADE."""
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -9,30 +9,32 @@ from torch.utils.checkpoint import checkpoint
 
 from armodels.checks import Count
 from armodels.networks import layers
-from armodels.networks.base import AnyOrderNetwork
+from armodels.networks.base import AnyOrderNetwork, State
 from armodels.spec import ContextSpec, DataSpec
 
 CHUNK = 2**18
 """Numbers in a hidden layer of the chunk that ``forward`` works on: as much as fits caches."""
 
 
-class DeepNADECache(NamedTuple):
-    """Weights in generation order, and what has been read so far."""
+@final
+class DeepNADEPack(NamedTuple):
+    """Weights in generation order, taken apart once: indexing takes a tenth of a step."""
 
-    weight: Tensor
-    """(S, K E, H)."""
-    mask_weight: Tensor
-    """(S, H)."""
-    output: Tensor
-    """(S, H', P)."""
-    biases: list[Tensor]
-    """Of each hidden layer but the first, (H,), or, with a context, (B, H)."""
-    bias: Tensor
-    """(S, P) or, with a context, (B, S, P)."""
-    total: Tensor
-    """(B, H) pre-activations of the first layer."""
+    weight: tuple[Tensor, ...]
+    """(K E, H) of each step."""
+    mask_weight: tuple[Tensor, ...]
+    """(H,) of each step."""
+    output: tuple[Tensor, ...]
+    """(H', P) of each step."""
+    bias: tuple[Tensor, ...]
+    """(P,) of each step."""
+    first: Tensor
+    """(H,) biases of the first hidden layer."""
+    rest: list[Tensor]
+    """(H,) biases of each other hidden layer."""
 
 
+@final
 class DeepNADE(AnyOrderNetwork):
     """DeepNADE: a perceptron that reads the known values and a mask of which they are.
 
@@ -43,7 +45,7 @@ class DeepNADE(AnyOrderNetwork):
 
     Accepts: vector, image, sequence. Order: any, all trained at once (``params_given``).
     Context: a bias on every hidden unit and every parameter.
-    Cache: the first layer's pre-activation.
+    State: the first layer's pre-activation.
 
     Args:
         spec: What a datum is.
@@ -109,17 +111,17 @@ class DeepNADE(AnyOrderNetwork):
         """
         first, rest, bias = self.hidden_bias, [layer.bias for layer in self.hidden], self.bias
         if context is not None:
-            told = [read(context) for read in self.conditioning]
-            first = first + told[0]
-            rest = [a + b for a, b in zip(rest, told[1:-1], strict=True)]
-            bias = bias + told[-1].view(-1, *bias.shape)
-        return first, rest, bias[..., self.rows, :]
+            by_context = [layer(context) for layer in self.conditioning]
+            first = first + by_context[0]
+            rest = [a + b for a, b in zip(rest, by_context[1:-1], strict=True)]
+            bias = bias + by_context[-1].view(-1, *bias.shape)
+        return first, rest, bias[..., self.slots, :]
 
     def _upper(self, h: Tensor, biases: list[Tensor]) -> Tensor:
         """From the first layer's pre-activations to the last layer's units."""
         h = self.activation(h)
         for layer, bias in zip(self.hidden, biases, strict=True):
-            # A row for each event; its steps, if there are several, share it.
+            # With a context each event has a bias of its own, which its steps share.
             if bias.dim() < 2:
                 h = F.linear(h, layer.weight, bias)
             else:
@@ -130,12 +132,12 @@ class DeepNADE(AnyOrderNetwork):
     def params_given(self, x, known, context=None):
         """One pass: (B, *event), (B, S) -> (B, S, P)."""
         first, rest, bias = self._biases(context)
-        inputs, by_row = self._read_known(x, known)
+        inputs, by_slot = self._read_known(x, known)
         h = F.linear(inputs.flatten(1), self.weight.flatten(0, 1).T)
-        h = h + by_row.to(h) @ self.mask_weight + first
+        h = h + by_slot.to(h) @ self.mask_weight + first
         h = self._upper(h, rest)
         params = F.linear(h, self.output.flatten(0, 1)).unflatten(1, self.bias.shape)
-        return params.index_select(1, self.rows) + bias
+        return params.index_select(1, self.slots) + bias
 
     def _chunk(
         self,
@@ -160,7 +162,7 @@ class DeepNADE(AnyOrderNetwork):
         earlier = inputs.new_ones(num_steps, num_steps).tril(-1)  # (c, c): [j, i] where i < j
         seen = (inputs[:, None] * earlier[..., None]).flatten(2)  # (B, c, c K E)
         h = F.linear(seen, weight.flatten(0, 1).T)
-        h += earlier @ mask_weight  # in place: no fresh memory for each sum
+        h += earlier @ mask_weight  # Sums in place take no fresh memory.
         h += total[:, None]
         h = self._upper(h, biases)  # (B, c, H')
         params = torch.einsum("bch,cph->bcp", h, output)
@@ -172,7 +174,7 @@ class DeepNADE(AnyOrderNetwork):
         first, rest, bias = self._biases(context)
         inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.order].flatten(2)
         weight = self.weight[self.order].flatten(1, 2)  # (S, K E, H)
-        mask_weight, output = self.mask_weight[self.rows], self.output[self.rows]
+        mask_weight, output = self.mask_weight[self.slots], self.output[self.slots]
         total = first.expand(len(x), -1)
         widest = max(self.weight.shape[2], *(layer.out_features for layer in self.hidden), 1)
         chunk = min(max(1, CHUNK // (widest * max(1, len(x)))), 32)
@@ -180,29 +182,40 @@ class DeepNADE(AnyOrderNetwork):
         for s in range(0, self.num_steps, chunk):
             now = slice(s, s + chunk)
             args = total, inputs[:, now], weight[now], mask_weight[now], output[now], rest
-            if torch.is_grad_enabled():  # hidden units are not kept for the way back
+            if torch.is_grad_enabled():  # Hidden units are computed anew on the way back.
                 params, total = checkpoint(self._chunk, *args, use_reentrant=False)
             else:
                 params, total = self._chunk(*args)
             parts.append(params)
         return torch.cat(parts, 1) + bias
 
-    def start(self, pack, batch_size, context=None):
-        """Nothing read yet."""
-        first, rest, bias = self._biases(context)
-        return DeepNADECache(
-            self.weight[self.order].flatten(1, 2),
-            self.mask_weight[self.rows],
-            self.output[self.rows].transpose(1, 2),
+    def pack(self):
+        """Weights in generation order."""
+        first, rest, bias = self._biases(None)
+        return DeepNADEPack(
+            self.weight[self.order].flatten(1, 2).unbind(),
+            self.mask_weight[self.slots].unbind(),
+            self.output[self.slots].transpose(1, 2).unbind(),
+            bias.unbind(),
+            first,
             rest,
-            bias,
-            first.expand(batch_size, -1).clone(),
         )
 
-    def step(self, values, s, cache, pack):
+    def start(self, pack, n, context=None):
+        """Nothing is read yet; with a context, each event has biases of its own."""
+        if context is None:
+            return State({"total": pack.first.expand(n, -1).clone()})
+        total, rest, bias = self._biases(context)
+        return State({"total": total, "bias": bias} | {f"rest_{i}": b for i, b in enumerate(rest)})
+
+    def step(self, values, s, state, pack):
         """Read what was just written, then one step's parameters."""
+        total = state["total"]
         if s > 0:
-            new = self.encode(values, cache.total.dtype).flatten(1)  # (B, K E)
-            cache.total.addmm_(new, cache.weight[s - 1]).add_(cache.mask_weight[s - 1])
-        h = self._upper(cache.total, cache.biases)
-        return torch.addmm(cache.bias[..., s, :], h, cache.output[s]), cache
+            new = self.encode(values, total.dtype).flatten(1)  # (B, K E)
+            total.addmm_(new, pack.weight[s - 1]).add_(pack.mask_weight[s - 1])
+        rest, bias = pack.rest, pack.bias[s]
+        if "bias" in state:
+            rest = [state[f"rest_{i}"] for i in range(len(rest))]
+            bias = state["bias"][:, s]
+        return torch.addmm(bias, self._upper(total, rest), pack.output[s]), state

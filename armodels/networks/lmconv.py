@@ -1,7 +1,7 @@
-"""LMConv: convolutions that are masked place by place, so that they follow any order."""
+"""LMConv: convolutions that are masked pixel by pixel, so that they follow any order."""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from armodels import masks, orders
 from armodels.checks import Count, DepthOrNone, Share
 from armodels.networks import layers
-from armodels.networks.base import FreeOrderNetwork
+from armodels.networks.base import FreeOrderNetwork, State
 from armodels.networks.layers import concat_elu
 from armodels.spec import ContextSpec, DataSpec
 
@@ -18,43 +18,53 @@ MOST_PATTERNS = 4
 """Masking costs as much as six convolutions; with fewer masks than that, convolve with each."""
 
 
+@final
 class LocalMask(NamedTuple):
-    """What the taps of one kernel see at each place, N = H W, and how to convolve with it."""
+    """What the taps of one kernel see at each pixel, N = H W, and how to convolve with it."""
 
     seen: Tensor
     """(taps, N) 1 where the tap is seen, else 0."""
     kernels: Tensor | None
     """(Q, taps) masks of the kernel, or None where there are too many."""
     choice: Tensor
-    """(Q, N) 1 at the places of each; without them (taps, N): seen *from* the tap's place."""
+    """(Q, N) 1 at the pixels of each; without them (taps, N): seen *from* the tap's pixel."""
 
 
-@functools.lru_cache(maxsize=64)  # a mixture asks for the same few orders at every batch
+@functools.lru_cache(maxsize=64)  # A mixture asks for the same few orders at every batch.
 def _local_mask(
-    places: tuple[int, ...], size: tuple[int, int], kernel_size: int, dilation: int, centre: bool
+    pixels: tuple[int, ...], size: tuple[int, int], kernel_size: int, dilation: int, centre: bool
 ) -> LocalMask:
-    """Boolean masks under one order of the places; ``centre``: does a place see itself?"""
-    ranks = orders.ranks(torch.tensor(places)[:, None])
+    """Boolean masks under one order of the pixels.
+
+    Args:
+        pixels: (N,) flat indices in the order.
+        size: (H, W).
+        kernel_size: Of the square kernel.
+        dilation: Distance of two taps.
+        centre: A pixel sees itself.
+    """
+    ranks = orders.ranks(torch.tensor(pixels)[:, None])
     neighbours = masks.window(*size, kernel_size, dilation)  # (N, taps)
     seen = masks.local_mask(ranks, neighbours, strict=not centre)
     found = masks.patterns(seen, neighbours < len(neighbours), MOST_PATTERNS)
     if found is not None:
         kernels, which = found
         return LocalMask(seen.T, kernels, F.one_hot(which, len(kernels)).T)
-    # A place hands its value on to those that see it: the tap's mirror image.
+    # A pixel hands its value on to those that see it: the tap's mirror image.
     none = seen.new_zeros(1, seen.shape[1])
     at_target = torch.cat([seen, none]).flip(1)
     return LocalMask(seen.T, None, at_target.gather(0, neighbours).T)
 
 
 def pono(x: Tensor, dim: int) -> Tensor:
-    """Positional normalization: each place's features get mean 0 and variance 1."""
+    """Positional normalization: each pixel's features get mean 0 and variance 1."""
     x = x - x.mean(dim, keepdim=True)
     return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + 1e-5)
 
 
+@final
 class LocalConv(nn.Module):
-    """A convolution under a mask for each place; also a linear layer, with one tap.
+    """A convolution under a mask for each pixel; also a linear layer, with one tap.
 
     Args:
         num_groups: G groups of channels: the colours that are written one after another.
@@ -87,13 +97,13 @@ class LocalConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         self.bias = self.tap_bias = None
         if bias:
-            # Not zeros: the place written first sees nothing else; normalizing zeros multiplies
-            # its gradient by hundreds at every layer.
+            # Zeros would harm the pixel written first, which sees nothing but biases: normalizing
+            # zeros multiplies its gradient by hundreds at every layer.
             self.bias = nn.Parameter(torch.empty(len(self.weight)).uniform_(-bound, bound))
             self.tap_bias = nn.Parameter(torch.zeros(len(self.weight), taps))
 
     def masked_weight(self, groups: Tensor) -> Tensor:
-        """The weight without what a group may not see of its own place: (G O, G I, taps)."""
+        """The weight without what a group may not see of its own pixel: (G O, G I, taps)."""
         if len(groups) == 1:
             return self.weight
         out_features, in_features = self.sizes
@@ -113,7 +123,13 @@ class LocalConv(nn.Module):
         return self.tap_bias @ mask.seen + self.bias[:, None]
 
     def forward(self, x: Tensor, groups: Tensor, mask: LocalMask | None = None) -> Tensor:
-        """(B, G I, H, W) -> (B, G O, H, W); ``groups`` (G, G): what each sees at its place."""
+        """(B, G I, H, W) -> (B, G O, H, W).
+
+        Args:
+            x: (B, G I, H, W).
+            groups: (G, G) 1 where a group (row) sees a group (column) of its own pixel.
+            mask: Of the taps; None: there is one tap.
+        """
         weight, k, size = self.masked_weight(groups), self.kernel_size, x.shape[-2:]
         if mask is None:
             return F.conv2d(x, weight[..., None])
@@ -123,8 +139,8 @@ class LocalConv(nn.Module):
             y = F.conv2d(x, weight, padding=padding, dilation=self.dilation)
             y = (y.unflatten(1, (len(mask.kernels), -1)).flatten(3) * mask.choice[:, None]).sum(1)
         else:
-            # What each place has to say to its neighbours, added up at the neighbours: for the
-            # gradient only x is kept, where unfolding x would keep a copy for each tap.
+            # Each pixel's products with all taps are added up at its neighbours: for the gradient
+            # only x is kept, where unfolding x would keep a copy for each tap.
             weight = weight.flip(-1).transpose(1, 2).flatten(0, 1)  # (G O taps, G I)
             y = (weight @ x.flatten(2)).unflatten(1, (-1, k * k)) * mask.choice
             y = F.fold(y.flatten(1, 2), size, k, dilation=self.dilation, padding=padding)
@@ -134,6 +150,7 @@ class LocalConv(nn.Module):
         return y.unflatten(2, size)
 
 
+@final
 class Block(nn.Module):
     """Gated residual block: two masked convolutions, gated, and a shortcut from a mirror block.
 
@@ -156,51 +173,67 @@ class Block(nn.Module):
         self.shortcut = LocalConv(num_groups, wide, num_channels, bias=False) if shortcut else None
 
 
-class Tap(NamedTuple):
-    """One convolution, ready for single places."""
+@final
+class ConvPack(NamedTuple):
+    """One convolution, ready for single pixels.
 
-    inputs: Tensor
-    """(B, N + 1, G I); the last place is the outside."""
-    places: Tensor
-    """(N, taps) places to read; what is not seen reads the outside."""
+    In a state, its inputs (B, N + 1, G I) stand under its name; the last pixel is the outside. Its
+    biases under a context, (B, N, G, O), stand under ``bias_`` and its name.
+    """
+
+    name: str
+    neighbours: Tensor
+    """(N, taps) pixels to read; what is not seen reads the outside."""
     weights: list[Tensor]
     """(taps G I, O) of each group."""
     bias: Tensor
-    """(B or 1, N, G, O)."""
+    """(1, N, G, O)."""
 
-    def at(self, n: int, group: int) -> Tensor:
-        """(B, O) at one place."""
-        seen = self.inputs.index_select(1, self.places[n]).flatten(1)
-        return torch.addmm(self.bias[:, n, group], seen, self.weights[group])
+    def at(self, state: State, pixel: int, group: int) -> Tensor:
+        """(B, O) at one pixel."""
+        seen = state[self.name].index_select(1, self.neighbours[pixel]).flatten(1)
+        bias = state.get(f"bias_{self.name}", self.bias)
+        return torch.addmm(bias[:, pixel, group], seen, self.weights[group])
 
 
-class LMConvCache(NamedTuple):
-    """Inputs of every convolution at every place that is known, and packed weights."""
+@final
+class BlockPack(NamedTuple):
+    """Both convolutions of a block."""
 
-    first: Tap
-    blocks: list[tuple[Tap, Tap, list[Tensor] | None]]
-    """Both convolutions of a block and its shortcut's (G I, F) weights."""
-    last: Tensor
-    """(B, G 2 F) features of the current place."""
+    first: ConvPack
+    second: ConvPack
+    mirror: str
+    """Name of the convolution that reads what the shortcut reads."""
+    shortcut: list[Tensor] | None
+    """(G I, F) weights of each group."""
+
+
+@final
+class LMConvPack(NamedTuple):
+    """Weights by group, and where each convolution reads."""
+
+    first: ConvPack
+    blocks: list[BlockPack]
     output: list[Tensor]
     """(G 2 F, P) of each group."""
     bias: Tensor
-    """(B or 1, S, P)."""
+    """(1, S, P)."""
     steps: list[tuple[int, int]]
-    """Place and group of each step."""
+    """Pixel and group of each step."""
 
 
+@final
 class LMConv(FreeOrderNetwork):
-    """LMConv: gated residual convolutions, each place's kernel masked by what precedes it.
+    """LMConv: gated residual convolutions, each pixel's kernel masked by what precedes it.
 
-    A place sees those of its neighbours that are written earlier, whatever the order. One stream
+    A pixel sees those of its neighbours that are written earlier, whatever the order. One stream
     of blocks; the second half of them also reads the inputs of the first half, mirrored.
 
     Accepts: image. Order: any that writes a pixel's channels one after another; several share
     weights (``with_order``). What lies out of reach of the kernels is not seen: s_curve and
     hilbert have no blind spot once there are enough blocks, raster has one above to the right.
     Context: a bias on every convolution and every parameter.
-    Cache: the inputs of every convolution; a place is computed once, in its step.
+    State: the inputs of every convolution; a pixel is computed once, in its step.
 
     Args:
         spec: What a datum is.
@@ -288,29 +321,28 @@ class LMConv(FreeOrderNetwork):
 
     def _set_order(self, order, seed=None):
         """Derive masks, too."""
-        num_places = self.size[0] * self.size[1]
+        num_pixels = self.size[0] * self.size[1]
         table = order.view(-1, self.spec.shape[0]).cpu()  # (N, C)
-        places, channels = table % num_places, table // num_places
-        if (places != places[:, :1]).any() or (channels != channels[:1]).any():
+        pixels, channels = table % num_pixels, table // num_pixels
+        if (pixels != pixels[:, :1]).any() or (channels != channels[:1]).any():
             raise ValueError(
                 "model LMConv needs an order that writes a pixel's channels one after another, "
                 "always in the same order"
             )
-        self._places, self._channels = places[:, 0].tolist(), channels[0].tolist()
+        self._pixels, self._channels = pixels[:, 0].tolist(), channels[0].tolist()
         super()._set_order(order)
         turn = orders.ranks(channels[:1].T)[: self.num_groups]
         for strict in (False, True):
             mask = masks.rank_mask(turn, turn, strict=strict)
             name = "groups_before" if strict else "groups_seen"
             self.register_buffer(name, mask.to(self.bias), persistent=False)
-        # In the first layer a place sees itself only where its colours take steps.
+        # In the first layer a pixel sees itself only where its colours take steps.
         self._register_mask("first", 1, centre=self.num_groups > 1)
         for dilation in sorted({block.dilation for block in self.blocks}):
             self._register_mask(f"mask_{dilation}", dilation, centre=True)
 
     def _register_mask(self, name: str, dilation: int, centre: bool) -> None:
-        order = tuple(self._places)
-        made = _local_mask(order, self.size, self.kernel_size, dilation, centre)
+        made = _local_mask(tuple(self._pixels), self.size, self.kernel_size, dilation, centre)
         for part, value in made._asdict().items():
             value = None if value is None else value.to(self.bias)
             self.register_buffer(f"{name}_{part}", value, persistent=False)
@@ -319,7 +351,7 @@ class LMConv(FreeOrderNetwork):
         return LocalMask(*(self._buffers[f"{name}_{part}"] for part in LocalMask._fields))
 
     def _norm(self, x: Tensor) -> Tensor:
-        """Of maps (B, G F, H, W) or of one group at one place (B, F)."""
+        """Of maps (B, G F, H, W) or of one group at one pixel (B, F)."""
         if not self.normalize:
             return x
         if x.ndim == 2:
@@ -336,11 +368,11 @@ class LMConv(FreeOrderNetwork):
 
     def forward(self, x, context=None):
         """(B, C, H, W) -> (B, S, P)."""
-        given = iter([read(context) for read in self.conditioning])
+        by_context = iter([layer(context) for layer in self.conditioning])
 
         def conv(layer: LocalConv, h: Tensor, mask: LocalMask, extra: Tensor | int = 0):
             groups = self.groups_before if layer is self.first else self.groups_seen
-            h = layer(h, groups, mask) + next(given, 0)
+            h = layer(h, groups, mask) + next(by_context, 0)
             return self._norm(h) + extra
 
         h = conv(self.first, self._read(x).flatten(1, 2), self._mask("first"))
@@ -356,74 +388,96 @@ class LMConv(FreeOrderNetwork):
             y = conv(block.second, y, mask).unflatten(1, (self.num_groups, -1))
             value, gate = y.chunk(2, 2)
             h = h + (value * gate.sigmoid()).flatten(1, 2)
-        params = self.output(self._widen(h), self.groups_seen) + next(given, 0)
+        params = self.output(self._widen(h), self.groups_seen) + next(by_context, 0)
         params = params.unflatten(1, (self.num_groups, -1)).flatten(3)  # (B, G, P, N)
         params = params.transpose(2, 3).flatten(1, 2) + self.bias
-        return params.index_select(1, self.rows)  # (B, S, P)
+        return params.index_select(1, self.slots)  # (B, S, P)
 
-    def start(self, pack, batch_size, context=None):
-        """Pack every weight by group; nothing read yet."""
-        given = iter([read(context) for read in self.conditioning])
-        num_places, g = self.size[0] * self.size[1], self.num_groups
+    def _by_group(self, layer: LocalConv, groups: Tensor) -> list[Tensor]:
+        """Weights of each group, (taps G I, O)."""
+        weight = layer.masked_weight(groups).transpose(1, 2).flatten(1)  # (G O, taps G I)
+        return [one.T.contiguous() for one in weight.chunk(self.num_groups)]
 
-        def extra(width: int) -> Tensor:  # (B or 1, N or 1, width)
-            bias = next(given, self.bias.new_zeros(1, width, 1, 1))
-            return bias.flatten(2).transpose(1, 2)
+    def _pack_conv(self, name: str, layer: LocalConv, mask: str, groups: Tensor) -> ConvPack:
+        """A convolution, ready for single pixels.
 
-        def pack(layer: LocalConv, groups: Tensor) -> list[Tensor]:
-            weight = layer.masked_weight(groups).transpose(1, 2).flatten(1)  # (G O, taps G I)
-            return [one.T.contiguous() for one in weight.chunk(g)]
+        Args:
+            name: Of its inputs in a state.
+            layer: The convolution.
+            mask: Name of its mask.
+            groups: As in ``LocalConv.forward``.
+        """
+        seen = self._mask(mask).seen.T > 0
+        pixels = masks.window(*self.size, self.kernel_size, layer.dilation)
+        neighbours = pixels.to(self.bias.device).where(seen, self.size[0] * self.size[1])
+        bias = layer.biases(self._mask(mask)).T.unflatten(1, (self.num_groups, -1))[None]
+        return ConvPack(name, neighbours, self._by_group(layer, groups), bias)
 
-        def tap(layer: LocalConv, name: str, groups: Tensor) -> Tap:
-            mask = self._mask(name)
-            places = masks.window(*self.size, self.kernel_size, layer.dilation)
-            places = places.to(self.bias.device).where(mask.seen.T > 0, num_places)
-            weights = pack(layer, groups)
-            inputs = self.bias.new_zeros(batch_size, num_places + 1, layer.weight.shape[1])
-            bias = layer.biases(mask).T + extra(len(layer.weight))  # (B or 1, N, G O)
-            return Tap(inputs, places, weights, bias.unflatten(2, (g, -1)))
-
-        first = tap(self.first, "first", self.groups_before)
+    def pack(self):
+        """Every weight by group, and where each convolution reads."""
+        first = self._pack_conv("first", self.first, "first", self.groups_before)
         blocks = []
-        for block in self.blocks:
-            name = f"mask_{block.dilation}"
-            shortcut = None if block.shortcut is None else pack(block.shortcut, self.groups_seen)
-            convs = (block.first, block.second)
-            one, two = (tap(conv, name, self.groups_seen) for conv in convs)
-            blocks.append((one, two, shortcut))
-        # (B or 1, N or 1, G P) -> by event -> by step
-        bias = extra(g * self.num_params).unflatten(2, (g, -1)).transpose(1, 2)
-        bias = bias.expand(-1, -1, num_places, -1)
-        bias = (bias.flatten(1, 2) + self.bias)[:, self.rows]
-        last = self.bias.new_zeros(batch_size, g * self.output.sizes[1])
-        channels = [0] if g == 1 else self._channels
-        steps = [(n, c) for n in self._places for c in channels]
-        return LMConvCache(first, blocks, last, pack(self.output, self.groups_seen), bias, steps)
+        for i, block in enumerate(self.blocks):
+            mask, seen = f"mask_{block.dilation}", self.groups_seen
+            shortcut = None if block.shortcut is None else self._by_group(block.shortcut, seen)
+            blocks.append(
+                BlockPack(
+                    self._pack_conv(f"first_{i}", block.first, mask, seen),
+                    self._pack_conv(f"second_{i}", block.second, mask, seen),
+                    f"first_{len(self.blocks) - 1 - i}",
+                    shortcut,
+                )
+            )
+        channels = [0] if self.num_groups == 1 else self._channels
+        steps = [(pixel, channel) for pixel in self._pixels for channel in channels]
+        output = self._by_group(self.output, self.groups_seen)
+        return LMConvPack(first, blocks, output, self.bias[None, self.slots], steps)
 
-    def step(self, values, s, cache, pack):
-        """Read what was just written, then every layer at one place."""
+    def start(self, pack, n, context=None):
+        """Nothing is read yet; with a context, each event has biases of its own."""
+        num_pixels, g = self.size[0] * self.size[1], self.num_groups
+        zeros = self.bias.new_zeros
+        state = State({"last": zeros(n, g * self.output.sizes[1])})
+        convs = [pack.first, *(conv for block in pack.blocks for conv in block[:2])]
+        for conv in convs:
+            taps = conv.neighbours.shape[1]
+            state[conv.name] = zeros(n, num_pixels + 1, len(conv.weights[0]) // taps)
+        if context is not None:
+            # (B, G O, H or 1, W or 1) -> (B, N or 1, G, O)
+            *hidden, outputs = (
+                layer(context).flatten(2).transpose(1, 2).unflatten(2, (g, -1))
+                for layer in self.conditioning
+            )
+            for conv, bias in zip(convs, hidden, strict=True):
+                state[f"bias_{conv.name}"] = conv.bias + bias
+            by_slot = outputs.transpose(1, 2).expand(-1, -1, num_pixels, -1).flatten(1, 2)
+            state["bias"] = pack.bias + by_slot[:, self.slots]
+        return state
+
+    def step(self, values, s, state, pack):
+        """Read what was just written, then every layer at one pixel."""
         if s > 0:
-            n, c = cache.steps[s - 1]
-            known = self.encode(values, self.bias.dtype)  # (B, K, E)
-            if self.num_groups == 1:  # columns of a joint order need not be R, G, B
-                by_channel = torch.empty_like(known)
-                by_channel[:, self._channels] = known
-                known = by_channel
-            known = known.flatten(1)
-            width = known.shape[1]
-            cache.first.inputs[:, n, c * width : (c + 1) * width] = known
-        n, c = cache.steps[s]
-        h = self._norm(cache.first.at(n, c))
+            pixel, group = pack.steps[s - 1]
+            features = self.encode(values, self.bias.dtype)  # (B, K, E)
+            if self.num_groups == 1:  # Columns of a joint order need not be R, G, B.
+                by_channel = torch.empty_like(features)
+                by_channel[:, self._channels] = features
+                features = by_channel
+            features = features.flatten(1)
+            width = features.shape[1]
+            state["first"][:, pixel, group * width : (group + 1) * width] = features
+        pixel, group = pack.steps[s]
+        h = self._norm(pack.first.at(state, pixel, group))
         width = 2 * h.shape[1]
-        own = slice(c * width, (c + 1) * width)
-        for i, (first, second, shortcut) in enumerate(cache.blocks):
-            first.inputs[:, n, own] = concat_elu(h, 1)
-            y = self._norm(first.at(n, c))
+        own = slice(group * width, (group + 1) * width)
+        for first, second, mirror, shortcut in pack.blocks:
+            state[first.name][:, pixel, own] = concat_elu(h, 1)
+            y = self._norm(first.at(state, pixel, group))
             if shortcut is not None:
-                mirror = cache.blocks[len(cache.blocks) - 1 - i][0]
-                y = torch.addmm(y, mirror.inputs[:, n], shortcut[c])
-            second.inputs[:, n, own] = concat_elu(y, 1)
-            value, gate = self._norm(second.at(n, c)).chunk(2, 1)
+                y = torch.addmm(y, state[mirror][:, pixel], shortcut[group])
+            state[second.name][:, pixel, own] = concat_elu(y, 1)
+            value, gate = self._norm(second.at(state, pixel, group)).chunk(2, 1)
             h = torch.addcmul(h, value, gate.sigmoid())
-        cache.last[:, own] = concat_elu(h, 1)
-        return torch.addmm(cache.bias[:, s], cache.last, cache.output[c]), cache
+        state["last"][:, own] = concat_elu(h, 1)
+        bias = state.get("bias", pack.bias)[:, s]
+        return torch.addmm(bias, state["last"], pack.output[group]), state

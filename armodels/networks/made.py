@@ -1,6 +1,6 @@
 """MADE: masked multi-layer perceptrons; without hidden layers, the FVSBN."""
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -10,31 +10,39 @@ from armodels import masks, orders
 from armodels.checks import NUM_SEEDS, Count, Share
 from armodels.kernels import made as kernels
 from armodels.networks import layers
-from armodels.networks.base import FreeOrderNetwork
+from armodels.networks.base import FreeOrderNetwork, State
 from armodels.spec import ContextSpec, DataSpec
 
 
-class MADECache(NamedTuple):
-    """Weights and activations sorted by when they are known; T = S steps, E features a value."""
+@final
+class HiddenPack(NamedTuple):
+    """A hidden layer whose units are sorted by degree, as its inputs are."""
 
-    weights: list[Tensor]
-    """Masked weight of each hidden layer, rows and columns sorted by degree."""
-    biases: list[Tensor]
-    """(H,) or, with a context, (B, H) of each hidden layer, sorted likewise."""
+    weight: Tensor
+    """(H, I), masked."""
+    bias: Tensor
+    """(H,)."""
+    by_degree: Tensor
+    """(H,) index of each unit in the layer."""
+    counts: list[int]
+    """counts[m]: units of degree below m."""
+
+
+@final
+class MADEPack(NamedTuple):
+    """Weights sorted by when their inputs are known; E features a value."""
+
+    hidden: list[HiddenPack]
+    """Of each hidden layer."""
     output: Tensor | None
     """(S, P, H) masked weight of the output layer, columns sorted by degree."""
     direct: Tensor | None
     """(S, P, D E) masked direct connections, columns in generation order."""
     bias: Tensor
-    """(S, P) or, with a context, (B, S, P)."""
-    counts: list[list[int]]
-    """counts[l][m]: units of layer l of degree below m."""
-    inputs: Tensor
-    """(B, D E) values read so far, in generation order."""
-    units: list[Tensor]
-    """(B, H) of each hidden layer: activations known so far."""
+    """(S, P) in generation order."""
 
 
+@final
 class MADE(FreeOrderNetwork):
     """MADE: a fully connected network whose masked weights make it autoregressive.
 
@@ -43,7 +51,8 @@ class MADE(FreeOrderNetwork):
 
     Accepts: vector, image, sequence. Order: any; several share weights (``with_order``).
     Context: a bias on every hidden unit and every parameter.
-    Cache: hidden units sorted by degree, each computed once, when its last input is known.
+    State: the values and the hidden units, sorted by when they are known. A unit is computed once,
+    when its last input is known.
 
     Args:
         spec: What a datum is.
@@ -160,95 +169,95 @@ class MADE(FreeOrderNetwork):
     def forward(self, x, context=None):
         """(B, *event) -> (B, S, P)."""
         inputs = self.encode(x.flatten(1), self.bias.dtype).flatten(1)  # (B, D E)
-        given = [read(context) for read in self.conditioning]
+        by_context = [layer(context) for layer in self.conditioning]
         h = inputs
         for i, layer in enumerate(self.hidden):
             h = F.linear(h, layer.weight * self.get_buffer(f"mask_{i}"), layer.bias)
-            if given:
-                h = h + given[i]
+            if by_context:
+                h = h + by_context[i]
             h = self.dropout(self.activation(h))
         params = self.bias.flatten()
         if self.output is not None:
             params = F.linear(h, self.output.weight * self.mask_output, params)
         if self.direct is not None:
             params = params + F.linear(inputs, self.direct.weight * self.mask_direct)
-        if given:
-            params = params + given[-1]
+        if by_context:
+            params = params + by_context[-1]
         params = params.view(-1, self.num_steps, self.num_params)
-        return params.index_select(1, self.rows)  # (B, S, P)
+        return params.index_select(1, self.slots)  # (B, S, P)
 
-    def start(self, pack, batch_size, context=None):
+    def pack(self):
         """Sort every weight by when its input is known."""
-        given = [read(context) for read in self.conditioning]
-        columns = self.encode.columns(self.order)
-        inputs = torch.zeros(
-            batch_size, len(columns), dtype=self.bias.dtype, device=self.bias.device
-        )
+        inputs = self.encode.columns(self.order)
 
-        def sort_rows(weight: Tensor, columns: Tensor) -> Tensor:  # (S P, I) -> (S, P, I)
-            return weight[:, columns].unflatten(0, (-1, self.num_params))[self.rows]
+        def by_step(weight: Tensor, columns: Tensor) -> Tensor:  # (S P, I) -> (S, P, I)
+            return weight[:, columns].unflatten(0, (-1, self.num_params))[self.slots]
 
-        direct = None
-        if self.direct is not None:
-            direct = sort_rows(self.direct.weight * self.mask_direct, columns)
-        weights, biases, counts, units = [], [], [], []
+        hidden, columns = [], inputs
+        below = torch.arange(self.num_steps + 1)
         for i, (layer, degrees) in enumerate(zip(self.hidden, self._degrees, strict=True)):
             by_degree = degrees.argsort(stable=True)
+            counts = torch.searchsorted(degrees[by_degree], below).tolist()
+            by_degree = by_degree.to(columns.device)
             weight = layer.weight * self.get_buffer(f"mask_{i}")
-            weights.append(weight[by_degree.to(columns.device)][:, columns])
-            bias = layer.bias + given[i] if given else layer.bias
-            biases.append(bias[..., by_degree.to(columns.device)])
-            below = torch.arange(self.num_steps + 1)
-            counts.append(torch.searchsorted(degrees[by_degree], below).tolist())
-            units.append(inputs.new_zeros(batch_size, len(degrees)))
-            columns = by_degree.to(columns.device)
-        output = None
+            weight = weight[by_degree][:, columns]
+            hidden.append(HiddenPack(weight, layer.bias[by_degree], by_degree, counts))
+            columns = by_degree
+        output = direct = None
         if self.output is not None:
-            output = sort_rows(self.output.weight * self.mask_output, columns)
-        bias = self.bias
-        if given:
-            bias = bias + given[-1].view(-1, *bias.shape)
-        bias = bias[..., self.rows, :]
-        return MADECache(weights, biases, output, direct, bias, counts, inputs, units)
+            output = by_step(self.output.weight * self.mask_output, columns)
+        if self.direct is not None:
+            direct = by_step(self.direct.weight * self.mask_direct, inputs)
+        return MADEPack(hidden, output, direct, self.bias[self.slots])
 
-    def step(self, values, s, cache, pack):
+    def start(self, pack, n, context=None):
+        """No value and no unit is known yet; with a context, each event has biases of its own."""
+        num_inputs = self.spec.num_dims * self.encode.num_features
+        state = State({"inputs": self.bias.new_zeros(n, num_inputs)})
+        for i, layer in enumerate(pack.hidden):
+            state[f"units_{i}"] = self.bias.new_zeros(n, len(layer.bias))
+        if context is not None:
+            *hidden, outputs = (layer(context) for layer in self.conditioning)
+            for i, (layer, bias) in enumerate(zip(pack.hidden, hidden, strict=True)):
+                state[f"bias_{i}"] = layer.bias + bias[:, layer.by_degree]
+            state["bias"] = pack.bias + outputs.unflatten(1, pack.bias.shape)[:, self.slots]
+        return state
+
+    def step(self, values, s, state, pack):
         """Compute the units whose last input was just written, then one step's parameters."""
-        known = 0
+        inputs, known = state["inputs"], 0
         if s > 0:
             known = s * values.shape[1] * self.encode.num_features
-            new = self.encode(values, cache.inputs.dtype).flatten(1)
-            cache.inputs[:, known - new.shape[1] : known] = new
-        seen = cache.inputs[:, :known]
-        for weight, bias, count, units in zip(
-            cache.weights, cache.biases, cache.counts, cache.units, strict=True
-        ):
-            first, last = count[max(s - 1, 0)], count[s]
+            new = self.encode(values, inputs.dtype).flatten(1)
+            inputs[:, known - new.shape[1] : known] = new
+        seen = inputs[:, :known]
+        for i, layer in enumerate(pack.hidden):
+            units = state[f"units_{i}"]
+            first, last = layer.counts[max(s - 1, 0)], layer.counts[s]
             if last > first:
-                fan_in = weight[first:last, : seen.shape[1]]
-                units[:, first:last] = self.activation(
-                    torch.addmm(bias[..., first:last], seen, fan_in.T)
-                )
+                fan_in = layer.weight[first:last, : seen.shape[1]]
+                bias = state.get(f"bias_{i}", layer.bias)[..., first:last]
+                units[:, first:last] = self.activation(torch.addmm(bias, seen, fan_in.T))
             seen = units[:, :last]
-        params = cache.bias[..., s, :]
-        if cache.output is not None:
-            params = torch.addmm(params, seen, cache.output[s, :, : seen.shape[1]].T)
-        if cache.direct is not None:
-            fan_in = cache.direct[s, :, :known]
-            params = params + cache.inputs[:, :known] @ fan_in.T
-        return params, cache
+        params = state.get("bias", pack.bias)[..., s, :]
+        if pack.output is not None:
+            params = torch.addmm(params, seen, pack.output[s, :, : seen.shape[1]].T)
+        if pack.direct is not None:
+            params = params + inputs[:, :known] @ pack.direct[s, :, :known].T
+        return params, state
 
     def fused_walk(self, family, noise, temperature, context=None):
         """For heads of logits."""
         if family not in ("bernoulli", "categorical") or context is not None:
             return None
-        cache = self.start(None, 0)
+        pack = self.pack()
         return kernels.walk(
-            cache.weights,
-            cache.biases,
-            cache.counts,
-            cache.output,
-            cache.direct,
-            cache.bias,
+            [layer.weight for layer in pack.hidden],
+            [layer.bias for layer in pack.hidden],
+            [layer.counts for layer in pack.hidden],
+            pack.output,
+            pack.direct,
+            pack.bias,
             self.encode.num_features,
             self.encode.scale,
             self._activation_name,

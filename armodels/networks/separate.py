@@ -1,6 +1,6 @@
 """A network of its own for every conditional: what the textbooks begin with."""
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -8,23 +8,23 @@ from torch import Tensor, nn
 from armodels import masks, orders
 from armodels.checks import Count, Share
 from armodels.networks import layers
-from armodels.networks.base import FreeOrderNetwork
+from armodels.networks.base import FreeOrderNetwork, State
 from armodels.spec import ContextSpec, DataSpec
 
 
-class SeparateCache(NamedTuple):
-    """Weights in generation order, and what has been read so far."""
+@final
+class SeparatePack(NamedTuple):
+    """Weights in generation order, taken apart once: indexing takes a tenth of a step."""
 
-    first: Tensor
-    """(S, O, D E) weights of the first layer, columns in generation order."""
-    weights: list[Tensor]
-    """(S, O, I) of each later layer."""
-    biases: list[Tensor]
-    """(S, O) or, with a context, (B, S, O) of each layer."""
-    inputs: Tensor
-    """(B, D E) values read so far, in generation order."""
+    first: tuple[Tensor, ...]
+    """(O, D E) weights of each step's first layer, columns in generation order."""
+    weights: list[tuple[Tensor, ...]]
+    """(O, I) of each later layer and step."""
+    biases: list[tuple[Tensor, ...]]
+    """(O,) of each layer and step."""
 
 
+@final
 class SeparateMLPs(FreeOrderNetwork):
     """One small multi-layer perceptron for each step; they share nothing.
 
@@ -34,7 +34,7 @@ class SeparateMLPs(FreeOrderNetwork):
 
     Accepts: vector, image, sequence. Order: any; several share weights (``with_order``).
     Context: a bias on every hidden unit and every parameter.
-    Cache: the values read so far; a step runs its own network and no other.
+    State: the values read so far; a step runs its own network and no other.
 
     Args:
         spec: What a datum is.
@@ -97,7 +97,7 @@ class SeparateMLPs(FreeOrderNetwork):
                 if i == 0 and not last:
                     weight.mul_((num_inputs / fan_in)[..., None] ** 0.5)
                 if not last:
-                    bias.uniform_(-1, 1)  # or all units of a network would bend at one place
+                    bias.uniform_(-1, 1)  # Units of equal bias would all bend at one value.
 
     @property
     def bias(self) -> Tensor:
@@ -113,11 +113,11 @@ class SeparateMLPs(FreeOrderNetwork):
         self.register_buffer("mask", mask[:, None].to(self.bias), persistent=False)
 
     def _all_biases(self, context: Tensor | None) -> list[Tensor]:
-        """Of each layer, by event: (S, O) or, with a context, (B, S, O)."""
+        """Of each layer, by slot: (S, O) or, with a context, (B, S, O)."""
         biases = list(self.biases)
         if context is not None:
-            given = [read(context) for read in self.conditioning]
-            biases = [b + g.view(-1, *b.shape) for b, g in zip(biases, given, strict=True)]
+            by_context = (layer(context) for layer in self.conditioning)
+            biases = [b + c.view(-1, *b.shape) for b, c in zip(biases, by_context, strict=True)]
         return biases
 
     def forward(self, x, context=None):
@@ -128,24 +128,37 @@ class SeparateMLPs(FreeOrderNetwork):
         for layer, bias in zip(self.weights[1:], biases[1:], strict=True):
             h = self.dropout(self.activation(h))
             h = torch.einsum("bsi,soi->bso", h, layer) + bias
-        return h.index_select(1, self.rows)  # (B, S, P)
+        return h.index_select(1, self.slots)  # (B, S, P)
 
-    def start(self, pack, batch_size, context=None):
+    def pack(self):
         """Sort the networks, and what they read, by step."""
-        columns = self.encode.columns(self.order)
-        first, *weights = (weight[self.rows] for weight in self.weights)
-        first = first[..., columns]
-        biases = [bias[..., self.rows, :] for bias in self._all_biases(context)]
-        return SeparateCache(first, weights, biases, first.new_zeros(batch_size, len(columns)))
+        first, *weights = (weight[self.slots] for weight in self.weights)
+        first = first[..., self.encode.columns(self.order)]
+        biases = (bias[self.slots] for bias in self.biases)
+        return SeparatePack(
+            first.unbind(), [w.unbind() for w in weights], [b.unbind() for b in biases]
+        )
 
-    def step(self, values, s, cache, pack):
+    def start(self, pack, n, context=None):
+        """Nothing is read yet; with a context, each event has biases of its own."""
+        state = State({"inputs": self.bias.new_zeros(n, pack.first[0].shape[1])})
+        if context is not None:
+            for i, bias in enumerate(self._all_biases(context)):
+                state[f"bias_{i}"] = bias[:, self.slots]
+        return state
+
+    def step(self, values, s, state, pack):
         """Read what was just written, then run one network."""
-        known = 0
+        inputs, known = state["inputs"], 0
         if s > 0:
-            new = self.encode(values, cache.inputs.dtype).flatten(1)  # (B, K E)
+            new = self.encode(values, inputs.dtype).flatten(1)  # (B, K E)
             known = s * new.shape[1]
-            cache.inputs[:, known - new.shape[1] : known] = new
-        h = cache.inputs[:, :known] @ cache.first[s, :, :known].T + cache.biases[0][..., s, :]
-        for weight, bias in zip(cache.weights, cache.biases[1:], strict=True):
-            h = torch.addmm(bias[..., s, :], self.activation(h), weight[s].T)
-        return h, cache
+            inputs[:, known - new.shape[1] : known] = new
+        if "bias_0" in state:
+            first, *biases = (state[f"bias_{i}"][:, s] for i in range(len(pack.biases)))
+        else:
+            first, *biases = (bias[s] for bias in pack.biases)
+        h = inputs[:, :known] @ pack.first[s][:, :known].T + first
+        for weight, bias in zip(pack.weights, biases, strict=True):
+            h = torch.addmm(bias, self.activation(h), weight[s].T)
+        return h, state
