@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from armodels.checks import checked
 from armodels.data.base import (
     Source,
     Splits,
@@ -18,6 +21,9 @@ from armodels.data.base import (
     split_rows,
 )
 from armodels.spec import ContextSpec, DataSpec
+
+Binarization = Literal["dynamic", "threshold", "none"]
+"""Of grey images; MNIST has a fourth one, which the literature shares."""
 
 NUM_VALID = 10_000
 SPLIT_SEED = 0
@@ -64,79 +70,98 @@ def _parse_amat(contents: bytes) -> Tensor:
 class _GreyImages(Source):
     """Grey images in torchvision's files; a subclass says which."""
 
-    name: ClassVar[str]
+    name: str
     dataset: ClassVar[str]
     """Torchvision's class, and the folder that it uses under its root."""
-    checksums: ClassVar[dict[str, str]]
-    """Of the unpacked files of training and test images."""
-    label_checksums: ClassVar[dict[str, str]]
-    """Of the unpacked files of training and test labels; read only where they condition."""
-    binarizations: ClassVar[tuple[str, ...]] = ("dynamic", "threshold", "none")
+    checksums: Mapping[str, str | None]
+    """Of the files of training and test images."""
+    label_checksums: Mapping[str, str | None]
+    """Of the files of training and test labels; read only where they condition."""
     num_classes = 10
+    choice: Mapping[str, str] = {}
+    """Further arguments of torchvision's class."""
 
-    def __init__(
-        self, binarization: str = "dynamic", root: str | None = None, download: bool = True
-    ):
-        if binarization not in self.binarizations:
-            raise ValueError(
-                f"binarization {binarization!r} of {self.name} is unknown; "
-                f"choose from {', '.join(self.binarizations)}"
-            )
+    def __init__(self, binarization: str, root: str | None, download: bool):
         self.binarization = binarization
         self.root = data_root(root)
         self.download = download
 
-    @property
-    def spec(self):
-        labels = (ContextSpec("label", (), self.num_classes),)
-        if self.binarization == "none":
-            return DataSpec(self.name, "image", (1, 28, 28), 256, "probability", contexts=labels)
-        name = f"{self.name}-{self.binarization}"
-        return DataSpec(name, "image", (1, 28, 28), 2, "probability", contexts=labels)
+    @abstractmethod
+    def images(self) -> list[Tensor]:
+        """Of the training and the test split, (N, 1, 28, 28) uint8."""
 
-    def load(self):
-        train, test = self._read_images()
-        rows = split_rows(len(train), (len(train) - NUM_VALID, NUM_VALID), SPLIT_SEED)
-        train, valid = (train[r] for r in rows)
+    @abstractmethod
+    def labels(self) -> list[Tensor]:
+        """Of the training and the test split, (N,) uint8."""
 
-        def labels() -> list[Tensor]:
-            train, test = self._read_labels()
-            return [*(train[r] for r in rows), test]
-
-        transform = None
-        if self.binarization == "threshold":
-            train, valid, test = ((grey >= 128).to(torch.uint8) for grey in (train, valid, test))
-        elif self.binarization == "dynamic":
-            transform = binarize
-            valid = binarize_frozen(valid, VALID_SEED)
-            test = binarize_frozen(test, TEST_SEED)
-        return Splits(
-            self.spec, train, valid, test, transform=transform, contexts={"label": labels}
-        )
-
-    def _read_images(self) -> list[Tensor]:
-        """Of the training and the test split."""
-        return list(map(_parse_idx, self._read(self.checksums)))
-
-    def _read_labels(self) -> list[Tensor]:
-        """Of the training and the test split."""
-        return list(map(_parse_idx_labels, self._read(self.label_checksums)))
-
-    def _read(self, checksums: dict[str, str], **options) -> list[bytes]:
+    def read(self, checksums: Mapping[str, str | None], *, of_packed: bool = False) -> list[bytes]:
+        """Contents of torchvision's files; ``of_packed`` as in ``read_files``."""
         return read_files(
             self.root / self.dataset / "raw",
             checksums,
-            self._fetch if self.download else None,
+            self.fetch if self.download else None,
             "data.download=false forbids fetching",
-            **options,
+            of_packed=of_packed,
         )
 
-    def _fetch(self) -> None:
+    def fetch(self) -> None:
+        """Download the files."""
         import torchvision  # slow to import
 
-        getattr(torchvision.datasets, self.dataset)(self.root, download=True)
+        getattr(torchvision.datasets, self.dataset)(self.root, **self.choice, download=True)
 
 
+def _spec(source: _GreyImages) -> DataSpec:
+    labels = (ContextSpec("label", (), source.num_classes),)
+    if source.binarization == "none":
+        return DataSpec(source.name, "image", (1, 28, 28), 256, "probability", contexts=labels)
+    name = f"{source.name}-{source.binarization}"
+    return DataSpec(name, "image", (1, 28, 28), 2, "probability", contexts=labels)
+
+
+def _load(source: _GreyImages) -> Splits:
+    """Splits of which valid is cut off the training images by a fixed seed."""
+    train, test = source.images()
+    rows = split_rows(len(train), (len(train) - NUM_VALID, NUM_VALID), SPLIT_SEED)
+    train, valid = (train[r] for r in rows)
+
+    def labels() -> list[Tensor]:
+        train, test = source.labels()
+        return [*(train[r] for r in rows), test]
+
+    transform = None
+    if source.binarization == "threshold":
+        train, valid, test = ((grey >= 128).to(torch.uint8) for grey in (train, valid, test))
+    elif source.binarization == "dynamic":
+        transform = binarize
+        valid = binarize_frozen(valid, VALID_SEED)
+        test = binarize_frozen(test, TEST_SEED)
+    return Splits(source.spec, train, valid, test, transform=transform, contexts={"label": labels})
+
+
+def _unverified(
+    source: _GreyImages,
+    checksums: Mapping[str, str | None],
+    sizes: tuple[int, int],
+    shape: tuple[int, ...],
+) -> list[Tensor]:
+    """Files of which the md5 of the ``.gz`` is known, or none; header and length are checked.
+
+    Args:
+        source: Says where they lie.
+        checksums: File name -> md5 of its ``.gz``, of the training and the test split.
+        sizes: Images of the training and the test split.
+        shape: Of one image, or of one label.
+    """
+    files = source.read(checksums, of_packed=True)
+    folder = source.root / source.dataset / "raw"
+    return [
+        _parse_whole_idx(contents, str(folder / name), size, shape)
+        for contents, name, size in zip(files, checksums, sizes, strict=True)
+    ]
+
+
+@final
 class MNIST(_GreyImages):
     """Handwritten digits: 60,000 (10,000 of them cut off by a fixed seed for valid) and 10,000.
 
@@ -168,17 +193,25 @@ class MNIST(_GreyImages):
         "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     }
-    binarizations = ("dynamic", "fixed", "threshold", "none")
+
+    @checked
+    def __init__(
+        self,
+        binarization: Literal["dynamic", "fixed", "threshold", "none"] = "dynamic",
+        root: str | None = None,
+        download: bool = True,
+    ):
+        super().__init__(binarization, root, download)
 
     @property
     def spec(self):
         # The shared drawing came without labels.
-        spec = super().spec
+        spec = _spec(self)
         return dataclasses.replace(spec, contexts=()) if self.binarization == "fixed" else spec
 
     def load(self):
         if self.binarization != "fixed":
-            return super().load()
+            return _load(self)
         contents = read_files(
             self.root / "binarized_mnist",
             FIXED_CHECKSUMS,
@@ -187,7 +220,14 @@ class MNIST(_GreyImages):
         )
         return Splits(self.spec, *map(_parse_amat, contents))
 
+    def images(self):
+        return list(map(_parse_idx, self.read(self.checksums)))
 
+    def labels(self):
+        return list(map(_parse_idx_labels, self.read(self.label_checksums)))
+
+
+@final
 class FashionMNIST(_GreyImages):
     """Pictures of clothes in MNIST's format: 60,000 (10,000 of them for valid) and 10,000.
 
@@ -214,29 +254,31 @@ class FashionMNIST(_GreyImages):
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     }
 
+    @checked
+    def __init__(
+        self,
+        binarization: Binarization = "dynamic",
+        root: str | None = None,
+        download: bool = True,
+    ):
+        super().__init__(binarization, root, download)
 
-class _Unverified(_GreyImages):
-    """Files of which the md5 of the ``.gz`` is known, or none; header and length are checked."""
+    @property
+    def spec(self):
+        return _spec(self)
 
-    sizes: ClassVar[tuple[int, int]]
-    """Images of the training and the test split."""
+    def load(self):
+        return _load(self)
 
-    def _read_images(self):
-        return self._parse(self.checksums, (28, 28))
+    def images(self):
+        return list(map(_parse_idx, self.read(self.checksums)))
 
-    def _read_labels(self):
-        return self._parse(self.label_checksums, ())
-
-    def _parse(self, checksums: dict[str, str | None], shape: tuple[int, ...]) -> list[Tensor]:
-        files = self._read(checksums, of_packed=True)
-        folder = self.root / self.dataset / "raw"
-        return [
-            _parse_whole_idx(contents, str(folder / name), size, shape)
-            for contents, name, size in zip(files, checksums, self.sizes, strict=True)
-        ]
+    def labels(self):
+        return list(map(_parse_idx_labels, self.read(self.label_checksums)))
 
 
-class KMNIST(_Unverified):
+@final
+class KMNIST(_GreyImages):
     """Cursive Japanese characters of ten classes: 60,000 (10,000 of them for valid) and 10,000.
 
     Args:
@@ -263,8 +305,33 @@ class KMNIST(_Unverified):
         "t10k-labels-idx1-ubyte": "7320c461ea6c1c855c0b718fb2a4b134",
     }
 
+    @checked
+    def __init__(
+        self,
+        binarization: Binarization = "dynamic",
+        root: str | None = None,
+        download: bool = True,
+    ):
+        super().__init__(binarization, root, download)
 
-EMNIST_SIZES = {
+    @property
+    def spec(self):
+        return _spec(self)
+
+    def load(self):
+        return _load(self)
+
+    def images(self):
+        return _unverified(self, self.checksums, self.sizes, (28, 28))
+
+    def labels(self):
+        return _unverified(self, self.label_checksums, self.sizes, ())
+
+
+Part = Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"]
+"""Of EMNIST."""
+
+EMNIST_SIZES: dict[str, tuple[int, int, int]] = {
     "balanced": (112_800, 18_800, 47),
     "byclass": (697_932, 116_323, 62),
     "bymerge": (697_932, 116_323, 47),
@@ -275,7 +342,8 @@ EMNIST_SIZES = {
 """Training and test images, and classes, of each split of EMNIST."""
 
 
-class EMNIST(_Unverified):
+@final
+class EMNIST(_GreyImages):
     """Handwritten letters and digits, upright; 10,000 of the training images are valid.
 
     Args:
@@ -299,34 +367,37 @@ class EMNIST(_Unverified):
 
     dataset = "EMNIST"
 
+    @checked
     def __init__(
         self,
-        split: str = "balanced",
-        binarization: str = "dynamic",
+        split: Literal[
+            "balanced", "byclass", "bymerge", "digits", "letters", "mnist"
+        ] = "balanced",
+        binarization: Binarization = "dynamic",
         root: str | None = None,
         download: bool = True,
     ):
-        if split not in EMNIST_SIZES:
-            raise ValueError(
-                f"split {split!r} of emnist is unknown; choose from {', '.join(EMNIST_SIZES)}"
-            )
-        self.split = split
+        self.split, self.choice = split, {"split": split}
         self.name = f"emnist-{split}"
-        *sizes, self.num_classes = EMNIST_SIZES[split]
-        self.sizes = tuple(sizes)
+        num_train, num_test, self.num_classes = EMNIST_SIZES[split]
+        self.sizes = (num_train, num_test)
         names = [f"emnist-{split}-{part}" for part in ("train", "test")]
         self.checksums = {f"{name}-images-idx3-ubyte": None for name in names}
         self.label_checksums = {f"{name}-labels-idx1-ubyte": None for name in names}
         super().__init__(binarization, root, download)
 
-    def _read_images(self):
-        return [images.transpose(2, 3).contiguous() for images in super()._read_images()]
+    @property
+    def spec(self):
+        return _spec(self)
 
-    def _read_labels(self):
-        first = 1 if self.split == "letters" else 0  # where a is 1
-        return [labels - first for labels in super()._read_labels()]
+    def load(self):
+        return _load(self)
 
-    def _fetch(self):
-        import torchvision  # slow to import
+    def images(self):
+        turned = _unverified(self, self.checksums, self.sizes, (28, 28))
+        return [images.transpose(2, 3).contiguous() for images in turned]
 
-        torchvision.datasets.EMNIST(self.root, self.split, download=True)
+    def labels(self):
+        first = 1 if self.split == "letters" else 0  # There, a is 1.
+        read = _unverified(self, self.label_checksums, self.sizes, ())
+        return [labels - first for labels in read]
