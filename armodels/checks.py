@@ -42,6 +42,7 @@ _WORDS = {
     bool: "true or false",
     str: "text",
     type(None): "null",
+    os.PathLike: "a path",
 }
 
 

@@ -318,7 +318,7 @@ def test_digits():
     binary = Digits(levels=2).load()
     assert torch.equal(binary.test, (splits.test > 7).to(torch.uint8))
     assert not torch.equal(Digits(split_seed=1).load().test, splits.test)
-    with pytest.raises(ValueError, match="levels of digits is 16; choose 17 or 2"):
+    with pytest.raises(ValueError, match="^levels is 16; choose 17 or 2"):
         Digits(levels=16)
 
 
@@ -699,7 +699,7 @@ def test_binary_tables_of_ones_own(tmp_path):
 
 
 def test_unknown_tables():
-    with pytest.raises(ValueError, match="fold of red_wine is 10; choose from 0 to 9"):
+    with pytest.raises(ValueError, match="^fold is 10; it must be from 0 to 9"):
         RedWine(10)
 
 

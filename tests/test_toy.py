@@ -1,14 +1,19 @@
 """Toy distributions: each log-density is one distribution, and the draws follow it."""
 
 import math
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
-from armodels.data.toy import CODES, DENSITIES, Toy
+from armodels.data.toy import CODES, DENSITIES, Name, Toy
 
 CONFIG = Path(__file__).parents[1] / "configs/data/toy.yaml"
+
+
+def test_every_name_is_a_choice():
+    assert typing.get_args(Name) == (*DENSITIES, *CODES)
 
 
 def test_config_lists_every_name():
@@ -107,14 +112,14 @@ def test_toy_splits():
 
 
 def test_toy_refusals():
-    with pytest.raises(ValueError, match="'rngs' is unknown; choose from eight_gaussians, .*ity$"):
+    with pytest.raises(ValueError, match="^name is 'rngs'; choose eight_gaussians, .* or parity$"):
         Toy("rngs")
     with pytest.raises(ValueError, match="toy data rings has 2 dimensions"):
         Toy("rings", num_dims=3)
-    with pytest.raises(ValueError, match="each must be at least 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         Toy("rings", num_valid=0)
-    with pytest.raises(ValueError, match="is no vector"):
-        _ = Toy("parity", num_dims=0).spec
+    with pytest.raises(ValueError, match="num_dims is 0; it must be at least 1"):
+        Toy("parity", num_dims=0)
     with pytest.raises(ValueError, match="NaN"):
         Toy("rings").load().true_log_prob(torch.tensor([[0.0, math.nan]]))
 

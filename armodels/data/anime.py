@@ -1,9 +1,13 @@
 """Faces of anime characters: a public data set that each user fetches for themselves."""
 
+import os
 from pathlib import Path
+from typing import final
 
+from armodels.checks import checked
 from armodels.data.base import data_root
-from armodels.data.folder import TEST, VALID, Folder, _clean
+from armodels.data.folder import TEST, VALID, OwnPictures, clean
+from armodels.data.images import Channels, Format, Levels, Shares, Size
 
 FILE = "anime_faces.zip"
 PUBLIC = (
@@ -13,7 +17,8 @@ PUBLIC = (
 )
 
 
-class Anime(Folder):
+@final
+class Anime(OwnPictures):
     """Anime faces: any folder or zip of them, decoded once.
 
     Near-duplicates (a perceptual hash that differs in at most 5 of 64 bits: recompressed, mirrored
@@ -32,14 +37,13 @@ class Anime(Folder):
         cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
     """
 
-    near = True
-
+    @checked
     def __init__(
         self,
-        path: str | None = None,
-        size: tuple[int, int] = (16, 16),
-        channels: int = 3,
-        levels: int = 256,
+        path: str | os.PathLike | None = None,
+        size: Size = (16, 16),
+        channels: Channels = 3,
+        levels: Levels = 256,
         valid: float = VALID,
         test: float = TEST,
         skip_corrupt: bool = False,
@@ -48,20 +52,20 @@ class Anime(Folder):
     ):
         folder = data_root(root) / "anime"
         packed = folder / FILE
+        usual = packed if packed.exists() or not folder.is_dir() else folder
         super().__init__(
-            path or str(packed if packed.exists() or not folder.is_dir() else folder),
-            f"anime-{_clean(Path(path).resolve().stem)}" if path else "anime",
-            size,
-            channels,
-            levels,
-            valid=valid,
-            test=test,
+            Path(path).expanduser() if path else usual,
+            f"anime-{clean(Path(path).resolve().stem)}" if path else "anime",
+            Format(size, channels, levels),
+            Shares(valid, test),
+            near=True,
+            labels=False,
             skip_corrupt=skip_corrupt,
             root=root,
             cache=cache,
         )
 
-    def _missing(self):
+    def missing(self):
         return (
             f"no faces at {self.path}: armodels has no place to download them from; fetch a "
             f"public set such as {PUBLIC} and put its images there as a zip, into a folder "

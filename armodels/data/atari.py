@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import count
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -16,14 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from armodels import show
-from armodels.checks import Count, Number, Seed
-from armodels.data.base import Source, Splits, data_root
+from armodels.checks import Count, Number, Seed, Share, checked
+from armodels.data.base import PARTS, Source, Splits, data_root
 from armodels.data.cache import Cache, cached
-from armodels.data.images import PARTS, Format
+from armodels.data.images import Channels, Format, Levels, Size
 from armodels.spec import DataSpec
 
-POLICIES = ("random", "sticky")
-QUANTIZATIONS = ("uniform", "palette")
 NUM_COLOURS = 128
 """Of the console's palette."""
 FEW = 4_000
@@ -105,6 +104,7 @@ def _nearest(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return numbers[np.ix_(rows, columns)]
 
 
+@final
 class Atari(Source):
     """Frames of an Atari 2600 game under a policy that sees nothing, from the emulator itself.
 
@@ -148,18 +148,19 @@ class Atari(Source):
     frames are as shown, without the maximum over two that hides sprites' flicker.
     """
 
+    @checked
     def __init__(
         self,
         game: str = "breakout",
-        policy: str = "random",
-        repeat: float = DEFAULTS["repeat"],
+        policy: Literal["random", "sticky"] = "random",
+        repeat: Share = DEFAULTS["repeat"],
         num_noops: Number = DEFAULTS["num_noops"],
         frame_skip: Count = DEFAULTS["frame_skip"],
         episode_frames: Count = DEFAULTS["episode_frames"],
-        size: tuple[int, int] = (42, 32),
-        channels: int = 1,
-        levels: int = 16,
-        quantization: str = "uniform",
+        size: Size = (42, 32),
+        channels: Channels = 1,
+        levels: Levels = 16,
+        quantization: Literal["uniform", "palette"] = "uniform",
         num_train: Count = DEFAULTS["num_train"],
         num_valid: Count = DEFAULTS["num_valid"],
         num_test: Count = DEFAULTS["num_test"],
@@ -168,28 +169,6 @@ class Atari(Source):
         root: str | None = None,
         cache: str | None = None,
     ):
-        for name, value, choices in (
-            ("policy", policy, POLICIES),
-            ("quantization", quantization, QUANTIZATIONS),
-        ):
-            if value not in choices:
-                raise ValueError(
-                    f"data.{name} {value!r} of atari is unknown; choose from {', '.join(choices)}"
-                )
-        if not 0 <= repeat < 1:
-            raise ValueError(f"data.repeat of atari is {repeat}; it must be in [0, 1)")
-        for name, value, least in (
-            ("num_noops", num_noops, 0),
-            ("frame_skip", frame_skip, 1),
-            ("episode_frames", episode_frames, 1),
-            ("num_train", num_train, 1),
-            ("num_valid", num_valid, 1),
-            ("num_test", num_test, 1),
-            ("seed", seed, 0),
-            ("num_processes", 1 if num_processes is None else num_processes, 1),
-        ):
-            if value < least:
-                raise ValueError(f"data.{name} of atari is {value}; it must be at least {least}")
         self.game, self.policy, self.repeat = game, policy, repeat
         self.num_noops, self.frame_skip = num_noops, frame_skip
         self.episode_frames = episode_frames
@@ -323,6 +302,7 @@ class Atari(Source):
         return level
 
 
+@final
 class _Workers:
     """Processes that record episodes; with one, this very process does."""
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, final
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -30,6 +30,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, of a user's full share, and of a file at its limit."""
 
 
+@final
 class Cache:
     """A cache while it is made: ``write`` its arrays, set ``meta``.
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, final
 
 import numpy as np
 import psutil
@@ -138,6 +138,7 @@ class Collection(ABC):
         return as_grey_or_rgb(image)
 
 
+@final
 class Tree(Collection):
     """A folder and all its sub-folders, linked ones too; a class is a folder at the top."""
 
@@ -181,6 +182,7 @@ class Tree(Collection):
         return path.read_bytes()
 
 
+@final
 class Zip(Collection):
     """A zip of pictures; a class is a folder at the top."""
 
@@ -210,6 +212,7 @@ class Zip(Collection):
         return self._file.read(self._infos[index])
 
 
+@final
 class Npz(Collection):
     """An ``.npz``: one array of pictures, and perhaps an array ``labels`` of integers or words.
 

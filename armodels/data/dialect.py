@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, final
 
 from armodels import show
 
@@ -188,6 +188,7 @@ class Layout(NamedTuple):
     """Cells that most lines have."""
 
 
+@final
 class Text:
     """A table of text.
 

@@ -1,14 +1,17 @@
 """Handwritten 8 x 8 digits that ship with scikit-learn: real data without a download."""
 
+from typing import Literal, final
+
 import torch
 
-from armodels.checks import Seed
+from armodels.checks import Seed, checked
 from armodels.data.base import Source, Splits, split_rows
 from armodels.spec import ContextSpec, DataSpec
 
 SIZES = (1297, 250, 250)
 
 
+@final
 class Digits(Source):
     """1,797 digits of 8 x 8 pixels in 17 grey levels, each a count of 0 to 16; with labels.
 
@@ -27,9 +30,8 @@ class Digits(Source):
     Differs from the paper: scikit-learn holds its test set alone, which is split anew.
     """
 
-    def __init__(self, levels: int = 17, split_seed: Seed = 0):
-        if levels not in (2, 17):
-            raise ValueError(f"levels of digits is {levels}; choose 17 or 2")
+    @checked
+    def __init__(self, levels: Literal[17, 2] = 17, split_seed: Seed = 0):
         self.levels = levels
         self.split_seed = split_seed
 

@@ -2,80 +2,72 @@
 
 import os
 import re
+from abc import abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import final
 
 from armodels import show
-from armodels.data.base import Source, Splits, data_root
+from armodels.checks import checked
+from armodels.data.base import PARTS, Source, Splits, data_root
 from armodels.data.cache import Cache, cached
 from armodels.data.collections import MAX_SHOWN, Collection, collect
-from armodels.data.images import PARTS, Format, Shares, decode, write_splits
+from armodels.data.images import (
+    Channels,
+    Format,
+    Levels,
+    Shares,
+    Size,
+    decode,
+    write_splits,
+)
 from armodels.spec import ContextSpec, DataSpec
 
 VALID, TEST = 0.1, 0.1
 
 
-class Folder(Source):
-    """Own images, decoded once: the centre cropped, area-resized and quantized.
-
-    Which split an image is in follows from the SHA-256 of its file (of an npz: its values), so
-    images that are added later move no other.
+class OwnPictures(Source):
+    """Pictures in files of the user's own; a subclass says where they lie, and their name.
 
     Args:
-        path: A folder with any sub-folders, a ``.zip``, or an ``.npz`` with an array ``images``.
-        name: Of the data in tables; None: the last part of ``path``. Whoever changes the images
-            should change the name.
-        size: (H, W) that images are brought to.
-        channels: 3 (RGB) or 1 (grey).
-        levels: 2 to 256.
-        labels: Offer the context ``label``: the first folder of an image below ``path`` (of an
-            npz: its array ``labels``), numbered in alphabetical order.
-        valid: Expected share of images to select by.
-        test: Expected share of images to test on.
-        skip_corrupt: Leave out images that cannot be decoded, and report them.
+        path: A folder with any sub-folders, a zip or an npz.
+        name: Of the data in tables.
+        form: What the pictures become.
+        shares: Expected shares of valid and test.
+        near: Keep near-duplicates in one split, which lets an added picture move others.
+        labels: Offer the context ``label``.
+        skip_corrupt: Leave out pictures that cannot be decoded, and report them.
         root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
-        cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
-
-    Raises:
-        ValueError: The name is a path, or the format or the shares of the splits cannot be.
+        cache: Folder of decoded pictures; None: $ARMODELS_CACHE, else the user's cache.
     """
-
-    near = False
-    """Are near-duplicates kept in one split? That would let an added image move others."""
 
     def __init__(
         self,
-        path: str,
-        name: str | None = None,
-        size: tuple[int, int] = (16, 16),
-        channels: int = 3,
-        levels: int = 256,
-        labels: bool = False,
-        valid: float = VALID,
-        test: float = TEST,
-        skip_corrupt: bool = False,
-        root: str | None = None,
-        cache: str | None = None,
+        path: Path,
+        name: str,
+        form: Format,
+        shares: Shares,
+        *,
+        near: bool,
+        labels: bool,
+        skip_corrupt: bool,
+        root: str | None,
+        cache: str | None,
     ):
-        self.path = Path(path).expanduser()
-        if name and "/" in name.replace(os.sep, "/"):
-            raise ValueError(f"data.name is {name!r}; it is no path, so use no {os.sep} in it")
-        self.name = name or f"folder-{_clean(self.path.resolve().stem)}"
-        self.format = Format(size, channels, levels)
-        self.labels = labels
-        self.shares = Shares(valid, test)
-        self.skip_corrupt = skip_corrupt
+        self.path, self.name, self.format, self.shares = path, name, form, shares
+        self.near, self.labels, self.skip_corrupt = near, labels, skip_corrupt
         self.root, self.cache = data_root(root), cache
 
     @cached_property
     def _collection(self) -> Collection:
         if not self.path.exists():
-            raise FileNotFoundError(self._missing())
+            raise FileNotFoundError(self.missing())
         return collect(self.path)
 
-    def _missing(self) -> str:
-        return f"data.path is {self.path}, which does not exist; name a folder, zip or npz"
+    @abstractmethod
+    def missing(self) -> str:
+        """What to do where nothing lies at ``path``."""
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -129,5 +121,66 @@ class Folder(Source):
         return Splits(spec, *(loaded.arrays[part] for part in PARTS), contexts=stored)
 
 
-def _clean(name: str) -> str:
+@final
+class Folder(OwnPictures):
+    """Own images, decoded once: the centre cropped, area-resized and quantized.
+
+    Which split an image is in follows from the SHA-256 of its file (of an npz: its values), so
+    images that are added later move no other.
+
+    Args:
+        path: A folder with any sub-folders, a ``.zip``, or an ``.npz`` with an array ``images``.
+        name: Of the data in tables; None: the last part of ``path``. Whoever changes the images
+            should change the name.
+        size: (H, W) that images are brought to.
+        channels: 3 (RGB) or 1 (grey).
+        levels: 2 to 256.
+        labels: Offer the context ``label``: the first folder of an image below ``path`` (of an
+            npz: its array ``labels``), numbered in alphabetical order.
+        valid: Expected share of images to select by.
+        test: Expected share of images to test on.
+        skip_corrupt: Leave out images that cannot be decoded, and report them.
+        root: Folder of the data; None: $ARMODELS_DATA, else ~/.cache/armodels.
+        cache: Folder of decoded images; None: $ARMODELS_CACHE, else the user's cache.
+
+    Raises:
+        ValueError: The name is a path, or the format or the shares of the splits cannot be.
+    """
+
+    @checked
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        name: str | None = None,
+        size: Size = (16, 16),
+        channels: Channels = 3,
+        levels: Levels = 256,
+        labels: bool = False,
+        valid: float = VALID,
+        test: float = TEST,
+        skip_corrupt: bool = False,
+        root: str | None = None,
+        cache: str | None = None,
+    ):
+        if name and "/" in name.replace(os.sep, "/"):
+            raise ValueError(f"data.name is {name!r}; it is no path, so use no {os.sep} in it")
+        place = Path(path).expanduser()
+        super().__init__(
+            place,
+            name or f"folder-{clean(place.resolve().stem)}",
+            Format(size, channels, levels),
+            Shares(valid, test),
+            near=False,
+            labels=labels,
+            skip_corrupt=skip_corrupt,
+            root=root,
+            cache=cache,
+        )
+
+    def missing(self):
+        return f"data.path is {self.path}, which does not exist; name a folder, zip or npz"
+
+
+def clean(name: str) -> str:
+    """A name of letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9._]+", "_", name) or "images"

@@ -5,18 +5,19 @@ read through a memory map, so that a set may be larger than memory.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from armodels import show
+from armodels import checks, show
+from armodels.checks import Count, Range
 from armodels.data.base import PARTS
 from armodels.data.cache import Cache
 from armodels.data.collections import UNDECODABLE, Collection, first_line, is_animated
@@ -24,7 +25,17 @@ from armodels.data.collections import UNDECODABLE, Collection, first_line, is_an
 NEAR = 5
 """Near-duplicates differ in at most so many of the 64 bits of ``perceptual_hash``."""
 
-_CHUNK = 256  # pictures in work at once
+Size = tuple[Count, Count]
+"""(H, W) in pixels."""
+
+Channels = Literal[1, 3]
+"""Grey, or red, green and blue."""
+
+Levels = Annotated[int, Range(2, 256)]
+"""What a pixel of a byte can show."""
+
+_CHUNK = 256
+"""Pictures in work at once."""
 
 
 # Values
@@ -40,19 +51,13 @@ class Format:
         levels: L in 2 .. 256: a value v of 256 becomes floor(v L / 256).
     """
 
-    size: tuple[int, int]
-    channels: int
-    levels: int
+    size: Size
+    channels: Channels
+    levels: Levels
 
     def __post_init__(self) -> None:
-        size = tuple(self.size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"data.size is {list(size)}; give [height, width] in pixels")
-        if self.channels not in (1, 3):
-            raise ValueError(f"data.channels is {self.channels}; choose 1 (grey) or 3 (RGB)")
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"data.levels is {self.levels}; choose from 2 to 256")
-        object.__setattr__(self, "size", size)
+        checks.require_types(vars(self), get_type_hints(type(self), include_extras=True), "data.")
+        object.__setattr__(self, "size", tuple(self.size))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -158,8 +163,8 @@ class Shares:
 
     def part(self, digest: bytes) -> int:
         """0, 1 or 2 for train, valid or test, of a SHA-256."""
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        return 2 if place < self.test else 1 if place < self.test + self.valid else 0
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        return 2 if share < self.test else 1 if share < self.test + self.valid else 0
 
 
 # Decoding
@@ -195,7 +200,13 @@ class Decoded:
 
 
 def decode(
-    cache: Cache, collection: Collection, form: Format, *, near: bool, skip_corrupt: bool
+    cache: Cache,
+    collection: Collection,
+    form: Format,
+    *,
+    near: bool,
+    skip_corrupt: bool,
+    change: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Decoded:
     """Decode all pictures, by several threads, onto the disk.
 
@@ -205,6 +216,7 @@ def decode(
         form: What they become.
         near: Take perceptual hashes.
         skip_corrupt: Leave out, and report, what cannot be decoded.
+        change: What is done to each picture, L or RGB, first.
 
     Raises:
         ValueError: A picture cannot be decoded, or none can.
@@ -216,6 +228,7 @@ def decode(
             with collection.open(contents) as opened:
                 animated = is_animated(opened)
                 image = collection.picture(opened)
+            image = image if change is None else change(image)
             values = form.values(image)
         except UNDECODABLE as error:
             return _One(None, b"", 0, False, f"{collection.names[index]}: {first_line(error)}")

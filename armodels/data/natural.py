@@ -4,13 +4,14 @@ import io
 import pickle
 from abc import abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, final
 
 import numpy as np
 import torch
 
+from armodels.checks import checked
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.data.images import Format, quantize
+from armodels.data.images import Format, Levels, quantize
 from armodels.spec import ContextSpec, DataSpec
 
 NUM_VALID = 5_000
@@ -27,7 +28,8 @@ class _NaturalImages(Source):
     checksums: ClassVar[dict[str, str]]
     """Of the files; the last one is the test split."""
 
-    def __init__(self, levels: int = 256, root: str | None = None, download: bool = True):
+    @checked
+    def __init__(self, levels: Levels = 256, root: str | None = None, download: bool = True):
         self.format = Format((32, 32), 3, levels)
         self.root = data_root(root)
         self.download = download
@@ -73,6 +75,7 @@ class _NaturalImages(Source):
         )
 
 
+@final
 class CIFAR10(_NaturalImages):
     """Photographs of ten kinds of things: 50,000 (5,000 of them for valid) and 10,000.
 
@@ -112,6 +115,7 @@ class CIFAR10(_NaturalImages):
         torchvision.datasets.CIFAR10(self.root, download=True)
 
 
+@final
 class SVHN(_NaturalImages):
     """House numbers, cropped to a digit: 73,257 (5,000 of them for valid) and 26,032.
 

@@ -1,11 +1,14 @@
 """Omniglot: handwritten characters of fifty alphabets."""
 
-from PIL import ImageOps
+from typing import final
 
-from armodels.data.base import Source, Splits, data_root, read_files, split_rows
+from PIL import Image, ImageOps
+
+from armodels.checks import checked
+from armodels.data.base import PARTS, Source, Splits, data_root, read_files, split_rows
 from armodels.data.cache import Cache, cached
 from armodels.data.collections import Zip
-from armodels.data.images import PARTS, Format, decode
+from armodels.data.images import Format, Levels, Size, decode
 from armodels.spec import DataSpec
 
 CHECKSUMS = {
@@ -17,13 +20,12 @@ NUM_VALID = 2_000
 SPLIT_SEED = 0
 
 
-class _Ink(Zip):
-    """Drawings with bright strokes on a dark ground, as in MNIST."""
-
-    def picture(self, image):
-        return ImageOps.invert(super().picture(image).convert("L"))
+def _bright_ink(image: Image.Image) -> Image.Image:
+    """A drawing with bright strokes on a dark ground, as in MNIST."""
+    return ImageOps.invert(image.convert("L"))
 
 
+@final
 class Omniglot(Source):
     """Handwritten characters: 19,280 of 30 alphabets (2,000 for valid) and 13,180 of 20 others.
 
@@ -43,10 +45,11 @@ class Omniglot(Source):
     24,345 and 8,070 drawings (Burda et al., 2015), whose numbers are not comparable.
     """
 
+    @checked
     def __init__(
         self,
-        size: tuple[int, int] = (28, 28),
-        levels: int = 2,
+        size: Size = (28, 28),
+        levels: Levels = 2,
         root: str | None = None,
         download: bool = True,
         cache: str | None = None,
@@ -69,12 +72,13 @@ class Omniglot(Source):
             self._fetch if self.download else None,
             "data.download=false forbids fetching",
         )
-        background, evaluation = (_Ink(folder / name) for name in CHECKSUMS)
+        background, evaluation = (Zip(folder / name) for name in CHECKSUMS)
 
         def make(cache: Cache) -> None:
-            options = {"near": False, "skip_corrupt": False}
-            train = decode(cache, background, self.format, **options)
-            test = decode(cache, evaluation, self.format, **options)
+            train, test = (
+                decode(cache, one, self.format, near=False, skip_corrupt=False, change=_bright_ink)
+                for one in (background, evaluation)
+            )
             num = len(train.indices)
             parts = split_rows(num, (num - NUM_VALID, NUM_VALID), SPLIT_SEED)
             for part, rows in zip(PARTS, parts, strict=False):

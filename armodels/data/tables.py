@@ -2,20 +2,25 @@
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal, final
 
 import numpy as np
 import torch
 
 from armodels import show
-from armodels.checks import Seed
+from armodels.checks import Between, Range, Seed, checked
 from armodels.data import files
 from armodels.data.base import Source, Splits, data_root, read_files, split_rows
 from armodels.data.dialect import Options, say_once, warn_once
 from armodels.spec import Coding, DataSpec, Standardization
+
+Names = Sequence[str | int]
+"""Of columns: words, or numbers where there are none."""
 
 NO_DOWNLOAD = "armodels has no place to download them from"
 
@@ -50,6 +55,7 @@ MERGED = (0.5, 10_000)
 refused; so many rows, evenly chosen, show it."""
 
 
+@final
 class BinaryUCI(Source):
     """Binary attributes of UCI data sets, with the splits of the NADE and MADE papers.
 
@@ -71,6 +77,7 @@ class BinaryUCI(Source):
     Differs from the paper: nothing known.
     """
 
+    @checked
     def __init__(self, name: str = "mushrooms", root: str | None = None):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
             raise ValueError(
@@ -122,6 +129,7 @@ class BinaryUCI(Source):
         return Splits(self.spec, *map(torch.from_numpy, self._read[1]))
 
 
+@final
 class RedWine(Source):
     """Eleven physicochemical features of 1,599 red wines, standardized, in ten folds.
 
@@ -151,9 +159,8 @@ class RedWine(Source):
     Differs from the paper: which rows are valid is not known, and ours are never trained on.
     """
 
-    def __init__(self, fold: int = 0, root: str | None = None):
-        if fold not in range(NUM_FOLDS):
-            raise ValueError(f"fold of red_wine is {fold}; choose from 0 to {NUM_FOLDS - 1}")
+    @checked
+    def __init__(self, fold: Annotated[int, Range(0, NUM_FOLDS - 1)] = 0, root: str | None = None):
         self.fold = fold
         self.root = data_root(root)
 
@@ -193,6 +200,7 @@ def _wine_rows(contents: bytes) -> np.ndarray:
     return values.reshape(num_rows, WINE_DIMS)
 
 
+@final
 class Table(Source):
     """A user's own table: text, npy, npz or parquet.
 
@@ -230,38 +238,32 @@ class Table(Source):
             choice.
     """
 
+    @checked
     def __init__(
         self,
-        path: str,
-        columns: Sequence[str | int] | None = None,
-        drop: Sequence[str | int] = (),
+        path: str | os.PathLike,
+        columns: Names | None = None,
+        drop: Names = (),
         array: str | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
         decimal: str | None = None,
         thousands: str | None = None,
         encoding: str | None = None,
-        levels: int | str | None = None,
-        missing: str = "refuse",
-        valid: float = 0.1,
-        test: float = 0.1,
+        levels: Literal["binary", "auto"] | Annotated[int, Range(2, MAX_LEVELS)] | None = None,
+        missing: Literal["refuse", "drop"] = "refuse",
+        valid: Between = 0.1,
+        test: Between = 0.1,
         split_seed: Seed = 0,
     ):
-        if not (valid > 0 and test > 0 and valid + test < 1):
+        if valid + test >= 1:
             raise ValueError(
-                f"data.valid is {valid} and data.test {test}; both must be above 0, and leave "
-                f"rows to train on"
+                f"data.valid is {valid} and data.test {test}; together they must leave rows to "
+                f"train on"
             )
-        if not (levels in (None, "binary", "auto") or levels in range(2, MAX_LEVELS + 1)):
-            raise ValueError(
-                f"data.levels is {levels!r}; choose binary, auto, null or a number from 2 to "
-                f"{MAX_LEVELS}"
-            )
-        if missing not in ("refuse", "drop"):
-            raise ValueError(f"data.missing is {missing!r}; choose refuse or drop")
         self.path = Path(path).expanduser()
-        self.columns = None if columns is None else _listed(columns)
-        self.drop = _listed(drop)
+        self.columns = None if columns is None else [str(name) for name in columns]
+        self.drop = [str(name) for name in drop]
         self.array = array
         names = self.columns or ()
         self.options = Options(names, header, delimiter, decimal, thousands, encoding)
@@ -511,8 +513,3 @@ def _merged(raw: np.ndarray, now: np.ndarray) -> float:
     group = np.cumsum(np.append(False, new))
     mixed = np.bincount(group[1:], (np.diff(raw) > 0) & ~new, group[-1] + 1) > 0
     return float(mixed[group].mean())
-
-
-def _listed(names: Sequence[str | int] | str | int) -> list[str]:
-    """Names as the command line gives them: several or one, words or numbers."""
-    return [str(name) for name in ([names] if isinstance(names, str | int) else names)]

@@ -8,13 +8,13 @@ Here they are drawn in polar coordinates, p(x) = p(r) p(angle | r) / r, or by ma
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from armodels.checks import Count, Seed
+from armodels.checks import Count, Seed, checked
 from armodels.data.base import Box, Source, Splits
 from armodels.spec import DataSpec
 
@@ -292,6 +292,14 @@ CODES = {"copy_chain": _copy_chain, "parity": _parity}
 """Distributions of bits, by name: all bits equal; an even number of ones."""
 
 
+Name = Literal[
+    "eight_gaussians", "gaussian_grid", "rings", "checkerboard", "pinwheel", "two_moons",
+    "two_spirals", "swiss_roll", "cosine", "banana", "funnel", "uniform", "copy_chain", "parity",
+]  # fmt: skip
+"""Of a density, or of a distribution of bits."""
+
+
+@final
 class Toy(Source):
     """Draws from a distribution that knows its own log-density.
 
@@ -315,19 +323,16 @@ class Toy(Source):
     Differs from the paper: shapes are re-made so that each has an exact log-density.
     """
 
+    @checked
     def __init__(
         self,
-        name: str = "eight_gaussians",
-        num_dims: int | None = None,
+        name: Name = "eight_gaussians",
+        num_dims: Count | None = None,
         num_train: Count = 50_000,
         num_valid: Count = 10_000,
         num_test: Count = 10_000,
         seed: Seed = 0,
     ):
-        if name not in DENSITIES and name not in CODES:
-            raise ValueError(
-                f"toy data {name!r} is unknown; choose from {', '.join([*DENSITIES, *CODES])}"
-            )
         if name in DENSITIES and num_dims not in (None, 2):
             raise ValueError(f"toy data {name} has 2 dimensions; leave num_dims at null")
         self.name = name
@@ -335,11 +340,6 @@ class Toy(Source):
             num_dims = 2 if name in DENSITIES else 8
         self.num_dims = num_dims
         self.sizes = (num_train, num_valid, num_test)
-        if min(self.sizes) < 1:
-            raise ValueError(
-                f"num_train, num_valid and num_test of toy data are {self.sizes}; "
-                f"each must be at least 1"
-            )
         self.seed = seed
 
     @property
