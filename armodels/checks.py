@@ -82,6 +82,24 @@ class Range:
         return f"at most {self.most}" if value > self.most in (LARGEST, DEEPEST) else str(self)
 
 
+@dataclass(frozen=True)
+class Odd:
+    """Odd numbers that a key may hold, as ``Annotated[int, Odd(3)]``.
+
+    Attributes:
+        least: The smallest.
+    """
+
+    least: int
+
+    def __contains__(self, value: int) -> bool:
+        return value >= self.least and value % 2 == 1
+
+    def broken_by(self, value: int) -> str:
+        """What the value, which is even or too small, must be."""
+        return f"odd and at least {self.least}"
+
+
 Count = Annotated[int, Range(1, LARGEST)]
 """How many there are of what there must be."""
 Number = Annotated[int, Range(0, LARGEST)]
@@ -89,6 +107,8 @@ Number = Annotated[int, Range(0, LARGEST)]
 Depth = Annotated[int, Range(1, DEEPEST)]
 """How many layers follow one another."""
 DepthOrNone = Annotated[int, Range(0, DEEPEST)]
+KernelSize = Annotated[int, Odd(3), Range(1, LARGEST)]
+"""The side of a kernel with a middle and two sides."""
 Seed = Annotated[int, Range(0, NUM_SEEDS - 1)]
 Positive = Annotated[float, Range(0, low_open=True)]
 NotNegative = Annotated[float, Range(0)]
@@ -197,13 +217,6 @@ def require_fields(made: type, values: Any, prefix: str) -> None:
     for name, field in known.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise ValueError(f"{prefix}{name} is missing")
-
-
-def require_at_least(values: Mapping[str, Any], **least: int) -> None:
-    """Raise ValueError unless each of the named values is so large; names are the user's."""
-    for name, bound in least.items():
-        if values[name] < bound:
-            raise ValueError(f"{name} is {values[name]}; it must be at least {bound}")
 
 
 def started_by_torchrun() -> bool:

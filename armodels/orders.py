@@ -14,16 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels.checks import NUM_SEEDS, Seed, checked
+from armodels.checks import Seed, checked
 
 OrderName = Literal["raster", "reverse", "columns", "spiral", "s_curve", "hilbert", "random"]
-
-
-def require_seed(**seeds: int) -> None:
-    """Raise ValueError unless each seeds a frozen random stream; names are what the user wrote."""
-    for name, seed in seeds.items():
-        if not 0 <= seed < NUM_SEEDS:
-            raise ValueError(f"{name} is {seed}; it must be from 0 to {NUM_SEEDS - 1}")
 
 
 def _raster(height: int, width: int, seed: int) -> np.ndarray:

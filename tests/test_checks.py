@@ -11,9 +11,14 @@ import pytest
 import torch
 import yaml
 from command import TINY, armodels, done
+from test_architecture import MODULES, classes
 
 import armodels as package
 from armodels import baselines, build, checks, cli, errors, heads, schedules
+from armodels.density.base import DensityModel
+from armodels.heads import Head
+from armodels.networks import layers
+from armodels.networks.base import Network
 from armodels.spec import DataSpec
 from armodels.tasks.train import Settings
 
@@ -213,6 +218,27 @@ def test_checked_takes_what_python_has_in_the_place_of_a_config():
         found([1], 1)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'sizes'"):
         found()
+
+
+def constructors():
+    for name in MODULES:
+        if name.split(".")[0] in ("networks", "heads", "density", "baselines", "schedules"):
+            for kind, _ in classes(name):
+                if "__init__" in vars(kind):
+                    yield pytest.param(kind, id=kind.__name__)
+
+
+@pytest.mark.parametrize("kind", [*constructors()])
+def test_constructors_of_models_are_checked(kind):
+    """Where a type has a range or choices, as those of arguments that a config gives."""
+    hints = str(typing.get_type_hints(kind.__init__, include_extras=True))
+    is_model = issubclass(kind, (Network, Head, DensityModel, schedules.Schedule))
+    constrained = is_model and ("Annotated" in hints or "Literal" in hints)
+    assert hasattr(kind.__init__, "__wrapped__") or not constrained, "decorate it with @checked"
+
+
+def test_every_activation_has_its_name_in_the_type():
+    assert typing.get_args(layers.Activation) == tuple(layers.ACTIVATIONS)
 
 
 WRONG = {

@@ -32,7 +32,6 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.completion import DISTRUST, disagreement
 from armodels.density.mixture import OrderMixture, over_orders
 from armodels.density.walk import Scored, draw, draw_noise, follow, walk
-from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork, Network, State
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
@@ -1096,8 +1095,8 @@ REFUSALS = {
     ),
     "name is 'zigzag'; choose raster, reverse, columns, spiral, s_curve, hilbert or "
     "random": lambda: orders.make("zigzag", (4,)),
-    "activation 'swish' is unknown; choose from relu, sigmoid, tanh, elu": lambda: (
-        layers.activation("swish")
+    "activation is 'swish'; choose relu, sigmoid, tanh or elu": lambda: build_made(
+        activation="swish"
     ),
     "encoding is 'binary'; choose auto, one_hot or scaled": lambda: build_made(encoding="binary"),
     "connectivity is 'sparse'; choose even or random": lambda: build_made(connectivity="sparse"),
@@ -1131,7 +1130,7 @@ REFUSALS = {
     "hidden_sizes is []; it must hold one layer of 1 unit or more": lambda: DeepNADE(
         BITS, 1, orders.make("raster", (6,)), hidden_sizes=[]
     ),
-    "kernel_size is 4; it must be odd": lambda: ConvNADE(
+    "kernel_size is 4; it must be odd and at least 1": lambda: ConvNADE(
         GREY, 1, orders.make("raster", GREY.shape), kernel_size=4
     ),
     "num_layers is 0; it must be at least 1": lambda: ConvNADE(

@@ -140,8 +140,10 @@ def test_refusals():
     raster = orders.make("raster", spec.shape)
     with pytest.raises(ValueError, match="kernel_size is 2; it must be odd and at least 3"):
         LMConv(spec, 1, raster, kernel_size=2, dilations=[1])
-    with pytest.raises(ValueError, match="dilations is .0.; give at least one, each 1 or more"):
+    with pytest.raises(ValueError, match=r"dilations is \[0\]; each must be at least 1"):
         LMConv(spec, 1, raster, dilations=[0])
+    with pytest.raises(ValueError, match=r"dilations is \[\]; give at least one"):
+        LMConv(spec, 1, raster, dilations=[])
 
 
 @pytest.mark.parametrize("num_blocks", [4, 16])

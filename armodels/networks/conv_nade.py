@@ -1,11 +1,11 @@
 """ConvNADE: convolutions that read the known pixels and a mask of which they are."""
 
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 
-from armodels.checks import Count, Depth
+from armodels.checks import LARGEST, Count, Depth, Odd, Range, checked
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork
 from armodels.spec import ContextSpec, DataSpec
@@ -46,6 +46,7 @@ class ConvNADE(AnyOrderNetwork):
 
     kinds = frozenset({"image"})
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -54,15 +55,12 @@ class ConvNADE(AnyOrderNetwork):
         *,
         num_channels: Count = 32,
         num_layers: Depth = 6,
-        kernel_size: Count = 7,
-        activation: str = "relu",
-        encoding: str = "auto",
+        kernel_size: Annotated[int, Odd(1), Range(1, LARGEST)] = 7,
+        activation: layers.Activation = "relu",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, encoding, context)
-        layers.require_positive(num_channels=num_channels, num_layers=num_layers)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; it must be odd")
         self.activation = layers.activation(activation)
         channels, height, width = spec.shape
         # Planes of values, of their mask, and of parameters: one for each value of a pixel that

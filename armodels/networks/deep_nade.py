@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from armodels.checks import Count
+from armodels.checks import Count, checked
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork, State
 from armodels.spec import ContextSpec, DataSpec
@@ -72,6 +72,7 @@ class DeepNADE(AnyOrderNetwork):
 
     kinds = frozenset({"vector", "image", "sequence"})
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -79,12 +80,12 @@ class DeepNADE(AnyOrderNetwork):
         order: Tensor,
         *,
         hidden_sizes: list[Count],
-        activation: str = "relu",
-        encoding: str = "auto",
+        activation: layers.Activation = "relu",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, encoding, context)
-        layers.require_hidden_sizes(hidden_sizes, least=1)
+        layers.require_layers(hidden_sizes)
         self.activation = layers.activation(activation)
         first, last = hidden_sizes[0], hidden_sizes[-1]
         # All laid out by event index, not by step: orders share all weights.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.checks import Count, Depth, Share
+from armodels.checks import Count, Depth, KernelSize, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import State
 from armodels.networks.masked import (
@@ -114,6 +114,7 @@ class GatedPixelCNN(MaskedNetwork):
     at the marginals; dropout.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -122,17 +123,15 @@ class GatedPixelCNN(MaskedNetwork):
         *,
         num_layers: Depth = 7,
         num_channels: Count = 32,
-        kernel_size: Count = 3,
-        first_kernel_size: Count = 7,
-        activation: str = "relu",
+        kernel_size: KernelSize = 3,
+        first_kernel_size: KernelSize = 7,
+        activation: layers.Activation = "relu",
         dropout: Share = 0.0,
-        encoding: str = "auto",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, activation, dropout, encoding, context)
-        self._check_sizes(
-            num_layers, num_channels, kernel_size=kernel_size, first_kernel_size=first_kernel_size
-        )
+        self._check_channels(num_channels=num_channels)
         groups = self.groups_of(num_channels)
         pair = groups.repeat(2)
         self.vertical, self.feed, self.horizontal, self.out = (nn.ModuleList() for _ in range(4))

@@ -1,54 +1,40 @@
 """Layers that several families share."""
 
 from collections.abc import Iterable
-from typing import final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels import checks
+from armodels.checks import checked
 from armodels.spec import ContextSpec, DataSpec
 
-ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "elu": nn.ELU}
+Activation = Literal["relu", "sigmoid", "tanh", "elu"]
+EncodingName = Literal["auto", "one_hot", "scaled"]
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+}
 
 
-def activation(name: str) -> nn.Module:
+@checked
+def activation(name: Activation) -> nn.Module:
     """The elementwise non-linearity called ``name``.
 
     Raises:
         ValueError: There is none of that name.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is unknown; choose from {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
-def require_positive(**counts: int) -> None:
-    """Raise ValueError unless each is at least 1; their names are what the user wrote."""
-    checks.require_at_least(counts, **dict.fromkeys(counts, 1))
-
-
-def require_not_negative(**counts: int) -> None:
-    """Raise ValueError unless each is at least 0; their names are what the user wrote."""
-    checks.require_at_least(counts, **dict.fromkeys(counts, 0))
-
-
-def require_hidden_sizes(hidden_sizes: list[int], least: int = 0) -> None:
-    """Raise ValueError unless there are so many layers, each of 1 unit or more."""
-    if min(hidden_sizes, default=1) < 1:
-        raise ValueError(f"hidden_sizes is {list(hidden_sizes)}; each must be at least 1")
-    if len(hidden_sizes) < least:
-        raise ValueError(
-            f"hidden_sizes is {list(hidden_sizes)}; it must hold one layer of 1 unit or more"
-        )
-
-
-def require_odd(**sizes: int) -> None:
-    """Raise ValueError unless each is the size of a kernel with a middle and two sides."""
-    for name, size in sizes.items():
-        if size < 3 or size % 2 == 0:
-            raise ValueError(f"{name} is {size}; it must be odd and at least 3")
+def require_layers(hidden_sizes: list[int]) -> None:
+    """Raise ValueError unless there is a hidden layer."""
+    if not hidden_sizes:
+        raise ValueError("hidden_sizes is []; it must hold one layer of 1 unit or more")
 
 
 def concat_elu(x: Tensor, dim: int = 1) -> Tensor:
@@ -71,10 +57,9 @@ class Encoding(nn.Module):
         ValueError: There is none of that name.
     """
 
-    def __init__(self, spec: DataSpec, name: str = "auto"):
+    @checked
+    def __init__(self, spec: DataSpec, name: EncodingName = "auto"):
         super().__init__()
-        if name not in ("auto", "one_hot", "scaled"):
-            raise ValueError(f"encoding is {name!r}; choose auto, one_hot or scaled")
         levels = spec.levels
         self.levels = levels
         self.one_hot = (

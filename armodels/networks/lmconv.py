@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
-from armodels.checks import Count, DepthOrNone, Share
+from armodels.checks import Count, DepthOrNone, KernelSize, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
 from armodels.networks.layers import concat_elu
@@ -267,6 +267,7 @@ class LMConv(FreeOrderNetwork):
 
     kinds = frozenset({"image"})
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -275,19 +276,16 @@ class LMConv(FreeOrderNetwork):
         *,
         num_blocks: DepthOrNone = 4,
         num_channels: Count = 32,
-        kernel_size: Count = 3,
+        kernel_size: KernelSize = 3,
         dilations: list[Count],
         normalize: bool = True,
         dropout: Share = 0.0,
-        encoding: str = "auto",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        layers.require_positive(num_channels=num_channels)
-        layers.require_not_negative(num_blocks=num_blocks)
-        layers.require_odd(kernel_size=kernel_size)
-        if not dilations or min(dilations) < 1:
-            raise ValueError(f"dilations is {dilations}; give at least one, each 1 or more")
+        if not dilations:
+            raise ValueError("dilations is []; give at least one")
         channels, *size = spec.shape
         self.size = tuple(size)
         joint = order.shape[1] > 1

@@ -1,13 +1,13 @@
 """MADE: masked multi-layer perceptrons; without hidden layers, the FVSBN."""
 
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks, orders
-from armodels.checks import NUM_SEEDS, Count, Share
+from armodels.checks import NUM_SEEDS, Count, Seed, Share, checked
 from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
@@ -86,6 +86,7 @@ class MADE(FreeOrderNetwork):
 
     kinds = frozenset({"vector", "image", "sequence"})
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -93,21 +94,17 @@ class MADE(FreeOrderNetwork):
         order: Tensor,
         *,
         hidden_sizes: list[Count],
-        activation: str = "relu",
+        activation: layers.Activation = "relu",
         direct_connections: bool = False,
         dropout: Share = 0.0,
-        connectivity: str = "even",
-        encoding: str = "auto",
-        connectivity_seed: int = 0,
+        connectivity: Literal["even", "random"] = "even",
+        encoding: layers.EncodingName = "auto",
+        connectivity_seed: Seed = 0,
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
         if not hidden_sizes and not direct_connections:
             raise ValueError("hidden_sizes is empty: that needs direct_connections=true (FVSBN)")
-        layers.require_hidden_sizes(hidden_sizes)
-        if connectivity not in ("even", "random"):
-            raise ValueError(f"connectivity is {connectivity!r}; choose even or random")
-        orders.require_seed(connectivity_seed=connectivity_seed)
         self.connectivity = connectivity
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)

@@ -295,12 +295,6 @@ class MaskedNetwork(RasterNetwork):
         values = values.repeat_interleave(self.encode.num_features)
         self.input_groups = torch.cat([torch.tensor([-1]), values])
 
-    def _check_sizes(self, num_layers: int, num_channels: int, **sizes: int) -> None:
-        """Refuse what makes no network; ``sizes`` are those of kernels."""
-        layers.require_positive(num_layers=num_layers, num_channels=num_channels)
-        layers.require_odd(**sizes)
-        self._check_channels(num_channels=num_channels)
-
     def _check_channels(self, **counts: int) -> None:
         """Refuse fewer channels than groups."""
         for name, count in counts.items():

@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from armodels.checks import Count
+from armodels.checks import Count, checked
 from armodels.kernels import nade as kernels
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
@@ -63,6 +63,7 @@ class NADE(FreeOrderNetwork):
 
     kinds = frozenset({"vector", "image", "sequence"})
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -70,12 +71,11 @@ class NADE(FreeOrderNetwork):
         order: Tensor,
         *,
         hidden_size: Count = 500,
-        activation: str = "relu",
-        encoding: str = "auto",
+        activation: layers.Activation = "relu",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        layers.require_positive(hidden_size=hidden_size)
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
         self._activation_name = activation

@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
-from armodels.checks import Count, Depth, Share
+from armodels.checks import Count, Depth, KernelSize, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import State
 from armodels.networks.lstm_layers import (
@@ -53,7 +53,7 @@ class PixelRNN(MaskedNetwork):
         self, num_layers: int, num_channels: int, first_kernel_size: int, num_output_channels: int
     ) -> None:
         """All layers."""
-        self._check_sizes(num_layers, num_channels, first_kernel_size=first_kernel_size)
+        self._check_channels(num_channels=num_channels)
         self._check_channels(num_output_channels=num_output_channels)
         units, wide = self.groups_of(num_channels), self.groups_of(2 * num_channels)
         out = self.groups_of(num_output_channels)
@@ -162,6 +162,7 @@ class RowLSTM(PixelRNN):
     start at the marginals; dropout.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -170,16 +171,15 @@ class RowLSTM(PixelRNN):
         *,
         num_layers: Depth = 4,
         num_channels: Count = 16,
-        kernel_size: Count = 3,
-        first_kernel_size: Count = 7,
+        kernel_size: KernelSize = 3,
+        first_kernel_size: KernelSize = 7,
         num_output_channels: Count = 32,
-        activation: str = "relu",
+        activation: layers.Activation = "relu",
         dropout: Share = 0.0,
-        encoding: str = "auto",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, activation, dropout, encoding, context)
-        layers.require_odd(kernel_size=kernel_size)
         self.kernel_size = kernel_size
         self._build(num_layers, num_channels, first_kernel_size, num_output_channels)
 
@@ -225,6 +225,7 @@ class DiagonalBiLSTM(PixelRNN):
     start at the marginals; dropout.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -233,11 +234,11 @@ class DiagonalBiLSTM(PixelRNN):
         *,
         num_layers: Depth = 3,
         num_channels: Count = 16,
-        first_kernel_size: Count = 7,
+        first_kernel_size: KernelSize = 7,
         num_output_channels: Count = 32,
-        activation: str = "relu",
+        activation: layers.Activation = "relu",
         dropout: Share = 0.0,
-        encoding: str = "auto",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, activation, dropout, encoding, context)

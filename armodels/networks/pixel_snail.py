@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.checks import Count, DepthOrNone, Share
-from armodels.networks import layers
+from armodels.checks import Count, Depth, DepthOrNone, Share, checked
 from armodels.networks.base import State
 from armodels.networks.layers import concat_elu
 from armodels.networks.shifted import GatedBlock, ShiftedNetwork
@@ -180,6 +179,7 @@ class PixelSNAIL(ShiftedNetwork):
     every pixel, which start at the marginals; heads that take one channel at a time.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -187,7 +187,7 @@ class PixelSNAIL(ShiftedNetwork):
         order: Tensor,
         *,
         num_channels: Count = 32,
-        num_blocks: DepthOrNone = 4,
+        num_blocks: Depth = 4,
         num_resnets: DepthOrNone = 2,
         num_key_channels: Count = 4,
         num_value_channels: Count = 32,
@@ -195,12 +195,6 @@ class PixelSNAIL(ShiftedNetwork):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, num_channels, context)
-        layers.require_positive(
-            num_blocks=num_blocks,
-            num_key_channels=num_key_channels,
-            num_value_channels=num_value_channels,
-        )
-        layers.require_not_negative(num_resnets=num_resnets)
         self.row_above, self.left = map(self.entrance, ("row above", "left"))
         self.blocks = nn.ModuleList(
             SNAILBlock(

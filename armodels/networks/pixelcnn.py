@@ -4,7 +4,7 @@ from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
-from armodels.checks import Count, Depth, Share
+from armodels.checks import Count, Depth, KernelSize, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import State
 from armodels.networks.masked import (
@@ -79,6 +79,7 @@ class PixelCNN(MaskedNetwork):
     output biases of its own, which start at the marginals; dropout.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -87,18 +88,16 @@ class PixelCNN(MaskedNetwork):
         *,
         num_layers: Depth = 7,
         num_channels: Count = 32,
-        kernel_size: Count = 3,
-        first_kernel_size: Count = 7,
+        kernel_size: KernelSize = 3,
+        first_kernel_size: KernelSize = 7,
         residual: bool = True,
-        activation: str = "relu",
+        activation: layers.Activation = "relu",
         dropout: Share = 0.0,
-        encoding: str = "auto",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, activation, dropout, encoding, context)
-        self._check_sizes(
-            num_layers, num_channels, kernel_size=kernel_size, first_kernel_size=first_kernel_size
-        )
+        self._check_channels(num_channels=num_channels)
         self.residual = residual
         narrow = self.groups_of(num_channels)
         wide = self.groups_of(2 * num_channels) if residual else narrow

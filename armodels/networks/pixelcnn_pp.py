@@ -5,8 +5,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from armodels.checks import Count, Depth, DepthOrNone, Share
-from armodels.networks import layers
+from armodels.checks import Count, Depth, Share, checked
 from armodels.networks.shifted import CONVOLUTIONS, GatedBlock, ShiftedNetwork
 from armodels.networks.shifted_layers import DownGrowth, DownRightGrowth
 from armodels.networks.shifted_runs import Run
@@ -123,6 +122,7 @@ class PixelCNNPP(ShiftedNetwork):
     not before its gate; odd sizes; heads that take one channel at a time.
     """
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -130,13 +130,12 @@ class PixelCNNPP(ShiftedNetwork):
         order: Tensor,
         *,
         num_channels: Count = 32,
-        num_resnets: DepthOrNone = 2,
+        num_resnets: Depth = 2,
         num_stages: Depth = 2,
         dropout: Share = 0.0,
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, num_channels, context)
-        layers.require_positive(num_resnets=num_resnets, num_stages=num_stages)
         sizes = [self.size]
         while len(sizes) < num_stages:
             sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from armodels import masks, orders
-from armodels.checks import Count, Share
+from armodels.checks import Count, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
 from armodels.spec import ContextSpec, DataSpec
@@ -63,6 +63,7 @@ class SeparateMLPs(FreeOrderNetwork):
     kinds = frozenset({"vector", "image", "sequence"})
     num_components = 3
 
+    @checked
     def __init__(
         self,
         spec: DataSpec,
@@ -70,13 +71,12 @@ class SeparateMLPs(FreeOrderNetwork):
         order: Tensor,
         *,
         hidden_sizes: list[Count],
-        activation: str = "relu",
+        activation: layers.Activation = "relu",
         dropout: Share = 0.0,
-        encoding: str = "auto",
+        encoding: layers.EncodingName = "auto",
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        layers.require_hidden_sizes(hidden_sizes)
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
         self.dropout = nn.Dropout(dropout)

@@ -117,7 +117,6 @@ class ShiftedNetwork(RasterNetwork):
 
     def __init__(self, spec, num_params, order, num_channels, context):
         super().__init__(spec, num_params, order, context)
-        layers.require_positive(num_channels=num_channels)
         self.num_channels = num_channels
         self.num_inputs = spec.shape[0] + 1
         self.outputs = nn.ModuleList(
