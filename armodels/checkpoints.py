@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor
@@ -166,6 +167,7 @@ def spec_of(state: Mapping, path: Path) -> DataSpec:
         raise ValueError(f"checkpoint {path} is refused: its spec is wrong ({error})") from error
 
 
+@final
 class Frugal(TorchDispatchMode):
     """Refuses what a model of these weights does not need, before it is allocated.
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, final
 
 now = time.monotonic
 
@@ -55,6 +55,7 @@ def unhidden() -> Iterator[None]:
         raise link from None
 
 
+@final
 class Budget:
     """The time that a run may take, with everything in it.
 
@@ -105,6 +106,7 @@ class Budget:
         return min(self.spent / self.end, 1.0) if self.end > 0 else 1.0
 
 
+@final
 class Watch:
     """Whoever asks a run to stop: a signal, or the end of its time.
 

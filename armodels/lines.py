@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import final
 
 MOST = 28
 """Lines at most where no terminal shows them, the last one apart."""
@@ -10,6 +11,7 @@ COLUMNS = {"epoch": 8, "step": 10, "train nats": 12, "valid nats": 24, "time": 9
 HEADER = "".join(name.rjust(width) for name, width in COLUMNS.items())
 
 
+@final
 class Lines:
     """Which evaluations get a line, and how it looks.
 

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
 from filelock import FileLock, Timeout
@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from armodels import checks, disk, show
 
 
+@final
 class RunDirectory:
     """Paths and files of one run.
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, final
 
 lost: OSError | None = None
 """The first error that kept a line from being printed; None: every line was."""
@@ -116,6 +116,7 @@ def _note(text: str) -> None:
         _log.add(text)
 
 
+@final
 class Log:
     """The log of a run: lines with their time, kept until it is known where they go."""
 

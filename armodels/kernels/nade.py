@@ -6,6 +6,8 @@ Shapes: B batch, D dimensions, E features per value, S steps, K values per step,
 step, H hidden units.
 """
 
+from typing import final
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,6 +62,7 @@ def reference(
     return torch.stack(params, 1)
 
 
+@final
 class _Conditionals(torch.autograd.Function):
     """``reference`` in compiled code; the values get no gradient."""
 
