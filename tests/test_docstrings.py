@@ -36,8 +36,6 @@ UNDOCUMENTED: set[str] = {
     "tasks/train.py",
 }
 UNNAMED: set[str] = {
-    "data/dialect.py",
-    "data/files.py",
     "networks/conv_nade.py",
     "networks/deep_nade.py",
     "networks/lmconv.py",
@@ -48,8 +46,6 @@ UNNAMED: set[str] = {
 }
 LONG: set[str] = {
     "build.py",
-    "data/dialect.py",
-    "data/tables.py",
     "kernels/compiled.py",
     "tasks/train.py",
 }

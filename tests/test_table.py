@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from armodels.checkpoints import load_checkpoint, restore
 from armodels.data import files
-from armodels.data.files import PARTS
+from armodels.data.base import PARTS
 from armodels.data.tables import Table
 from armodels.spec import Coding, DataSpec, Standardization, nats
 from armodels.tasks.complete import fill

@@ -8,145 +8,25 @@ import contextlib
 import csv
 import functools
 import io
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from armodels import show
+from armodels.data.marks import ALONE, DELIMITERS, MISSING, Numbers, Options, overrides
 
 if TYPE_CHECKING:
     import pandas
-
-DELIMITERS = {"tab": "\t", "semicolon": ";", "bar": "|", "comma": ",", "blanks": " "}
-"""Words for what may stand between cells; of two that fit as well, the earlier is taken."""
-
-MARKS = {"point": ".", "comma": ",", "blank": " ", "apostrophe": "'"}
-"""Words for what may stand inside a number."""
-
-ALONE = "\x1f"
-"""The delimiter of a single column: a control character that no table holds."""
-
-MISSING = {"", "?", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "<na>"}
-"""Cells of text, in small letters, that stand for no value."""
 
 SAMPLE = (200, 200_000)
 """The first so many lines, of so many characters in all, show how a text is written."""
 
 FEW_ROWS = 10
 """What so many rows have in common is no chance."""
-
-_EXPONENT = re.compile(r"(?<=[\d.])[dD](?=[-+]?\d+$)")
-"""Fortran's, for double precision."""
-
-
-_TYPESET = str.maketrans("\u2212\u2019\u00a0\u202f", "-'  ")
-"""Minus, apostrophe and blanks as they are printed, and as they are typed."""
-
-
-class Numbers(NamedTuple):
-    """How cells of text write numbers."""
-
-    decimal: str = "."
-    thousands: str | None = None
-
-    def read(self, cell: str) -> float:
-        """What a cell says; NaN where it is missing.
-
-        Raises:
-            ValueError: It is no number so written.
-        """
-        text = cell.strip().translate(_TYPESET)
-        if text.lower() in MISSING:
-            return math.nan
-        if self.thousands is not None and self.thousands in text:
-            mark = re.escape(self.thousands)
-            if not re.fullmatch(rf"[-+]?\d{{1,3}}({mark}\d{{3}})+([^\d{mark}].*)?", text):
-                raise ValueError(cell)
-            text = text.replace(self.thousands, "")
-        if self.decimal == ",":
-            if "." in text or not re.fullmatch(r"[^,]*|[-+]?\d*,\d+(\D.*)?", text):
-                raise ValueError(cell)
-            text = text.replace(",", ".")
-        if "_" in text:  # Python reads 2020_01 as 202001
-            raise ValueError(cell)
-        return float(_EXPONENT.sub("e", text))
-
-    def marks(self) -> list[tuple[str, str]]:
-        """What it is by key, the most telling last."""
-        marks = [("decimal", self.decimal)]
-        return marks if self.thousands is None else [*marks, ("thousands", self.thousands)]
-
-    def reads(self, cell: str) -> bool:
-        """Whether a cell is a number so written, and not missing."""
-        try:
-            return not math.isnan(self.read(cell))
-        except ValueError:
-            return False
-
-
-WAYS = (Numbers(), Numbers(","), Numbers(".", ","), Numbers(",", "."))
-WAYS += (Numbers(".", "'"), Numbers(",", "'"))
-"""How numbers are found to be written where nobody says it."""
-
-BLANKS = (Numbers(".", " "), Numbers(",", " "))
-"""How they are not found to be written, because blanks may stand between cells."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user says about a text; None is found out.
-
-    Attributes:
-        names: Of columns that there must be; a first line that holds them is a header.
-        header: Whether the first line holds names.
-        delimiter: A word of ``DELIMITERS``, or the character itself.
-        decimal: ``"point"`` or ``"comma"``, or the character itself.
-        thousands: A word of ``MARKS``, or the character itself.
-        encoding: As Python names it.
-    """
-
-    names: Sequence[str] = ()
-    header: bool | None = None
-    delimiter: str | None = None
-    decimal: str | None = None
-    thousands: str | None = None
-    encoding: str | None = None
-
-    def __post_init__(self):
-        decimal, thousands = self.mark("decimal", MARKS), self.mark("thousands", MARKS)
-        if decimal not in (None, ".", ","):
-            raise ValueError(f"data.decimal is {self.decimal!r}; choose point or comma")
-        if thousands is not None and thousands == decimal:
-            raise ValueError(f"data.decimal and data.thousands are both {decimal!r}")
-        self.mark("delimiter", DELIMITERS)
-
-    def mark(self, key: str, words: dict[str, str]) -> str | None:
-        """The one character that an option stands for.
-
-        Raises:
-            ValueError: It stands for none.
-        """
-        said = getattr(self, key)
-        if said is None:
-            return None
-        mark = words.get(said, said).translate(_TYPESET)
-        if len(mark) != 1 or mark.isalnum() or mark in '"\n\r':
-            raise ValueError(
-                f"data.{key} is {said!r}; choose from {', '.join(words)}, or give one character"
-            )
-        return mark
-
-    def ways(self) -> Sequence[Numbers]:
-        """How numbers may be written."""
-        decimal, thousands = self.mark("decimal", MARKS), self.mark("thousands", MARKS)
-        if thousands is not None:
-            return [Numbers(decimal or ("," if thousands == "." else "."), thousands)]
-        return [way for way in WAYS if decimal in (None, way.decimal)]
 
 
 @functools.cache
@@ -159,16 +39,6 @@ def say_once(text: str) -> None:
 def warn_once(text: str) -> None:
     """Warn of what was found out about a file."""
     show.warn(text)
-
-
-def overrides(*marks: tuple[str, str]) -> str:
-    """What to type for marks by key, such as ``data.decimal=comma``."""
-    said = []
-    for key, mark in marks:
-        words = DELIMITERS if key == "delimiter" else MARKS
-        word = next((word for word, one in words.items() if one == mark), mark)
-        said.append(show.override(f"data.{key}", word))
-    return " ".join(said)
 
 
 class Layout(NamedTuple):
@@ -226,19 +96,19 @@ class Text:
             say_once(f"table {self.path}: comments (#) at its top are passed over{use}")
         if self.numbers != Numbers():
             marks = [] if self.delimiter == ALONE else [("delimiter", self.delimiter)]
-            said = overrides(*marks, *self.numbers.marks())
-            say_once(f"table {self.path} is read with {said}")
+            typed = overrides(*marks, *self.numbers.marks())
+            say_once(f"table {self.path} is read with {typed}")
 
     # Its characters
 
     def _decoded(self, content: bytes) -> str:
-        said = self.options.encoding
-        if said is not None:
+        encoding = self.options.encoding
+        if encoding is not None:
             try:
-                return content.decode(said).removeprefix("\ufeff")
+                return content.decode(encoding).removeprefix("\ufeff")
             except (LookupError, UnicodeError) as error:
                 raise ValueError(
-                    f"table {self.path} cannot be read with data.encoding={said}: {error}"
+                    f"table {self.path} cannot be read with data.encoding={encoding}: {error}"
                 ) from error
         marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         for name in ("utf-16",) if marked else ("utf-8-sig", "cp1252", "latin-1"):
@@ -253,8 +123,7 @@ class Text:
                     f"use data.encoding=utf-16-le"
                 )
             if name != "utf-8-sig":
-                said = f"data.encoding={name}"
-                say_once(f"table {self.path} is not UTF-8, and is read with {said}")
+                say_once(f"table {self.path} is not UTF-8, and is read with data.encoding={name}")
             return text
         raise ValueError(f"table {self.path} cannot be read as text: {why}")
 
@@ -319,17 +188,19 @@ class Text:
         Raises:
             ValueError: Another one fits as well.
         """
-        said = self.options.mark("delimiter", DELIMITERS)
-        found = [self._try(mark) for mark in ([said] if said else [*DELIMITERS.values(), ALONE])]
-        alone = None if said else found.pop()
-        found = [one for one in found if said or one.width > 1]
-        best = max(found, key=lambda one: one[:3], default=alone)  # of equals the first
+        stated = self.options.mark("delimiter", DELIMITERS)
+        found = [
+            self._try(mark) for mark in ([stated] if stated else [*DELIMITERS.values(), ALONE])
+        ]
+        alone = None if stated else found.pop()
+        found = [one for one in found if stated or one.width > 1]
+        best = max(found, key=lambda one: one[:3], default=alone)  # Of equals the first.
         if found and alone is not None and alone.share == 1 and alone[:3] >= best[:3]:
             best = self._column_or(best, alone, found)
         cells = [cell for row in best.rows for cell in row]
         for mark in best.ways[0]:
             # A mark of numbers that the user names is no delimiter, save of numbers in quotes.
-            if not said and mark == best.delimiter and not any(mark in cell for cell in cells):
+            if not stated and mark == best.delimiter and not any(mark in cell for cell in cells):
                 raise ValueError(
                     f"table {self.path} would be split at the mark of its numbers; name its "
                     f"delimiter, too, as in {overrides(('delimiter', ';'))}"
@@ -391,25 +262,26 @@ class Text:
         if self.options.header is not None:
             return self.options.header
         first, below = rows[0], rows[1:]
-        names, places = {*self.options.names}, {str(i) for i in range(len(first))}
-        if names <= {cell.strip() for cell in first} and not names <= places:
-            return True  # places are what columns without a name are called
-        told = {i: cell for i, cell in enumerate(first) if not _is_missing(cell)}
-        numbers = [cell for cell in told.values() if self.numbers.reads(cell)]
-        if told and not numbers:
+        names, numbers = {*self.options.names}, {str(i) for i in range(len(first))}
+        # Columns without a name are called by their numbers.
+        if names <= {cell.strip() for cell in first} and not names <= numbers:
+            return True
+        filled = {i: cell for i, cell in enumerate(first) if not _is_missing(cell)}
+        read = [cell for cell in filled.values() if self.numbers.reads(cell)]
+        if filled and not read:
             return True
         words = [
             cell
-            for i, cell in told.items()
+            for i, cell in filled.items()
             # A word that comes again below is a value; another one may be a name.
             if not self.numbers.reads(cell) and cell not in [row[i] for row in below if row[i:]]
         ]
         if words:
-            doubt = f"it holds the number {numbers[0]!r} and the word {words[0]!r}"
-        elif not told:
+            doubt = f"it holds the number {read[0]!r} and the word {words[0]!r}"
+        elif not filled:
             doubt = "its cells are empty"
-        elif self._may_be_names(rows, list(told)):
-            doubt = f"its numbers, such as {numbers[0]!r}, are unlike those below it"
+        elif self._may_be_names(rows, list(filled)):
+            doubt = f"its numbers, such as {read[0]!r}, are unlike those below it"
         else:
             return False
         raise ValueError(
@@ -417,21 +289,21 @@ class Text:
             f"data.header=true or data.header=false"
         )
 
-    def _may_be_names(self, rows: list[list[str]], told: list[int]) -> bool:
+    def _may_be_names(self, rows: list[list[str]], filled: list[int]) -> bool:
         """Whether a first row of numbers counts up, or is of another kind than what is below.
 
         Args:
             rows: The first ones.
-            told: Places of its cells that are not missing.
+            filled: Columns of its cells that are not missing, from 0.
         """
         columns = [[row[i].strip() for row in rows if row[i:]] for i in range(len(rows[0]))]
-        first = [columns[i][0] for i in told]
+        first = [columns[i][0] for i in filled]
         if len(set(first)) < len(first) or not all(map(self.numbers.reads, first)):
             return False
         many = len(rows) > FEW_ROWS
         if many and any(_is_missing(c[0]) and not any(map(_is_missing, c[1:])) for c in columns):
             return True  # the name of an index
-        below = [[cell for cell in columns[i][1:] if self.numbers.reads(cell)] for i in told]
+        below = [[cell for cell in columns[i][1:] if self.numbers.reads(cell)] for i in filled]
         if not all(below):
             return False
         values = [self.numbers.read(cell) for cell in first]
@@ -457,14 +329,15 @@ class Text:
     def _refuse_second_header(self, rows: list[list[str]]) -> None:
         """Raise ValueError where the line below the names has no number, and those below it do."""
         _, second, *below = rows if len(rows) > 2 else ([], [])
-        told = [i for i, cell in enumerate(second) if not _is_missing(cell)]
-        columns = [[row[i] for row in below if not _is_missing(row[i])] for i in told]
-        if not told or any(map(self.numbers.reads, second)) or not all(columns):
+        filled = [i for i, cell in enumerate(second) if not _is_missing(cell)]
+        columns = [[row[i] for row in below if not _is_missing(row[i])] for i in filled]
+        if not filled or any(map(self.numbers.reads, second)) or not all(columns):
             return
         if all(self.numbers.reads(cell) for cells in columns for cell in cells):
             raise ValueError(
-                f"table {self.path} holds words below its names, such as {second[told[0]]!r:.40}, "
-                f"and numbers from there on; if they are units, delete that line"
+                f"table {self.path} holds words below its names, such as "
+                f"{second[filled[0]]!r:.40}, and numbers from there on; if they are units, "
+                f"delete that line"
             )
 
     def _commented(self, rows: list[list[str]]) -> list[str]:

@@ -12,21 +12,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from armodels.data.dialect import (
-    BLANKS,
-    FEW_ROWS,
-    MISSING,
-    WAYS,
-    Numbers,
-    Options,
-    Text,
-    is_whole,
-    overrides,
-    say_once,
-    warn_once,
-)
+from armodels.data.base import PARTS
+from armodels.data.dialect import FEW_ROWS, Text, is_whole, say_once, warn_once
+from armodels.data.marks import BLANKS, MISSING, WAYS, Numbers, Options, overrides
 
-PARTS = ("train", "valid", "test")
 TEXT = (".csv", ".tsv", ".txt", ".data", ".dat")
 ENDINGS = (*TEXT, ".npy", ".npz", ".parquet")
 
@@ -130,7 +119,7 @@ def to_numbers(columns: Columns, name: str, where: str, *, leave_out: str) -> np
 
 
 def _first_rounded(cells: np.ndarray, values: np.ndarray) -> int | None:
-    """Place of the first whole number that is another one as a float64."""
+    """Index of the first whole number that is another one as a float64; None: there is none."""
     if cells.dtype.kind != "f":
         for i in np.flatnonzero((abs(values) >= EXACT) & np.isfinite(values)):
             text = str(cells[i]).strip()
@@ -166,16 +155,16 @@ def _read_texts(cells: list[str], what: str, numbers: Numbers, leave_out: str) -
 def _named(
     names: Iterable[str], columns: Sequence[Sequence], path: Path, numbers: Numbers = WAYS[0]
 ) -> Columns:
-    """Columns by name; one without a name is called by its place, from 0."""
-    given = [str(name).strip() for name in names]
-    names = [name or str(i) for i, name in enumerate(given)]
+    """Columns by name; one without a name is called by its number, from 0."""
+    written = [str(name).strip() for name in names]
+    names = [name or str(i) for i, name in enumerate(written)]
     name, times = Counter(names).most_common(1)[0] if names else ("", 1)
     if times > 1:
         raise ValueError(f"table {path} has two columns called {name!r}; rename one")
     aside = {}
-    if len(names) > 1 and not given[0] and _numbers_rows(np.asarray(columns[0]), any(given)):
+    if len(names) > 1 and not written[0] and _numbers_rows(np.asarray(columns[0]), any(written)):
         aside[names[0]] = "it has no name and numbers the rows"
-    if len(names) > 1 and not given[-1] and any(given) and _is_empty(np.asarray(columns[-1])):
+    if len(names) > 1 and not written[-1] and any(written) and _is_empty(np.asarray(columns[-1])):
         aside[names[-1]] = "it has neither a name nor a value"
     return Columns(dict(zip(names, columns, strict=True)), numbers, aside)
 

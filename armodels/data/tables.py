@@ -15,8 +15,10 @@ import torch
 from armodels import show
 from armodels.checks import Between, Range, Seed, checked
 from armodels.data import files
-from armodels.data.base import Source, Splits, data_root, read_files, split_rows
-from armodels.data.dialect import Options, say_once, warn_once
+from armodels.data.base import PARTS, Source, Splits, data_root, read_files, split_rows
+from armodels.data.dialect import say_once, warn_once
+from armodels.data.marks import Options
+from armodels.data.scale import merged, standardization
 from armodels.spec import Coding, DataSpec, Standardization
 
 Names = Sequence[str | int]
@@ -46,9 +48,6 @@ MAX_LEVELS = 256
 
 OFTEN = 10
 """Whole numbers that each stand so often in a table, on average, look like levels."""
-
-LARGEST = np.finfo(float).max / 1000
-"""Of a standard deviation: differences and samples must be numbers, too."""
 
 MERGED = (0.5, 10_000)
 """A column of which more than this share is told apart no longer once it is standardized is
@@ -108,14 +107,14 @@ class BinaryUCI(Source):
         arrays = files.load_npz(
             folder / file,
             io.BytesIO(contents),
-            lambda names: {part: part for part in files.PARTS if part in names},
+            lambda names: {part: part for part in PARTS if part in names},
         )
         parts = list(arrays.values())
-        if len(parts) < len(files.PARTS) or any(part.ndim != 2 for part in parts):
+        if len(parts) < len(PARTS) or any(part.ndim != 2 for part in parts):
             raise ValueError(f"{folder / file} must hold train, valid and test, each (N, D)")
         if len({part.shape[1] for part in parts}) > 1:
             raise ValueError(f"the arrays of {folder / file} have different numbers of columns")
-        for part, rows in zip(files.PARTS, parts, strict=True):
+        for part, rows in zip(PARTS, parts, strict=True):
             good = np.isin(rows, (0, 1))
             if not good.all():
                 row, column = np.argwhere(~good)[0]
@@ -353,7 +352,7 @@ class Table(Source):
         names, arrays = self._arrays
         arrays = {part: self._without_missing(part, rows, names) for part, rows in arrays.items()}
         if "" not in arrays:
-            return names, [arrays[part] for part in files.PARTS]
+            return names, [arrays[part] for part in PARTS]
         rows = arrays[""]
         num_valid, num_test = (max(1, round(f * len(rows))) for f in (self.valid, self.test))
         sizes = (len(rows) - num_valid - num_test, num_valid, num_test)
@@ -369,9 +368,9 @@ class Table(Source):
         values = self._values(names, parts)
         if values is not None:
             return self._named(names, parts, coding=Coding(names, values))
-        scale = self._standardization(names, parts[0])
+        scale = standardization(names, parts[0], str(self.path), self._leaving_out)
         spec = self._named(names, parts, standardization=scale)
-        self._require_told_apart(spec, parts[0])
+        self._require_distinct(spec, parts[0])
         return spec
 
     def _values(self, names: list[str], parts: Sequence[np.ndarray]) -> list[int] | None:
@@ -410,32 +409,14 @@ class Table(Source):
             )
         return None
 
-    def _standardization(self, names: list[str], train: np.ndarray) -> Standardization:
-        for name, same in zip(names, (train == train[0]).all(0), strict=True):
-            if same:
-                raise ValueError(
-                    f"column {name!r} of {self.path} is constant over the training rows, so it "
-                    f"has no density; leave it out with {self._leaving_out(name)}"
-                )
-        # Squares of huge or tiny numbers are no numbers. A power of two changes no digit.
-        unit = np.exp2(np.frexp(abs(train).max(0))[1] - 1.0)
-        mean, std = (train / unit).mean(0) * unit, (train / unit).std(0) * unit
-        for name, one in zip(names, std, strict=True):
-            if not np.finfo(float).tiny <= one < LARGEST:
-                raise ValueError(
-                    f"column {name!r} of {self.path} has a spread beyond what numbers can state; "
-                    f"bring it to other units, or leave it out with {self._leaving_out(name)}"
-                )
-        return Standardization(names, mean.tolist(), std.tolist())
-
-    def _require_told_apart(self, spec: DataSpec, train: np.ndarray) -> None:
+    def _require_distinct(self, spec: DataSpec, train: np.ndarray) -> None:
         """Raise ValueError where standardized values no longer say which is which."""
         some = train[:: -(-len(train) // MERGED[1])]
         standardized = self._encoded(spec, some).numpy()
         for name, raw, now, column in zip(
             spec.columns, some.T, standardized.T, train.T, strict=True
         ):
-            if _merged(raw, now) > MERGED[0]:
+            if merged(raw, now) > MERGED[0]:
                 raise ValueError(
                     f"column {name!r} of {self.path} cannot be standardized: it goes from "
                     f"{column.min():g} to {column.max():g}, and most of its values would become "
@@ -498,18 +479,3 @@ class Table(Source):
             raise ValueError(f"table {self.path} has no rows")
         raw = Standardization(names, [0.0] * len(names), [1.0] * len(names))
         return self._named(names, [rows], standardization=raw), torch.from_numpy(rows)
-
-
-def _merged(raw: np.ndarray, now: np.ndarray) -> float:
-    """Share of values that are equal to other ones now, and were not to seven digits before.
-
-    Args:
-        raw: (N,) float64.
-        now: The same in the same order of size, (N,) float32.
-    """
-    digits, exponent = np.frexp(raw)
-    raw = np.sort(np.ldexp(np.rint(digits * 2**24), exponent - 24))  # to the digits of a float32
-    new = np.diff(np.sort(now)) > 0
-    group = np.cumsum(np.append(False, new))
-    mixed = np.bincount(group[1:], (np.diff(raw) > 0) & ~new, group[-1] + 1) > 0
-    return float(mixed[group].mean())
