@@ -68,7 +68,7 @@ class Numbers(NamedTuple):
             return False
 
 
-WAYS = (Numbers(), Numbers(","), Numbers(".", ","), Numbers(",", "."))
+WAYS: tuple[Numbers, ...] = (Numbers(), Numbers(","), Numbers(".", ","), Numbers(",", "."))
 WAYS += (Numbers(".", "'"), Numbers(",", "'"))
 """How numbers are found to be written where nobody says it."""
 
