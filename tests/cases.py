@@ -54,6 +54,8 @@ class Case:
             DensityModel and no more.
         num_orders: Of a mixture of orders, else 1.
         any_order: Trained for all orders, so that completion chooses one.
+        reads_known: So is its network by itself, which reads the values that are known
+            (DeepNADE, ConvNADE); else masks are drawn anew for each order.
         jumps: The density has jumps, which quadrature on a grid cannot integrate (the model's own
             tests do).
     """
@@ -63,6 +65,7 @@ class Case:
     steps: bool = False
     num_orders: int = 1
     any_order: bool = False
+    reads_known: bool = False
     jumps: bool = False
 
     def events(self, n: int, seed: int = 0) -> Tensor:
@@ -115,7 +118,8 @@ def autoregressive(
         made = head(spec)
         return _autoregressive(spec, made, network, order, order_seed, more, scale, resample, seed)
 
-    return Case(spec, build, steps=True, any_order=resample or network.any_order)
+    own = network.any_order
+    return Case(spec, build, steps=True, any_order=resample or own, reads_known=own)
 
 
 class Given(Network):
@@ -204,7 +208,8 @@ def order_mixture(
         ]
         return OrderMixture(model, tables).eval()
 
-    return Case(spec, build, num_orders=num_orders, any_order=resample or network.any_order)
+    own = network.any_order
+    return Case(spec, build, num_orders=num_orders, any_order=resample or own, reads_known=own)
 
 
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:

@@ -478,33 +478,49 @@ def test_completion_chooses_an_order_for_each_known_part(case):
             torch.testing.assert_close(alone.values[0], done.values[i], rtol=0, atol=1e-10)
 
 
+def step_alone(model, s: int):
+    """Only the values of step s are known."""
+    known = torch.zeros(model.spec.num_dims, dtype=torch.bool)
+    known[model.net.order[s]] = True
+    return known.view(model.spec.shape)
+
+
+def knows_the_last_step_exactly(case: Case) -> bool:
+    """Whether an order that the model was trained on begins with its last step."""
+    if not case.any_order:
+        return False
+    model = case.build(0)
+    known = step_alone(model, -1)
+    return puts_known_first(known_first(model, model.net.order, known), known)
+
+
 @over(lambda case: case.steps and case.spec.num_dims > 1)
-def test_completion_says_how(case):
+def test_completion_from_the_first_step_on_is_exact(case):
     model, x = case.build(0), case.events(2)
-    order = model.net.order
-    first, last = torch.zeros(2, case.spec.num_dims, dtype=torch.bool)
-    first[order[0]], last[order[-1]] = True, True
-
-    def complete(observed, **options):
-        return model.complete(x, observed.view(case.spec.shape), generator=generator(), **options)
-
-    done = complete(first, num_particles=50)
+    done = model.complete(x, step_alone(model, 0), generator=generator(), num_particles=50)
     assert (done.method, done.num_particles) == ("exact", 1)
     assert done.effective_sample_size.tolist() == [1, 1]
     assert not done.order_chosen
-    chosen, exact = case.any_order, False
-    if chosen:
-        by_model = known_first(model, order, last.view(case.spec.shape))
-        exact = puts_known_first(by_model, last.view(case.spec.shape))
-    done = complete(last, num_particles=50)
-    assert done.order_chosen == chosen
-    if exact:
-        assert (done.method, done.num_particles) == ("exact", 1)
-        return
+
+
+@over(lambda case: case.steps and case.spec.num_dims > 1 and knows_the_last_step_exactly(case))
+def test_completion_by_a_chosen_order_is_exact(case):
+    model, x = case.build(0), case.events(2)
+    done = model.complete(x, step_alone(model, -1), generator=generator(), num_particles=50)
+    assert (done.method, done.num_particles) == ("exact", 1)
+    assert done.order_chosen
+
+
+@over(lambda case: case.steps and case.spec.num_dims > 1 and not knows_the_last_step_exactly(case))
+def test_completion_says_how(case):
+    model, x = case.build(0), case.events(2)
+    known = step_alone(model, -1)
+    done = model.complete(x, known, generator=generator(), num_particles=50)
     assert (done.method, done.num_particles) == ("likelihood weighting", 50)
-    clamped = complete(last)
-    assert (clamped.method, clamped.num_particles) == ("clamped", 1)
+    assert done.order_chosen == case.any_order
     assert (done.effective_sample_size < 50 - 1e-9).all()
+    clamped = model.complete(x, known, generator=generator())
+    assert (clamped.method, clamped.num_particles) == ("clamped", 1)
 
 
 def test_clamping_ignores_later_evidence():
@@ -633,9 +649,14 @@ def test_a_mixture_of_orders_averages_joint_probabilities(case):
     mean = parts.exp().mean(0).log()
     torch.testing.assert_close(mixture.log_prob(x), mean, rtol=0, atol=1e-10)
     assert (mixture.log_prob(x) >= parts.mean(0) - 1e-10).all()
-    if case.any_order:
-        return  # trained on all orders, see below
-    # What training maximizes is one order's log-probability, a bound on average.
+
+
+@over(lambda case: case.num_orders > 1 and not case.any_order)
+def test_a_mixture_of_orders_trains_one_at_a_time(case):
+    """What training maximizes is one order's log-probability, a bound on average."""
+    mixture, x = case.build(0), case.events(8)
+    views = [mixture.model.with_order(order, seed=seed) for order, seed in mixture.orders]
+    parts = torch.stack([view.log_prob(x) for view in views])
     torch.manual_seed(0)
     chosen = torch.zeros(len(parts), dtype=torch.bool)
     objective = mixture.train().default_objective()
@@ -695,11 +716,9 @@ def test_known_parts_are_drawn_evenly():
     assert p_value(index, chances.double().log()) > 1e-3
 
 
-@over(lambda case: case.steps and case.any_order and case.spec.num_dims > 1)
+@over(lambda case: case.steps and case.reads_known and case.spec.num_dims > 1)
 def test_a_network_for_all_orders_reads_the_known_values_alone(case):
     model, x = case.build(0), case.events(1)
-    if not model.net.any_order:
-        return
     net = model.net
     naive = AnyOrderNetwork.forward(net, x)
     torch.testing.assert_close(net(x), naive, rtol=0, atol=1e-11)
@@ -714,15 +733,13 @@ def test_a_network_for_all_orders_reads_the_known_values_alone(case):
     assert (moved.abs().amax(-1)[:, :-1] > 1e-9).all()
 
 
-@over(lambda case: case.steps and case.any_order and case.spec.levels is not None)
+@over(lambda case: case.steps and case.reads_known and case.spec.levels is not None)
 def test_the_exact_conditionals_have_gradients(case):
     """Of a model for all orders, which trains without them: fitting one order needs them."""
     with torch.enable_grad():
         model, x = case.build(0), case.events(2)
         gradients = []
         for net in (model.net.__call__, functools.partial(AnyOrderNetwork.forward, model.net)):
-            if not model.net.any_order:
-                return
             model.zero_grad()
             model.head.log_prob(net(x), x.flatten(1)[:, model.net.order]).sum().backward()
             gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -1028,19 +1045,36 @@ def test_a_state_dict_restores_the_distribution(case):
     )
 
 
-@over_all
+@over_steps
 def test_log_prob_map_shares_out_the_log_prob(case):
     model, x = case.build(0), case.events(4)
     shares = model.log_prob_map(x)
-    if shares is None:
-        assert not case.steps
-        return
     assert shares.shape == x.shape
     torch.testing.assert_close(shares.flatten(1).sum(1), model.log_prob(x), rtol=0, atol=1e-10)
-    if case.steps:
-        order = model.net.order
-        steps = shares.flatten(1)[:, order].sum(-1)
-        torch.testing.assert_close(steps, model.conditional_log_prob(x), rtol=0, atol=1e-10)
+    steps = shares.flatten(1)[:, model.net.order].sum(-1)
+    torch.testing.assert_close(steps, model.conditional_log_prob(x), rtol=0, atol=1e-10)
+
+
+INDEPENDENT = ("uniform", "uniform-real", "histogram", "histogram-real", "independent",
+               "independent-rgb", "independent-real")  # fmt: skip
+"""Cases without steps whose values say nothing about each other."""
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_log_prob_map_of_independent_values(name):
+    case = CASES[name]
+    model, x = case.build(0), case.events(4)
+    shares = model.log_prob_map(x)
+    assert shares.shape == x.shape
+    torch.testing.assert_close(shares.flatten(1).sum(1), model.log_prob(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if not case.steps and name not in INDEPENDENT]
+)
+def test_no_log_prob_map_where_values_share_what_they_say(name):
+    case = CASES[name]
+    assert case.build(0).log_prob_map(case.events(4)) is None
 
 
 @over(lambda case: case.steps and case.spec.num_dims > 1)
