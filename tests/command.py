@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -108,9 +109,39 @@ def process(folder: Path, *args: str, **options) -> Result:
         return Result(child.returncode, out, err)
 
 
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+"""Events of Python that change, or may change, what lies on the disk."""
+
+
+def _kill_at(run: str, operation: int) -> None:
+    """Kill this process just before an operation on the files of a run that has begun.
+
+    Each operation adds a byte to the file ``operations``; 0: the process lives.
+    """
+    folder, count = os.path.abspath(run), 0
+    file = os.open("operations", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def hook(event: str, values: tuple) -> None:
+        nonlocal count
+        if event not in OPERATIONS or not isinstance(values[0], str | os.PathLike):
+            return
+        if not os.path.abspath(values[0]).startswith(folder + os.sep):
+            return
+        if os.path.isfile(f"{folder}/config.yaml"):
+            count += 1
+            os.write(file, b".")
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
 def _child(folder: str, args: tuple[str, ...], env: dict[str, str], log: str) -> None:
     os.environ.update({"ARMODELS_CONFIG_PATH": str(HERE / "configs"), **env})
     os.chdir(folder)
+    if "KILL_AT" in env:
+        run, _, operation = env["KILL_AT"].rpartition(" ")
+        _kill_at(run, int(operation))
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -122,7 +153,8 @@ def fork(folder: Path, *args: str, **env: str) -> multiprocessing.Process:
     """``armodels args`` in a process of its own, forked from one that has imported torch.
 
     For tests that kill it: as real as ``start`` and seconds faster. It says what it has to say
-    in the file ``told`` of the folder.
+    in the file ``told`` of the folder. ``KILL_AT="run 7"`` kills it just before its seventh
+    operation on the files of ``run``, see ``_kill_at``.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "hydra", "armodels.tasks.train", "command"])

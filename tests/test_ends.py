@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -249,7 +249,7 @@ def test_a_signal_within_a_destructor_is_not_lost():
     def waiting():
         late = Late()
         del late
-        time.sleep(5)
+        threading.Event().wait(60)
 
     with pytest.raises(limits.Stopped) as stop, cli._signals():
         waiting()

@@ -9,7 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
+import threading
 import warnings
 import zipfile
 import zlib
@@ -22,6 +22,7 @@ import torch
 from command import QUICK, armodels, done
 from PIL import Image
 
+from armodels import show
 from armodels.data import collections
 from armodels.data.anime import Anime
 from armodels.data.atari import Atari
@@ -514,21 +515,28 @@ def test_a_cache_that_fails_leaves_nothing(tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_of_several_who_need_the_same_cache_one_makes_it(tmp_path, capsys):
+def test_of_several_who_need_the_same_cache_one_makes_it(tmp_path, monkeypatch):
     """Threads here: the lock is the file's, so it parts them as it parts processes."""
-    made = []
+    made, lines, two = [], [], threading.Barrier(2)
+
+    def say(line):
+        lines.append(line)
+        if len(lines) == 1:
+            two.wait(60)
 
     def make(cache):
         made.append(1)
-        time.sleep(0.2)
+        two.wait(60)  # until another thread says that it waits for this one
         one_row(cache)
+
+    monkeypatch.setattr(show, "say", say)
 
     with ThreadPoolExecutor(3) as pool:
         for loaded in pool.map(lambda _: keep(tmp_path, make), range(3)):
             assert loaded.arrays["x"][:].tolist() == [[4, 5], [0, 1]]
     assert made == [1]
     assert visible(tmp_path) == ["name-v1.zip"]
-    assert "waiting for another process, which makes " in capsys.readouterr().out
+    assert lines[0].startswith("waiting for another process, which makes ")
 
 
 def test_where_caches_are_kept(tmp_path, monkeypatch, capsys):

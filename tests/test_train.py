@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -130,7 +131,12 @@ def test_ten_and_ten_steps_are_twenty(name, tmp_path):
     extra = [row for row in curve(parts) if row["step"] == "10" and row["valid/nats"]]
     assert len(extra) == 1
     assert [row for row in curve(parts) if row not in extra] == curve(whole)
-    assert metrics(whole)["valid"] == metrics(parts)["valid"] or metrics(parts)["best_step"] == 10
+    rows = [row for row in curve(parts) if row["valid/nats"]]
+    nats = {int(row["step"]): float(row["valid/nats"]) for row in rows}
+    assert [*nats] == [10, 20]
+    best = min(nats, key=nats.__getitem__)
+    assert (metrics(parts)["best_step"], metrics(parts)["valid"]["nats"]) == (best, nats[best])
+    assert (metrics(whole)["best_step"], metrics(whole)["valid"]["nats"]) == (20, nats[20])
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
@@ -232,27 +238,24 @@ KILLED = ("train", *TINY, *EVERYTHING, "trainer.max_steps=120", "trainer.checkpo
           "samples.num=4")  # fmt: skip
 
 
-def begun(folder: Path, name: str, *args: str):
-    """A process that trains, from the moment that its run can be resumed."""
-    child = fork(folder, *args)
-    deadline = time.monotonic() + 60
-    while not (folder / name / "config.yaml").is_file():
-        assert time.monotonic() < deadline, (folder / "told").read_text()
-        time.sleep(0.001)
-    return child
+def whole_run(folder: Path) -> int:
+    """Train to the end; how many operations on files that took, from which a run can go on."""
+    child = fork(folder, *KILLED, "out=whole", KILL_AT="whole 0")
+    child.join()
+    assert child.exitcode == 0, (folder / "told").read_text()
+    return (folder / "operations").stat().st_size
 
 
-def kill_and_resume(folder: Path, name: str, delay: float, times: int = 1) -> int:
-    """Kill at a moment, resume; how many of the processes were killed at work."""
+def kill_and_resume(folder: Path, name: str, operation: int, times: int = 1) -> int:
+    """Kill before an operation on files, resume; how many of the processes were killed."""
     killed = 0
     args = (*KILLED, f"out={name}")
     for _ in range(times):
-        child = begun(folder, name, *args)
-        time.sleep(delay)
-        child.kill()
-        child.join(60)
+        child = fork(folder, *args, KILL_AT=f"{name} {operation}")
+        child.join()
         if child.exitcode == 0:
             break
+        assert child.exitcode == -signal.SIGKILL, (folder / "told").read_text()
         killed += 1
         assert RunDirectory(folder / name).read_status()["status"] == "killed"
         args = ("train", f"resume={name}")
@@ -263,25 +266,18 @@ def kill_and_resume(folder: Path, name: str, delay: float, times: int = 1) -> in
 
 
 def test_kill_at_a_random_moment(tmp_path):
-    done(tmp_path, *KILLED, "out=whole")
-    seed = random.SystemRandom().randrange(1000)
-    print(f"killed after {seed} ms")
-    kill_and_resume(tmp_path, "run", seed / 1000, times=2)
+    operation = random.SystemRandom().randint(1, whole_run(tmp_path) // 2)
+    print(f"killed before operation {operation}")
+    assert kill_and_resume(tmp_path, "run", operation, times=2) > 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_kill_at_twenty_moments(tmp_path):
-    child = begun(tmp_path, "whole", *KILLED, "out=whole")
-    start = time.monotonic()
-    child.join(60)
-    assert child.exitcode == 0
-    span = time.monotonic() - start
-    killed = 0
+    operations = whole_run(tmp_path)
     for i in range(20):
-        killed += kill_and_resume(tmp_path, f"run-{i}", span * i / 20)
+        assert kill_and_resume(tmp_path, f"run-{i}", 1 + i * operations // 20) == 1
         assert_same_run(tmp_path / "whole", tmp_path / f"run-{i}")
-    assert killed >= 10
 
 
 def test_killed_before_the_first_checkpoint(tmp_path):
@@ -609,12 +605,25 @@ def test_a_limit_that_holds_no_evaluation(tmp_path, monkeypatch):
 
 
 def test_the_bell_ends_what_takes_too_long(tmp_path, monkeypatch):
+    bells = []
+
+    class Bell(threading.Timer):
+        """It rings when the test says so: no test waits for a clock."""
+
+        def start(self):
+            bells.append(self)
+
+    def slow(*args, **options):
+        threading.Thread(target=bells[0].function).start()
+        work()
+
     with monkeypatch.context() as patched:
-        patched.setattr(AutoregressiveModel, "initialize", work)
-        told = armodels(tmp_path, "train", *TINY, "trainer.max_minutes=0.02", "out=run").error
-    assert told.startswith(
-        "trainer.max_minutes=0.02 ended while initializing; try: armodels train"
-    )
+        patched.setattr(limits, "now", Clock(0.0))
+        patched.setattr(threading, "Timer", Bell)
+        patched.setattr(AutoregressiveModel, "initialize", slow)
+        told = armodels(tmp_path, "train", *TINY, "trainer.max_minutes=10", "out=run").error
+    assert [bell.interval for bell in bells] == [600]
+    assert told.startswith("trainer.max_minutes=10 ended while initializing; try: armodels train")
     assert RunDirectory(tmp_path / "run").read_status()["status"] == "interrupted"
 
 
