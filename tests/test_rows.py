@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from command import TINY, armodels
 
 from armodels.data.base import PARTS, Splits
 from armodels.data.rows import Batch, Examples, MappedRows, Rows, as_rows, placed, take
@@ -185,6 +186,14 @@ def test_a_large_map_is_not_copied_to_the_device(monkeypatch, stored):
     monkeypatch.setattr("armodels.data.rows.MAX_COPIED", 29)
     assert placed(rows, meta) is rows
     assert placed(rows[:], meta).device == meta
+
+
+def test_an_illegal_row_on_disk_ends_a_run_in_one_sentence(tmp_path):
+    keys = ("data.num_train=1100", "data.damage=disk", "out=run")
+    error = armodels(tmp_path, "train", *TINY, *keys).error
+    assert error.startswith("row 1099 of train: data 'tiny-image' has levels 0..2, got values in")
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["status"], status["reason"]) == ("failed", error)
 
 
 # Values of a user's own

@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import tempfile
 
+import numpy as np
 import torch
 from cases import random_events
 
@@ -46,12 +48,18 @@ class Tiny(Source):
             random_events(spec, n, 10 * self.seed + i).to(spec.dtype)
             for i, n in enumerate((self.num_train, 21, 23))
         ]
-        if self.damage in ("missing", "range"):
-            bad = {"missing": float("nan"), "range": 200}[self.damage]
+        if self.damage in ("missing", "range", "disk"):
+            bad = {"missing": float("nan"), "range": 200, "disk": 200}[self.damage]
             parts[0][-1].view(-1)[-1] = bad
+        train = parts[0]
+        if self.damage == "disk":
+            with tempfile.TemporaryFile() as file:
+                train = np.memmap(file, train.numpy().dtype, "w+", shape=tuple(train.shape))
+            train[:] = parts[0]
         return Splits(
             spec,
-            *parts,
+            train,
+            *parts[1:],
             transform=self._draw if self.dynamic else None,
             contexts={
                 "label": lambda: [part.flatten(1)[:, 0] for part in parts],
