@@ -16,7 +16,7 @@ def _grey(x: Tensor, spec: DataSpec) -> Tensor:
 
 
 def _lowres(x: Tensor, spec: DataSpec, factor: int) -> Tensor:
-    # At the edges of sizes that the factor does not divide, the mean of what is there.
+    # A square that lies half outside has the mean of the pixels that are there.
     means = F.avg_pool2d(x.double(), factor, ceil_mode=True, count_include_pad=False)
     return means.round().to(spec.dtype)
 

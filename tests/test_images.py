@@ -30,7 +30,7 @@ from armodels.data.base import data_root
 from armodels.data.cache import cached
 from armodels.data.folder import Folder
 from armodels.data.images import Format, Shares, near_groups, perceptual_hash, quantize
-from armodels.data.rows import placed
+from armodels.data.rows import on_device
 
 PARTS = ("train", "valid", "test")
 needs_ale = pytest.mark.skipif(
@@ -658,11 +658,11 @@ def test_a_scratch_array_has_its_place_on_the_disk(tmp_path):
 
 def test_rows_that_do_not_fit_stay_where_they_are(monkeypatch):
     x = torch.zeros(100, dtype=torch.uint8)
-    assert placed(x, torch.device("cpu")) is x
+    assert on_device(x, torch.device("cpu")) is x
     for free, stays in ((199, True), (200, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
         monkeypatch.setattr(torch.Tensor, "to", lambda x, device: device)
-        assert (placed(x, torch.device("cuda")) is x) == stays
+        assert (on_device(x, torch.device("cuda")) is x) == stays
 
 
 def test_a_model_trains_on_own_images(tree):

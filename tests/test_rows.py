@@ -10,7 +10,7 @@ import torch
 from command import TINY, armodels
 
 from armodels.data.base import PARTS, Splits
-from armodels.data.rows import Batch, Examples, MappedRows, Rows, as_rows, placed, take
+from armodels.data.rows import Batch, Examples, MappedRows, Rows, as_rows, on_device, take
 from armodels.spec import ContextSpec, DataSpec
 
 SPEC = DataSpec("bits", "vector", (3,), 4, "probability")
@@ -181,11 +181,11 @@ def test_a_batch_changes_as_one():
 
 def test_a_large_map_is_not_copied_to_the_device(monkeypatch, stored):
     rows, meta = as_rows(stored(numbers(10))), torch.device("meta")
-    assert placed(rows, torch.device("cpu")) is rows
-    assert placed(rows, meta).device == meta
+    assert on_device(rows, torch.device("cpu")) is rows
+    assert on_device(rows, meta).device == meta
     monkeypatch.setattr("armodels.data.rows.MAX_COPIED", 29)
-    assert placed(rows, meta) is rows
-    assert placed(rows[:], meta).device == meta
+    assert on_device(rows, meta) is rows
+    assert on_device(rows[:], meta).device == meta
 
 
 def test_an_illegal_row_on_disk_ends_a_run_in_one_sentence(tmp_path):

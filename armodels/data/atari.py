@@ -72,7 +72,7 @@ def record(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     ALEInterface.setLoggerMode(LoggerMode.Error)
     ale = ALEInterface()
     ale.setInt("random_seed", int(rng.randint(2**31 - 1)))
-    ale.setFloat("repeat_action_probability", 0.0)  # the policy does that, and says so
+    ale.setFloat("repeat_action_probability", 0.0)  # The policy repeats them.
     ale.loadROM(roms.get_rom_path(episode.game))
     ale.reset_game()
     actions = ale.getMinimalActionSet()
@@ -87,7 +87,7 @@ def record(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
         for _ in range(episode.frame_skip):
             ale.act(action)
         if episode.palette:
-            numbers = ale.getScreen() >> 1  # the lowest bit means nothing
+            numbers = ale.getScreen() >> 1  # The lowest bit means nothing.
             luminance[numbers] = ale.getScreenGrayscale()
             frames.append(_nearest(numbers, episode.form.size)[None])
         else:
@@ -284,7 +284,7 @@ class Atari(Source):
                     f"each {name} frame of {self.spec.name} also stands in an earlier split; "
                     f"raise data.num_{name}, data.episode_frames, data.size or data.levels"
                 )
-            # Shuffled: the first rows, by which models are initialized, are like all others.
+            # Rows are shuffled: the first ones, which initialize models, are like all others.
             cache.write(name, frames, np.random.RandomState(self.seed).permutation(rows))
         cache.meta = {"dropped": dropped}
 
@@ -312,12 +312,12 @@ class _Workers:
     def __enter__(self) -> "_Workers":
         self._pool = None
         if self.num > 1:
-            # Never a plain fork: torch's threads do not survive it.
+            # A plain fork is never taken: torch's threads do not survive it.
             methods = multiprocessing.get_all_start_methods()
             method = "forkserver" if "forkserver" in methods else "spawn"
             context = multiprocessing.get_context(method)
             if method == "forkserver":
-                context.set_forkserver_preload([__name__])  # imports torch once for all
+                context.set_forkserver_preload([__name__])  # Torch is imported once.
             self._pool = ProcessPoolExecutor(self.num, mp_context=context)
         return self
 

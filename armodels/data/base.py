@@ -26,7 +26,7 @@ from armodels.data.rows import (
     Rows,
     as_rows,
     num_bytes,
-    placed,
+    on_device,
 )
 from armodels.kernels import binarize as kernels
 from armodels.spec import ContextSpec, DataSpec
@@ -81,7 +81,7 @@ class Splits:
     contexts: Mapping[str, Callable[[], Sequence[Rows]]] = field(default_factory=dict)
     box: Box | None = None
     _stored: dict[str, dict[str, Rows]] = field(default_factory=dict, init=False, repr=False)
-    _placed: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
+    _on_device: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in PARTS:
@@ -190,10 +190,10 @@ class Splits:
         Raises:
             ValueError: Contexts are not what the spec promises.
         """
-        if device not in self._placed:
-            self._placed[device] = placed(self.train, device)
-        found = self._examples(self._placed[device], "train", context)
-        stored = None if found.context is None else placed(found.context, device)
+        if device not in self._on_device:
+            self._on_device[device] = on_device(self.train, device)
+        found = self._examples(self._on_device[device], "train", context)
+        stored = None if found.context is None else on_device(found.context, device)
         return replace(found, context=stored)
 
     def _examples(self, rows: Rows, name: str, context: ContextSpec | None) -> Examples:
@@ -367,7 +367,7 @@ def split_rows(num_rows: int, sizes: Sequence[int], seed: int) -> list[np.ndarra
         sizes: Rows in each set.
         seed: Of the split.
     """
-    # RandomState: its stream is frozen by NumPy's policy, so a seed is a split for ever.
+    # RandomState's stream is frozen by NumPy's policy, so a seed is a split for ever.
     rows = np.random.RandomState(seed).permutation(num_rows)
     return np.split(rows, np.cumsum(sizes))[: len(sizes)]
 
@@ -380,7 +380,7 @@ def binarize(grey: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randint(
         255, grey.shape, dtype=torch.uint8, generator=generator, device=grey.device
     )
-    # Of the 255 equally likely integers, exactly `grey` lie below it: no rounding at all.
+    # Exactly `grey` of the 255 equally likely integers lie below it: nothing is rounded.
     return (noise < grey).view(torch.uint8)
 
 

@@ -53,7 +53,8 @@ class Cache:
             with zipfile.ZipFile(file, "w") as self._archive:
                 make(self)
                 about = {"shapes": self._shapes, "meta": self.meta}
-                self._archive.writestr(zipfile.ZipInfo("about.json"), json.dumps(about))  # undated
+                # A ZipInfo has no date, so that equal contents are equal bytes.
+                self._archive.writestr(zipfile.ZipInfo("about.json"), json.dumps(about))
         finally:
             for one in self._scratch:
                 one.close()
@@ -188,7 +189,7 @@ def _users_cache() -> Path | None:
 def _writable(folder: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
-    # The mode counts for root too: who took away every right to write did not mean a cache.
+    # The mode counts for root, too: a folder that nobody may write is not meant for a cache.
     may = os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
     return folder.is_dir() and may
 
@@ -240,7 +241,7 @@ def _read(path: Path) -> Loaded:
             for name, (dtype, shape) in about["shapes"].items():
                 start = archive.getinfo(name).header_offset
                 raw.seek(start + 26)
-                start += 30 + sum(struct.unpack("<HH", raw.read(4)))  # name, extra field
+                start += 30 + sum(struct.unpack("<HH", raw.read(4)))  # The name, the extra field.
                 mapped = np.memmap(path, dtype, "r", offset=start, shape=tuple(shape))
                 arrays[name] = MappedRows(mapped)
     except (zipfile.BadZipFile, KeyError, ValueError, struct.error, zlib.error) as error:

@@ -36,7 +36,7 @@ _NO_PICTURES = {"BUFR", "GRIB", "HDF5", "FITS", "MPEG", "IPTC", "PALM", "PDF", "
 _LAYERED = {"MPO", "PSD"}
 """Formats in which the other frames are no pictures of their own: previews and layers."""
 
-# Large photographs are read; what is too large is an error of Pillow's, not a warning.
+# Large photographs are read; Pillow raises an error for what is too large, beside this warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -56,7 +56,7 @@ def open_picture(file: BinaryIO | Path) -> Image.Image:
     Raises:
         OSError: It is none; the others of ``UNDECODABLE`` where it is damaged or too large.
     """
-    suffixes()  # Pillow learns its formats
+    suffixes()  # Pillow learns its formats.
     return Image.open(file, formats=[name for name in Image.OPEN if name not in _NO_PICTURES])
 
 
@@ -92,7 +92,7 @@ def as_grey_or_rgb(image: Image.Image) -> Image.Image:
 
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
-    if type(error) is UnidentifiedImageError:  # whose own words name a place in memory
+    if type(error) is UnidentifiedImageError:  # Its own words name an address in memory.
         return "it is no image of a known kind"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -152,7 +152,7 @@ class Tree(Collection):
         if self._loops:
             shown = _some(self._loops)
             self.left_out.append(f"links to a folder that they lie in, not followed: {shown}")
-        # Of a link that leads nowhere, what the link itself is: decoding names it.
+        # A link that leads nowhere counts as itself; decoding names it.
         stats = [(name, os.stat if (path / name).exists() else os.lstat) for name in self.names]
         facts = [(name, stat_of(path / name)) for name, stat_of in stats]
         self.digest = _digest([(name, one.st_size, one.st_mtime_ns) for name, one in facts])
@@ -203,7 +203,7 @@ class Zip(Collection):
             self.left_out.append(f"links, which lead nowhere from a zip: {_some(links)}")
         found = [pair for pair in found if _is_picture(pair[0])]
         self.names = [name for name, _ in found]
-        self._infos = [info for _, info in found]  # two of one name are two pictures
+        self._infos = [info for _, info in found]  # Two of one name are two pictures.
         self.classes = _folders(self.names)
         self.digest = _digest([(name, info.file_size, info.CRC) for name, info in found])
 
@@ -270,7 +270,7 @@ class Npz(Collection):
 
     @property
     def class_names(self):
-        return self._class_names  # of integers, 10 after 9
+        return self._class_names  # Integers are in order: 10 after 9.
 
     def contents(self, index):
         return self._images[index].tobytes()

@@ -194,7 +194,7 @@ class Text:
         ]
         alone = None if stated else found.pop()
         found = [one for one in found if stated or one.width > 1]
-        best = max(found, key=lambda one: one[:3], default=alone)  # Of equals the first.
+        best = max(found, key=lambda one: one[:3], default=alone)  # The first of equals.
         if found and alone is not None and alone.share == 1 and alone[:3] >= best[:3]:
             best = self._column_or(best, alone, found)
         cells = [cell for row in best.rows for cell in row]
@@ -216,7 +216,7 @@ class Text:
     def _try(self, delimiter: str) -> Layout:
         rows = list(self._split(io.StringIO(self.sample), delimiter)) or [[""]]
         if len(rows) > 2 and len(self.sample) < len(self.body):
-            rows.pop()  # a quoted cell may go on
+            rows.pop()  # A quoted cell may go on below.
         below = rows[1:] or rows
         width = Counter(map(len, below)).most_common(1)[0][0]
         agreement = sum(len(row) == width for row in below) / len(below)
@@ -232,16 +232,18 @@ class Text:
         best = [way for way, number in zip(ways, read, strict=True) if number == max(read)]
         if Numbers() in best:
             best = [Numbers()]
-        values = {}  # of ways that come to the same the first
+        values = {}  # The first of ways that come to the same values.
         for way in best if len(best) > 1 else ():
             values.setdefault(tuple(way.read(c) if way.reads(c) else None for c in cells), way)
         return [*values.values()] or best, max(read) / max(1, len(cells))
 
     def _column_or(self, best: Layout, alone: Layout, found: Sequence[Layout]) -> Layout:
         """A single column of numbers with commas, or the columns that its commas would part."""
-        if all(len(one.rows[0]) == 1 for one in found):  # below the one name
+        if all(len(one.rows[0]) == 1 for one in found):  # One name stands above them.
             return alone
-        if not any(way.reads(alone.rows[0][0]) for way in alone.ways):  # below several names
+        if not any(
+            way.reads(alone.rows[0][0]) for way in alone.ways
+        ):  # Several names stand above them.
             return best
         if self.options.decimal or self.options.thousands:
             return alone
@@ -302,14 +304,14 @@ class Text:
             return False
         many = len(rows) > FEW_ROWS
         if many and any(_is_missing(c[0]) and not any(map(_is_missing, c[1:])) for c in columns):
-            return True  # the name of an index
+            return True  # It is the name of an index.
         below = [[cell for cell in columns[i][1:] if self.numbers.reads(cell)] for i in filled]
         if not all(below):
             return False
         values = [self.numbers.read(cell) for cell in first]
         if all(map(is_whole, first)):
             if len(first) > 1 and all(b - a == 1 for a, b in pairwise(values)):
-                return True  # what pandas calls columns without names, or years
+                return True  # Pandas numbers columns without names; or they are years.
             if not any(is_whole(cell) for cells in below for cell in cells):
                 return True
         if not many:
@@ -324,7 +326,7 @@ class Text:
             low, *_, high = sorted(map(self.numbers.read, cells))
             if 1.5 * low - 0.5 * high <= value <= 1.5 * high - 0.5 * low:
                 return False
-        return True  # far from all others in every column
+        return True  # It is far from all others in every column.
 
     def _refuse_second_header(self, rows: list[list[str]]) -> None:
         """Raise ValueError where the line below the names has no number, and those below it do."""
@@ -360,7 +362,7 @@ class Text:
         cases = {case for word in MISSING for case in (word, word.upper(), word.capitalize())}
         exact = {}
         if tuple(map(int, pandas.__version__.split(".")[:2])) < (3, 1):
-            exact["float_precision"] = "round_trip"  # later versions have no other
+            exact["float_precision"] = "round_trip"  # Later versions have no other precision.
         try:
             frame = pandas.read_csv(
                 body,
@@ -383,11 +385,12 @@ class Text:
             raise ValueError(
                 f"table {self.path} cannot be read as text: {' '.join(str(error).split())}"
             ) from error
-        if width > 1 and frame[width - 1].isna().any():  # so pandas fills a row that is too short
+        # A row that is too short has been filled with missing cells.
+        if width > 1 and frame[width - 1].isna().any():
             self._require_width(self._split(io.StringIO(self.body[start:]), self.delimiter))
         if self.numbers.thousands is not None:
             for i in range(width):
-                with contextlib.suppress(ValueError):  # a column of words stays one
+                with contextlib.suppress(ValueError):  # A column of words stays one.
                     frame[i] = [self.numbers.read(str(cell)) for cell in frame[i]]
         return frame
 
@@ -409,8 +412,8 @@ def _is_short(rows: list[list[str]]) -> bool:
 def _names(rows: list[list[str]]) -> list[str]:
     """Names in the first row, "" where there is none."""
     first = [*rows[0]]
-    if _is_short(rows):  # or every other line ends in a delimiter
+    if _is_short(rows):  # The name of the index is missing, or every line ends in a delimiter.
         ended = all(not row[-1].strip() for row in rows[1:])
         first = [*first, ""] if ended else ["", *first]
-    # What pandas calls a column without a name is none.
+    # A name that pandas made up is none.
     return ["" if re.fullmatch(r"Unnamed: \d+", name.strip()) else name.strip() for name in first]

@@ -100,7 +100,7 @@ def to_numbers(columns: Columns, name: str, where: str, *, leave_out: str) -> np
     if cells.dtype.kind in "fiub":
         values = cells.astype(np.float64)
     else:
-        # Its own list would make whole numbers of some dates.
+        # Some dates would become whole numbers in a list of the array's own.
         texts = map(str, cells if cells.dtype.kind in "mM" else cells.tolist())
         values = _read_texts([*texts], what, columns.numbers, leave_out)
     lost = _first_rounded(cells, values)
@@ -210,7 +210,7 @@ def _unpacked(path: Path) -> bytes:
                     _refuse_bomb(path, infos[0].file_size, packed)
                     return archive.read(infos[0])
         else:
-            with gzip.open(path) as file:  # the size that a gz states may be wrong
+            with gzip.open(path) as file:  # The size that a gz states may be wrong.
                 content = file.read(max(BOMB[0], BOMB[1] * packed) + 1)
             _refuse_bomb(path, len(content), packed)
             return content

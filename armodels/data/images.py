@@ -125,8 +125,7 @@ def near_groups(hashes: np.ndarray, distance: int = NEAR) -> np.ndarray:
             i = parent[i]
         return i
 
-    # Of distance + 1 pieces of the bits, near ones agree in at least one: only those who do are
-    # compared.
+    # Near hashes agree in at least one of distance + 1 pieces: only such are compared.
     for low, high in pairwise(np.linspace(0, 64, distance + 2).astype(int).tolist()):
         piece = (unique >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(piece, kind="stable")
@@ -240,7 +239,7 @@ def decode(
     bar = tqdm(
         total=num, desc=show.clean(f"decoding {collection.path.name}"), unit="img", disable=None
     )
-    with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow lets go of the lock
+    with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:  # Pillow lets go of the lock.
         for start in range(0, num, _CHUNK):
             rows = range(start, min(start + _CHUNK, num))
             for index, found in zip(rows, pool.map(one, rows), strict=True):
@@ -286,7 +285,7 @@ def write_splits(
     Raises:
         ValueError: A split would be empty.
     """
-    # By hash, not by name: the first rows, by which models are initialized, are like all others.
+    # Rows are ordered by hash: the first ones, which initialize models, are like all others.
     order = np.array(sorted(range(len(done.digests)), key=done.digests.__getitem__))
     keys, num_near = done.digests, 0
     if near:
@@ -295,7 +294,7 @@ def write_splits(
         for group, digest in zip(groups, keys, strict=True):
             least[group] = min(digest, least.get(group, digest))
         num_near = len(keys) - len(least)
-        # Hashed again: the least of several is small, which would favour test.
+        # The least of several hashes is small, and would favour test: it is hashed again.
         keys = [hashlib.sha256(least[group]).digest() for group in groups]
     parts = np.array([shares.part(key) for key in keys])
     for i, part in enumerate(PARTS):

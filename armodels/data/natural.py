@@ -106,7 +106,7 @@ class CIFAR10(_NaturalImages):
         return self.root / "cifar-10-batches-py"
 
     def _parse(self, contents):
-        batch = pickle.loads(contents, encoding="latin1")  # its md5 is right: nobody changed it
+        batch = pickle.loads(contents, encoding="latin1")  # Its md5 is right: nobody changed it.
         return batch["data"].reshape(-1, 3, 32, 32), np.array(batch["labels"], np.uint8)
 
     def _fetch(self):
@@ -148,7 +148,7 @@ class SVHN(_NaturalImages):
 
         arrays = loadmat(io.BytesIO(contents))
         images = np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1))
-        return images, (arrays["y"][:, 0] % 10).astype(np.uint8)  # where a zero is 10
+        return images, (arrays["y"][:, 0] % 10).astype(np.uint8)  # There, a zero is 10.
 
     def _fetch(self):
         import torchvision  # slow to import

@@ -213,7 +213,7 @@ def take(rows: Rows, index: Index) -> Tensor:
     return rows[index]
 
 
-def placed(rows: Rows, device: torch.device) -> Rows:
+def on_device(rows: Rows, device: torch.device) -> Rows:
     """Rows on a GPU if they leave half of its free memory free, else where they are.
 
     A memory map of more than ``MAX_COPIED`` bytes stays on its disk, too. What stays is brought

@@ -56,7 +56,7 @@ def _plateau(low: float, high: float, scale: float) -> Line:
     centre, half = (low + high) / 2, (high - low) / 2
 
     def log_prob(x: Tensor) -> Tensor:
-        # Tails by erfc on the side where both are small: their difference keeps its digits.
+        # The tails' difference keeps its digits by erfc, on the side where both are small.
         z = (x - centre).abs() / (scale * math.sqrt(2))
         width = half / (scale * math.sqrt(2))
         mass = torch.special.erfc(z - width) - torch.special.erfc(z + width)
@@ -167,7 +167,7 @@ def _spirals(num_arms: int, radius: Line, rate: float, width: float, box: Box) -
         r, angle = _radius(x), torch.atan2(x[:, 1], x[:, 0])
         arm = torch.arange(num_arms).to(x) * (2 * math.pi / num_arms)
         kappa = concentration(r)
-        # i0e(k) = exp(-k) I0(k), so cos - 1 takes the place of cos.
+        # The factor i0e(k) is exp(-k) I0(k), so it is cos - 1, not cos.
         bend = kappa[:, None] * (torch.cos((angle - rate * r)[:, None] - arm) - 1)  # (B, arms)
         log_angle = bend.logsumexp(1) - math.log(num_arms) - LOG_2PI
         log_angle = log_angle - torch.special.i0e(kappa).log()
@@ -216,7 +216,7 @@ def _checkerboard(box: Box) -> Toy2D:
     def sample(rng, n):
         cell = rng.randint(4, size=(n, 2))
         cell[:, 1] = 2 * (cell[:, 1] // 2) + cell[:, 0] % 2
-        # Never on an edge, also once rounded to float32: the neighbour's density is 0.
+        # No draw lies on an edge, not even rounded to float32: the neighbour's density is 0.
         return cell - 2 + (rng.randint(2**20, size=(n, 2)) + 0.5) / 2**20
 
     def log_prob(x):
