@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from armodels import checks, contexts, data, heads, networks, orders
+from armodels import checks, contexts, data, earlier, heads, networks, orders
 from armodels.data.base import Source
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
@@ -109,12 +109,6 @@ PACKAGE = Trust()
 """Nothing but this package's own classes."""
 
 
-MOVED = {
-    "armodels.networks.pixelcnn.GatedPixelCNN": "armodels.networks.gated_pixelcnn.GatedPixelCNN",
-}
-"""Classes of this package by the names that configs of earlier runs have for them."""
-
-
 @functools.cache
 def _modules() -> frozenset[str]:
     """Names of the modules that hold what a config may name."""
@@ -132,7 +126,7 @@ def _ours(name: object, kinds: tuple[type, ...]) -> Any | None:
     Nothing else is imported to find out, and what a module itself has imported is not its own,
     save what a package has from its own modules (armodels.baselines.GMM).
     """
-    current = MOVED.get(name, name) if isinstance(name, str) else ""
+    current = earlier.class_now(name) if isinstance(name, str) else ""
     module, _, attribute = current.rpartition(".")
     if module == "torch.optim":
         found, kinds = (

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build
+from armodels import __version__, build, earlier
 from armodels.density.base import DensityModel
 from armodels.disk import LARGEST, atomic, no_room, size_of
 from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
@@ -147,6 +147,10 @@ def load_checkpoint(path: str | Path) -> dict:
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(strange)
     require_plain(state["config"], path)
+    network = str((state["config"].get("model") or {}).get("_target_"))
+    for part in ("model", "ema"):
+        if state[part] and all(isinstance(name, str) for name in state[part]):
+            state[part] = earlier.weights_now(network, state[part])
     if any(t.numel() * t.element_size() > t.untyped_storage().nbytes() for t in _tensors(state)):
         raise ValueError(f"checkpoint {path} is refused: its tensors state more than it holds")
     return state

@@ -70,7 +70,7 @@ def random_degrees(num_units: int, num_steps: int, lowest: int, seed: int) -> Te
 
 
 def window(height: int, width: int, kernel_size: int, dilation: int = 1) -> Tensor:
-    """Places under a kernel's taps, row by row, at each place of an image: (H W, taps).
+    """Pixels under a kernel's taps, row by row, at each pixel of an image: (H W, taps).
 
     Args:
         height: Of the image.
@@ -90,21 +90,21 @@ def window(height: int, width: int, kernel_size: int, dilation: int = 1) -> Tens
     return torch.where(inside, flat, height * width).view(height * width, -1)
 
 
-def local_mask(ranks: Tensor, places: Tensor, *, strict: bool) -> Tensor:
-    """Which of its neighbours each place may see: (H W, taps) bool.
+def local_mask(ranks: Tensor, neighbours: Tensor, *, strict: bool) -> Tensor:
+    """Which of its neighbours each pixel may see: (H W, taps) bool.
 
     Args:
-        ranks: (H W,) step at which a place is written.
-        places: What ``window`` returns; nothing outside is seen.
+        ranks: (H W,) step at which a pixel is written.
+        neighbours: What ``window`` returns; nothing outside is seen.
         strict: True for the values (rank < rank), False between hidden layers (rank <= rank).
     """
     outside = ranks.new_full((1,), len(ranks))
-    seen, seer = torch.cat([ranks, outside])[places], ranks[:, None]
+    seen, seer = torch.cat([ranks, outside])[neighbours], ranks[:, None]
     return seen < seer if strict else seen <= seer
 
 
 def patterns(mask: Tensor, inside: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
-    """The few different masks of which every place has one, where its taps lie inside.
+    """The few different masks of which every pixel has one, as far as its taps lie inside.
 
     A tap outside reads zero, so that it does not matter whether it is masked.
 
@@ -114,11 +114,11 @@ def patterns(mask: Tensor, inside: Tensor, limit: int) -> tuple[Tensor, Tensor] 
         limit: The most masks worth having.
 
     Returns:
-        (Q, taps) bool and (N,) which of them a place has; None if Q would exceed the limit.
+        (Q, taps) bool and (N,) which of them a pixel has; None if Q would exceed the limit.
     """
     found: list[Tensor] = []
     which = torch.full((len(mask),), -1)
-    # Those with the most taps inside first: they leave the least open.
+    # Pixels with the most taps inside come first: they leave the least open.
     ranked = inside.sum(1).argsort(descending=True, stable=True)
     while len(left := ranked[which[ranked] < 0]):
         if len(found) == limit:

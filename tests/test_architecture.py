@@ -16,7 +16,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"show", "checks", "disk", "limits", "lines", "names"},
+    {"show", "checks", "disk", "earlier", "limits", "lines", "names"},
     {"spec", "schedules", "run"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads", "objectives"},
@@ -37,6 +37,7 @@ ONLY = {
     "kernels": set(),
     "run": {"checks", "disk", "show"},
     "disk": set(),
+    "earlier": set(),
     "masks": set(),
     "contexts": {"spec"},
     "data": {"checks", "contexts", "kernels", "show", "spec"},

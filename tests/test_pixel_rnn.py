@@ -79,16 +79,16 @@ def test_a_row_lstm_sees_a_triangle():
     found = seen(RowLSTM, 3, 7, num_layers=1, first_kernel_size=3)
     # The pixel in row 2, column 3, marked 2 here: the first convolution sees one column further
     # right than the pixel of the row above, whence the triangle widens by one a row.
-    place = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 2, 0, 0, 0]])
-    assert torch.equal(found[17].view(3, 7), place == 1)
+    marks = torch.tensor([[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 2, 0, 0, 0]])
+    assert torch.equal(found[17].view(3, 7), marks == 1)
     # More layers widen it to the left alone.
     found = seen(RowLSTM, 3, 7, num_layers=3, first_kernel_size=3)
-    place[2, 0] = 1
-    assert torch.equal(found[17].view(3, 7), place == 1)
+    marks[2, 0] = 1
+    assert torch.equal(found[17].view(3, 7), marks == 1)
 
 
 @pytest.mark.parametrize("network", [RowLSTM, DiagonalBiLSTM])
-def test_the_cached_step_hears_what_a_picture_says_of_each_place(network):
+def test_the_cached_step_hears_what_a_picture_says_of_each_pixel(network):
     torch.manual_seed(0)
     spec = DataSpec("tiny", "image", (3, 3, 2), 2, "probability")
     picture = ContextSpec("picture", (2, 2, 1), 3)
@@ -96,10 +96,10 @@ def test_the_cached_step_hears_what_a_picture_says_of_each_place(network):
     net = network(spec, 1, order, num_channels=4, context=picture).double()
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.5)
-    x, said = torch.randint(2, (5, *spec.shape)), torch.randint(3, (5, *picture.shape))
-    expected = net(x, said)
+    x, pictures = torch.randint(2, (5, *spec.shape)), torch.randint(3, (5, *picture.shape))
+    expected = net(x, pictures)
     with torch.no_grad():
-        params = walked(net, x.flatten(1)[:, order], said)
+        params = walked(net, x.flatten(1)[:, order], pictures)
     torch.testing.assert_close(params, expected, rtol=0, atol=1e-11)
 
 

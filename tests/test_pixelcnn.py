@@ -281,12 +281,12 @@ def test_cached_sampling_of_larger_images(network, shape, context):
     net = network(spec, 1, order, num_layers=4, num_channels=5, context=context)
     net = random_weights(net, 0.3)
     x = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
-    told = None if context is None else context_values(context, 3)
-    steps, expected = x.flatten(1)[:, order], net(x, told)
+    contexts = None if context is None else context_values(context, 3)
+    steps, expected = x.flatten(1)[:, order], net(x, contexts)
     if context:
-        alike = net(x, told[:1].expand_as(told))
+        alike = net(x, contexts[:1].expand_as(contexts))
         assert ((alike - expected)[1:].abs().amax((0, 2)) > 1e-9).all(), "a step hears nothing"
-    torch.testing.assert_close(walked(net, steps, told), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(walked(net, steps, contexts), expected, rtol=0, atol=1e-11)
 
 
 # What is refused

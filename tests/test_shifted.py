@@ -33,8 +33,8 @@ over_networks = pytest.mark.parametrize(("kind", "keys"), NETWORKS.values(), ids
 # The structure of the papers, in sums over shifted maps
 
 
-def place(x, down, right):
-    """Maps moved down and to the right, zeros in their place."""
+def moved(x, down, right):
+    """Maps moved down and to the right, zeros instead."""
     return F.pad(x, (right, -right, down, -down))
 
 
@@ -49,7 +49,7 @@ def summed(layer, x, taps, stride=1):
     """Sum over taps {(row, column of the kernel): (rows up, columns left)}."""
     w, total = weight(layer), 0
     for (a, b), (up, left) in taps.items():
-        total = total + torch.einsum("fc,bchw->bfhw", w[:, :, a, b], place(x, up, left))
+        total = total + torch.einsum("fc,bchw->bfhw", w[:, :, a, b], moved(x, up, left))
     return (total + layer.bias[:, None, None])[:, :, ::stride, ::stride]
 
 
@@ -127,12 +127,12 @@ def pixelcnn_pp_by_hand(net, x):
             uls.append(down_right_shifted(right.shrink[k - 1], uls[-1], 2))
         for one, other in zip(down.descent[k], right.descent[k], strict=True):
             us.append(gated(one, down_shifted, us[-1]))
-            uls.append(gated(other, down_right_shifted, uls[-1], (one.gift, us[-1])))
+            uls.append(gated(other, down_right_shifted, uls[-1], (one.shared, us[-1])))
     u, ul = us.pop(), uls.pop()
     for k in reversed(range(down.num_stages)):
         for one, other in zip(down.ascent[k], right.ascent[k], strict=True):
             u = gated(one, down_shifted, u, (one.skip, us.pop()))
-            ul = gated(other, down_right_shifted, ul, (one.gift, u), (other.skip, uls.pop()))
+            ul = gated(other, down_right_shifted, ul, (one.shared, u), (other.skip, uls.pop()))
         if k:
             size = sizes.pop()
             u = grown(down.grow[k - 1], u, size, 1)
@@ -191,17 +191,17 @@ def test_forward_is_what_stands_there_by_hand(kind, keys):
 
 
 @over_networks
-@pytest.mark.parametrize("context", [None, PICTURE], ids=["alone", "given"])
+@pytest.mark.parametrize("context", [None, PICTURE], ids=["alone", "conditioned"])
 @torch.no_grad()
 def test_cached_step_equals_naive_step_on_odd_sizes(kind, keys, context):
     for shape, head in (((1, 3, 5), CATEGORICAL), ((3, 5, 4), logistics), ((2, 1, 5), CATEGORICAL),
                         ((1, 4, 1), CATEGORICAL), ((1, 1, 1), CATEGORICAL)):  # fmt: skip
         case = autoregressive(data("image", *shape, levels=3), head, kind, **keys)
         net, x = case.build(0, context).net, case.events(3)
-        given = None if context is None else context_values(context, 3)
+        contexts = None if context is None else context_values(context, 3)
         values = x.flatten(1)[:, net.order]
-        params = walked(net, values, given)
-        torch.testing.assert_close(params, net(x, given), rtol=0, atol=1e-11)
+        params = walked(net, values, contexts)
+        torch.testing.assert_close(params, net(x, contexts), rtol=0, atol=1e-11)
 
 
 @over_networks

@@ -19,11 +19,11 @@ import torch
 import yaml
 from command import QUICK, armodels, done, process
 
-from armodels import build, checks
+from armodels import build, checks, earlier
 from armodels.checkpoints import load_checkpoint, load_model, save
 from armodels.data.toy import Toy
 from armodels.run import RunDirectory
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 TOY = (*QUICK, "data=toy", "data.name=uniform", "data.num_train=40", "data.num_valid=20",
        "data.num_test=20")  # fmt: skip
@@ -136,7 +136,7 @@ def test_no_part_runs_what_it_names(part, strange, monkeypatch):
         assert not (strange / "trace").exists(), (name, place)
 
 
-@pytest.mark.parametrize(("old", "new"), build.MOVED.items())
+@pytest.mark.parametrize(("old", "new"), earlier.CLASSES.items())
 def test_a_class_that_moved_is_this_packages_own_by_its_earlier_name(old, new):
     module, _, name = new.rpartition(".")
     found = build._ours(old, build._KINDS)
@@ -144,22 +144,41 @@ def test_a_class_that_moved_is_this_packages_own_by_its_earlier_name(old, new):
     assert build.foreign({"model": {"_target_": old}}) == []
 
 
-def test_a_run_of_a_class_that_moved_is_restored(tmp_path):
-    """Its config names the class by where it stood when the run was saved."""
-    keys = {"num_layers": 1, "num_channels": 3, "order": "raster", "order_seed": 0}
-    config = {"head": {"_target_": "armodels.heads.Bernoulli"}, "data": {}}
-    new = {"_target_": "armodels.networks.gated_pixelcnn.GatedPixelCNN", **keys}
-    config["model"] = new | {"num_orders": 1, "context": None}
-    spec = DataSpec("tiny-image", "image", (1, 2, 2), 2, "probability")
-    model = build.model(config["model"], config["head"], spec)
-    old = config["model"] | {"_target_": "armodels.networks.pixelcnn.GatedPixelCNN"}
-    directory = RunDirectory(tmp_path)
-    directory.checkpoint("best").parent.mkdir(parents=True)
-    save(directory, "best", {"config": config | {"model": old}, "spec": asdict(spec), "step": 1,
-                             "model": model.state_dict(), "ema": None})  # fmt: skip
-    x = torch.tensor([[[[0, 1], [1, 1]]]], dtype=torch.uint8)
-    restored = load_model(directory.checkpoint("best"))
-    assert torch.equal(restored.log_prob(x), model.eval().log_prob(x))
+NETWORK = {"num_channels": 3, "order": "raster", "order_seed": 0, "num_orders": 1}
+EARLIER = {
+    "armodels.networks.pixelcnn.GatedPixelCNN": (),
+    "armodels.networks.pixelcnn_pp.PixelCNNPP": ("net.told.", ".gift."),
+    "armodels.networks.pixel_snail.PixelSNAIL": ("net.told.",),
+}
+"""Networks by the names that earlier runs have for them, and for parts of their weights' names."""
+NOW = {"net.told.": "net.conditioning.", ".gift.": ".shared."}
+
+
+@pytest.mark.parametrize("target", EARLIER)
+def test_a_run_saved_under_earlier_names_is_restored(target, tmp_path):
+    """Also where its average is evaluated, or trained on."""
+    head = {"_target_": "armodels.heads.Bernoulli"}
+    config = {"_target_": target, "context": "label", **NETWORK}
+    labels = (ContextSpec("label", (), 3),)
+    spec = DataSpec("tiny-image", "image", (1, 2, 2), 2, "probability", contexts=labels)
+    model = build.model(config, head, spec).eval()
+    weights = {}
+    for name, weight in model.state_dict().items():
+        weight.copy_(torch.randn(weight.shape))
+        for part in EARLIER[target]:
+            name = name.replace(NOW[part], part)
+        weights[name] = weight
+    for part in EARLIER[target]:
+        assert any(part in name for name in weights)
+    file = RunDirectory(tmp_path).checkpoint("best")
+    file.parent.mkdir(parents=True)
+    content = {"config": {"model": config, "head": head, "data": {}}, "spec": asdict(spec)}
+    zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    x, context = torch.tensor([[[[0, 1], [1, 1]]]], dtype=torch.uint8), torch.tensor([1])
+    for raw, average in ((weights, None), (zeros, weights)):
+        save(RunDirectory(tmp_path), "best", {**content, "step": 1, "model": raw, "ema": average})
+        found = load_model(file).log_prob(x, context)
+        assert torch.equal(found, model.log_prob(x, context))
 
 
 def test_what_is_no_model_is_not_run_where_it_is_trusted(strange):

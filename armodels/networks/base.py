@@ -241,7 +241,7 @@ class RasterNetwork(Network):
         with torch.no_grad():
             self.bias.copy_(params)
 
-    def _place(self, s: int) -> tuple[int, int, int]:
+    def _position(self, s: int) -> tuple[int, int, int]:
         """Row, column and group of a step."""
         pixel, group = divmod(s, self.num_groups)
         return *divmod(pixel, self.size[1]), group

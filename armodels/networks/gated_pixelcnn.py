@@ -137,7 +137,7 @@ class GatedPixelCNN(MaskedNetwork):
         self.vertical, self.feed, self.horizontal, self.out = (nn.ModuleList() for _ in range(4))
         for i in range(num_layers):
             size = kernel_size if i else first_kernel_size
-            height = size // 2 + (i > 0)  # without, then with the pixel's own row
+            height = size // 2 + (i > 0)  # The first layer leaves the pixel's own row out.
             padding = (size // 2, size // 2)
             inputs = groups if i else self.input_groups
             self.vertical.append(
@@ -147,7 +147,7 @@ class GatedPixelCNN(MaskedNetwork):
             self.horizontal.append(
                 MaskedConvolution(inputs, pair, 1, size, strict=i == 0, bias=False)
             )
-            ends = i == num_layers - 1  # nothing but the skip, with the bias of all skips
+            ends = i == num_layers - 1  # The last leads to the skip alone, with the bias of all.
             self.out.append(MaskedConvolution(groups, groups if ends else pair, bias=ends))
         self.last = nn.ModuleList([MaskedConvolution(groups, groups), self.output(groups)])
         widths = [len(pair)] * 2 * num_layers
@@ -176,8 +176,9 @@ class GatedPixelCNN(MaskedNetwork):
     def pack(self):
         """Weights, masked and sorted by group."""
         groups = self.last[0].groups[0]
-        # Of each group its a, then its b; sigmoid(b) = (1 + tanh(b / 2)) / 2, so that one tanh
-        # serves both. The half outside stands in the weights that read the gates.
+        # Channels are sorted by group, each group's a before its b. Since sigmoid(b) is
+        # (1 + tanh(b / 2)) / 2, one tanh serves both; the half outside stands in the weights that
+        # read the gates.
         pair = groups.repeat(2)
         by_group = pair.argsort(stable=True)
         scale = self.bias.new_ones(len(pair))
@@ -250,7 +251,7 @@ class GatedPixelCNN(MaskedNetwork):
             state.views = self._views(state, pack)
         views = state.views
         self._read_values(values, s, views.horizontal[0])
-        i, j, group = self._place(s)
+        i, j, group = self._position(s)
         if j == group == 0:
             self._begin_row(i, state, pack)
         reads, gates = pack.gates[group], views.gates[group]

@@ -141,7 +141,7 @@ class SpatialConditioning(nn.Module):
     """A bias on feature maps that depends on the context: (B, *context) -> (B, F, H or 1, W or 1).
 
     A label or vector gives each map one bias. An image is brought to H x W (each of its pixels
-    covers as many as it must) and read by two unmasked convolutions, so that each place sees
+    covers as many as it must) and read by two unmasked convolutions, so that each pixel sees
     what the context says about its surroundings. Starts at zero, as ``Conditioning``.
 
     Args:

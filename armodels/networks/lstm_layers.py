@@ -40,7 +40,13 @@ class BoundLayer(ABC):
 
     @abstractmethod
     def at(self, j: int, group: int, u: Tensor) -> Tensor:
-        """The layer's output for one group at column j, of its input (B, .)."""
+        """The layer's output for one group at a column: (B, .).
+
+        Args:
+            j: The column.
+            group: Of the channels.
+            u: (B, .) the group's input at that column.
+        """
 
 
 class LayerPack(ABC):
@@ -97,7 +103,7 @@ class RowLSTMLayer(RecurrentLayer):
         self.size = size
         gates = units.repeat_interleave(4)
         self.input_to_state = MaskedConvolution(wide, gates, 1, kernel_size)
-        # The row above is known wholly: no mask.
+        # The row above is known as a whole, so that no mask is needed.
         fan_in = len(units) * kernel_size
         self.state_to_state = _uniform(len(gates), len(units), kernel_size, fan_in=fan_in)
         self.up = MaskedConvolution(units, wide, bias=False)
@@ -233,11 +239,11 @@ class DiagonalBiLSTMLayer(RecurrentLayer):
         gates, num_units = units.repeat_interleave(4), len(units)
         self.input_to_state = MaskedConvolution(wide, gates)
         self.up = MaskedConvolution(units, wide, bias=False)
-        # Used by the row below alone, to which the whole row is known: no masks.
+        # The row below alone uses these; to it the whole row is known, so that they need no mask.
         self.right_input = nn.Conv2d(len(wide), len(gates), 1)
         self.right_values = nn.Conv2d(num_planes, len(gates), 1, bias=False)
         self.right_up = nn.Conv2d(num_units, len(wide), 1, bias=False)
-        # For each direction, from the neighbour in the row and from the one above.
+        # Each direction has two weights: from the neighbour in the row and from the one above.
         self.state_to_state = _uniform(2, 2, num_units, len(gates), fan_in=2 * num_units)
         self.conditioning = layers.conditioning(context, [len(gates), len(gates)], size)
         for conv in (self.input_to_state.conv, self.right_input):
@@ -249,7 +255,7 @@ class DiagonalBiLSTMLayer(RecurrentLayer):
         diagonals = skew(gates).permute(4, 0, 1, 3, 2)  # (D, 2, B, H, 4F)
         state = cell = gates.new_zeros(*diagonals.shape[1:4], weight.shape[1] // 2)
         states = []
-        # Left of the image the gates are zero, and so remain the states: a row starts from zero.
+        # The gates are zero left of the image, and so are the states: a row starts from zero.
         for diagonal in diagonals:
             above = F.pad(state[:, :, :-1], (0, 0, 1, 0))
             before = torch.cat([state, above], -1).flatten(1, 2)  # (2, B H, 2F)
@@ -268,7 +274,7 @@ class DiagonalBiLSTMLayer(RecurrentLayer):
                 for side, read in zip((left, right), self.conditioning, strict=True)
             )
         left, right = self.scan(torch.stack([left, right.flip(-1)]))
-        # One row down: what has read the pixel itself and those right of it says it below.
+        # The result moves one row down: what has read pixels to the right may be used below alone.
         right = F.pad(self.right_up(right.flip(-1))[:, :, :-1], (0, 0, 1, 0))
         return self.up(left) + right
 

@@ -45,7 +45,7 @@ class MaskedConvolution(nn.Module):
         sizes = len(in_groups), len(out_groups)
         self.conv = nn.Conv2d(*sizes, (height, width), padding=padding, bias=bias)
         mask = masks.convolution_mask(in_groups, out_groups, height, width, strict=strict)
-        # In the dtype of the weights: a boolean mask would be converted at every step.
+        # The mask has the dtype of the weights: a boolean one would be converted at every step.
         self.register_buffer("mask", mask.to(self.conv.weight), persistent=False)
 
     def weight(self) -> Tensor:
@@ -135,7 +135,13 @@ class RowsAbove:
         rows[:, -1, self.columns] = row
 
     def read(self, i: int, state: State, out: Tensor | None = None) -> Tensor:
-        """The outputs of row i, less what its own inputs add: (B, W, O)."""
+        """The outputs of row i, less what its own inputs add: (B, W, O).
+
+        Args:
+            i: The row.
+            state: Of the walk.
+            out: (B, W, O) to write them to; None: a new tensor.
+        """
         rows = state[self.name].permute(0, 3, 1, 2)
         sums = F.conv2d(rows, self.weight)[:, :, 0].transpose(1, 2)
         return torch.add(sums, self.biases.of_row(i, state), out=out)
@@ -186,7 +192,7 @@ class OwnRow:
         matrix = weight[:, :, : self.left + 1].permute(2, 1, 0).flatten(0, 1)
         self.inputs = [slice(*span(in_groups, group)) for group in range(num_groups)]
         self.outputs = [slice(*span(out_groups, group)) for group in range(num_groups)]
-        # Inputs that a group reads, from the left of its kernel on.
+        # A group reads so many inputs, from the left of its kernel on.
         self.reach = [
             self.left * self.num_inputs + (one.start if strict else one.stop)
             for one in self.inputs
@@ -251,16 +257,35 @@ class BoundRow:
             self.bases = [[bias] * own.num_columns for bias in own.biases]
 
     def write(self, j: int, group: int, x: Tensor) -> None:
-        """The input channels of a group at column j: (B, .)."""
+        """Write the input channels of a group at a column.
+
+        Args:
+            j: The column.
+            group: Of the channels.
+            x: (B, .).
+        """
         self.slots[group][j].copy_(x)
 
     def read(self, j: int, group: int, out: Tensor | None = None) -> Tensor:
-        """The output channels of a group at column j: (B, .)."""
+        """The output channels of a group at a column: (B, .).
+
+        Args:
+            j: The column.
+            group: Of the channels.
+            out: (B, .) to write them to; None: a new tensor.
+        """
         base, window = self.bases[group][j], self.windows[group][j]
         return torch.addmm(base, window, self.weights[group], out=out)
 
     def pass_on(self, j: int, group: int, x: Tensor, base: Tensor | None = None) -> Tensor:
-        """Write, and read what is added to this base or else to the row's or the bias: (B, .)."""
+        """Write the input channels of a group at a column, and read its output channels: (B, .).
+
+        Args:
+            j: The column.
+            group: Of the channels.
+            x: (B, .) the inputs.
+            base: (B, .) or (.,) to which they are added; None: the row's, or the bias.
+        """
         if not self.forgets:
             self.slots[group][j].copy_(x)
             x = self.windows[group][j]
@@ -279,6 +304,15 @@ class MaskedNetwork(RasterNetwork):
 
     Hidden channels are shared out among the groups, and those of group g see, of the pixel
     itself, the values of groups < g.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K); raster order only.
+        activation: Of the hidden layers: relu, sigmoid, tanh or elu.
+        dropout: Probability of dropping a value of a layer's result in training.
+        encoding: How values are read, see ``layers.Encoding``.
+        context: What the model is conditioned on, if anything.
     """
 
     last: nn.ModuleList
@@ -334,7 +368,7 @@ class MaskedNetwork(RasterNetwork):
 
     def _step_params(self, h: Tensor, s: int, last: Sequence[BoundRow]) -> Tensor:
         """In a walk, what ``params`` says of step s, from its group's features: (B, P)."""
-        _, j, group = self._place(s)
+        _, j, group = self._position(s)
         h = last[0].pass_on(j, group, self.activation(h))
         return last[1].pass_on(j, group, self.activation(h), self.bias[s])
 
@@ -347,5 +381,5 @@ class MaskedNetwork(RasterNetwork):
     def _read_values(self, values: Tensor | None, s: int, first: BoundRow) -> None:
         """In a walk, hand the first convolution the values (B, K) of the step before."""
         if values is not None:
-            _, j, group = self._place(s - 1)
+            _, j, group = self._position(s - 1)
             first.write(j, group, self.encode(values, self.bias.dtype).flatten(1))

@@ -110,7 +110,7 @@ class PixelRNN(MaskedNetwork):
             state.views = PixelRNNViews(pack.first.bind(state), layers, last)
         views = state.views
         self._read_values(values, s, views.first)
-        i, j, group = self._place(s)
+        i, j, group = self._position(s)
         if j == group == 0:
             if i > 0:
                 pack.above.push(views.first.row, state)

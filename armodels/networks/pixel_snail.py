@@ -19,8 +19,8 @@ from armodels.spec import ContextSpec, DataSpec
 class CausalAttention(WalkLayer):
     """Each pixel asks the earlier ones for what they remember of themselves.
 
-    A pixel's key and value are made of its features, its place and what was written there; a
-    query is made of features and place. An empty memory stands before the first pixel.
+    A pixel's key and value are made of its features, its position and what was written there; a
+    query is made of features and position. An empty memory stands before the first pixel.
 
     Args:
         size: (H, W).
@@ -57,7 +57,7 @@ class CausalAttention(WalkLayer):
 
     def maps(self, query: Tensor, memory: Tensor) -> Tensor:
         """All pixels at once: (B, K, H, W), (B, K + V, H, W) -> (B, V, H, W)."""
-        # The memory of a pixel moves to the next, so that seeing one's own place is strict.
+        # The memory of a pixel moves to the next, so that none sees its own.
         memory = F.pad(memory.flatten(2)[..., :-1], (1, 0)).mT[:, None]  # (B, 1, N, K + V)
         keys, values = memory.split([self.num_keys, self.num_values], -1)
         query = query.flatten(2).mT[:, None]
@@ -212,11 +212,11 @@ class PixelSNAIL(ShiftedNetwork):
 
     def rows(self, run):
         """What the first layer sees in the row above."""
-        run.leave(-1, run.read(self.row_above))
+        run.share(-1, run.read(self.row_above))
 
     def pixels(self, run):
         """The blocks."""
-        x = run.take(-1) + run.read(self.left)
+        x = run.shared(-1) + run.read(self.left)
         for block in self.blocks:
             x = block(x, run)
         return x

@@ -162,7 +162,7 @@ class PixelCNN(MaskedNetwork):
             state.views = PixelCNNViews(*bound)
         first, *hidden = state.views.own
         self._read_values(values, s, first)
-        i, j, group = self._place(s)
+        i, j, group = self._position(s)
         if j == group == 0:
             for number, above in pack.above:
                 own = state.views.own[number]

@@ -17,7 +17,7 @@ class Stream(nn.Module):
     """One kind's blocks: down the stages and up again, shortcuts from each way down to its way up.
 
     Args:
-        kind: "down", whose blocks give, or "down-right", whose blocks take.
+        kind: "down", whose blocks share their features, or "down-right", whose blocks listen.
         sizes: (H, W) of each stage.
         num_channels: F.
         num_resnets: Blocks of each stage on the way down.
@@ -36,7 +36,7 @@ class Stream(nn.Module):
     ):
         super().__init__()
         self.num_stages = len(sizes)
-        hears = "gives" if kind == "down" else "takes"
+        role = "shares_as" if kind == "down" else "listens_to"
         numbers = itertools.count()
 
         def blocks(size: tuple[int, int], count: int, num_skip: int) -> nn.ModuleList:
@@ -48,7 +48,7 @@ class Stream(nn.Module):
                     num_skip=num_skip,
                     dropout=dropout,
                     context=context,
-                    **{hears: next(numbers)},
+                    **{role: next(numbers)},
                 )
                 for _ in range(count)
             )
@@ -66,7 +66,13 @@ class Stream(nn.Module):
         self.grow = nn.ModuleList(growth(size, num_channels) for size in sizes[:-1])
 
     def forward(self, x: Tensor, run: Run, stage: int = 0) -> Tensor:
-        """Features of a stage, through all coarser ones."""
+        """Features of a stage from its features, through all coarser ones.
+
+        Args:
+            x: (B, F, H, W), or one row or pixel of them, as the run has it.
+            run: Applies the layers.
+            stage: Of the scale of x; 0: the finest.
+        """
         shortcuts = [x]
         for block in self.descent[stage]:
             x = block(x, None, run)
@@ -146,9 +152,9 @@ class PixelCNNPP(ShiftedNetwork):
 
     def rows(self, run):
         """The down stream."""
-        run.leave(-1, run.read(self.row_above))
+        run.share(-1, run.read(self.row_above))
         self.down(run.read(self.above), run)
 
     def pixels(self, run):
         """The down-right stream."""
-        return self.down_right(run.take(-1) + run.read(self.left), run)
+        return self.down_right(run.shared(-1) + run.read(self.left), run)

@@ -51,8 +51,9 @@ class GatedBlock(nn.Module):
         size: (H, W) of its maps.
         num_features: F.
         num_skip: Features of the shortcut that it listens to; 0: none.
-        gives: Number of the down-right block that listens to this block; None: none does.
-        takes: This block's number, where it listens to a down block.
+        shares_as: Number under which it shares its features with the other stream; None: it does
+            not.
+        listens_to: Number under which the other stream's features are shared; None: to none.
         dropout: Probability of dropping a hidden feature in training.
         context: What the model is conditioned on, if anything.
     """
@@ -64,8 +65,8 @@ class GatedBlock(nn.Module):
         num_features: int,
         *,
         num_skip: int = 0,
-        gives: int | None = None,
-        takes: int | None = None,
+        shares_as: int | None = None,
+        listens_to: int | None = None,
         dropout: Share = 0.0,
         context: ContextSpec | None = None,
     ):
@@ -76,26 +77,32 @@ class GatedBlock(nn.Module):
         self.skip = PointConvolution(size, 2 * num_skip, num_features) if num_skip else None
         self.second = convolution(size, wide, wide, scale=0.1)
         self.dropout = nn.Dropout(dropout)
-        self.gives, self.takes = gives, takes
-        self.gift = None if gives is None else PointConvolution(size, wide, num_features)
+        self.shares_as, self.listens_to = shares_as, listens_to
+        self.shared = None if shares_as is None else PointConvolution(size, wide, num_features)
         self.conditioning = (
             layers.SpatialConditioning(context, num_features, size) if context else None
         )
 
     def forward(self, x: Tensor, skip: Tensor | None, run: Run) -> Tensor:
-        """Features, and those of the shortcut."""
+        """Features from features.
+
+        Args:
+            x: (B, F, H, W), or one row or pixel of them, as the run has it.
+            skip: Of the shortcut, the same; None: there is none.
+            run: Applies the layers.
+        """
         h = run.apply(self.first, concat_elu(x))
         if self.skip is not None:
             h = h + run.apply(self.skip, concat_elu(skip))
-        if self.takes is not None:
-            h = h + run.take(self.takes)
+        if self.listens_to is not None:
+            h = h + run.shared(self.listens_to)
         if self.conditioning is not None:
             h = h + run.condition(self.conditioning)
         h = self.dropout(concat_elu(h))
         value, gate = run.apply(self.second, h).chunk(2, 1)
         x = x + value * gate.sigmoid()
-        if self.gift is not None:
-            run.leave(self.gives, run.apply(self.gift, concat_elu(x)))
+        if self.shared is not None:
+            run.share(self.shares_as, run.apply(self.shared, concat_elu(x)))
         return x
 
 
@@ -104,8 +111,8 @@ class ShiftedNetwork(RasterNetwork):
 
     A subclass says in ``rows`` what is computed when a row begins and in ``pixels`` what leads
     to the features (B, F) of a pixel; from there the parameters are read here. A head that takes
-    the channels of a pixel one by one (K = 1) is given each channel's parameters from features
-    that heard the earlier channels.
+    the channels of a pixel one by one (K = 1) gets each channel's parameters from features that
+    heard the earlier channels.
 
     Args:
         spec: What a datum is.
@@ -126,7 +133,7 @@ class ShiftedNetwork(RasterNetwork):
         self.earlier = nn.ModuleList(
             PointConvolution(self.size, c, num_channels) for c in range(1, self.num_groups)
         )
-        self.told = (
+        self.conditioning = (
             layers.SpatialConditioning(context, num_channels, self.size) if context else None
         )
 
@@ -144,7 +151,7 @@ class ShiftedNetwork(RasterNetwork):
 
     def _features(self, run: WholeRun | PixelRun) -> Tensor:
         h = self.pixels(run)
-        return h if self.told is None else h + run.condition(self.told)
+        return h if self.conditioning is None else h + run.condition(self.conditioning)
 
     def _outputs(self, h: Tensor, c: int, run: WholeRun | PixelRun) -> Tensor:
         """Parameters of a pixel's step c, less their bias."""
@@ -174,7 +181,7 @@ class ShiftedNetwork(RasterNetwork):
     def initialize(self, x):
         """Set every layer's gains and biases by what it makes of the first events."""
         training = self.training
-        self.eval()  # dropout is noise that no layer should be set by
+        self.eval()  # Dropout is noise by which no layer should be set.
         with torch.no_grad():
             self._whole_outputs(InitializationRun(self._planes(x[:64])))
         self.train(training)
@@ -204,9 +211,9 @@ class ShiftedNetwork(RasterNetwork):
 
     def step(self, values, s, state, pack):
         """What has become computable: at a row's start its down layers, then one pixel."""
-        i, j, c = self._place(s)
+        i, j, c = self._position(s)
         if s > 0:
-            row, column, channel = self._place(s - 1)
+            row, column, channel = self._position(s - 1)
             channels = slice(channel, channel + values.shape[1])
             state["x"][:, channels, 2 + row, 1 + column] = self._scaled(values)
         run = PixelRun(i, j, state, pack)

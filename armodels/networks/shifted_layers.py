@@ -49,6 +49,37 @@ class WalkLayer(nn.Module, ABC):
         return {}
 
 
+class RowLayer(WalkLayer):
+    """A layer that runs row by row."""
+
+    @abstractmethod
+    def row(self, x: Tensor, i: int, state: State, pack: Pack) -> Tensor | None:
+        """Row i of the outputs, (B, O, 1, W); None where a stride skips it.
+
+        Args:
+            x: Row i of the inputs, (B, I, 1, W).
+            i: The row; they come in turn.
+            state: Of the walk, written to.
+            pack: The layer's own.
+        """
+
+
+class PixelLayer(WalkLayer):
+    """A layer that runs pixel by pixel."""
+
+    @abstractmethod
+    def pixel(self, x: Tensor, i: int, j: int, state: State, pack: Pack) -> Tensor | None:
+        """The outputs at (i, j), (B, O); None where a stride skips them.
+
+        Args:
+            x: The inputs at (i, j), (B, I).
+            i: The row.
+            j: The column; pixels come in turn.
+            state: Of the walk, written to.
+            pack: The layer's own.
+        """
+
+
 class NormedWeight(WalkLayer):
     """A layer whose weight is gain * direction / |direction| for each output.
 
@@ -69,7 +100,7 @@ class NormedWeight(WalkLayer):
 
     def weight(self) -> Tensor:
         """The weight; zero where the direction is."""
-        # Clamped, so that a direction of zero has a weight and a gradient.
+        # The norm is clamped, so that a direction of zero has a weight and a gradient.
         norm = self.direction.square().sum(self._others, keepdim=True).clamp_min(TINY).sqrt()
         return self.direction * (self.gain.view(self._column) / norm)
 
@@ -121,7 +152,7 @@ class Convolution(NormedWeight):
 
 
 @final
-class PointConvolution(Convolution):
+class PointConvolution(Convolution, RowLayer, PixelLayer):
     """A 1x1 convolution: it looks around nowhere, and keeps nothing.
 
     Args:
@@ -171,20 +202,33 @@ class Entrance(Convolution):
         weight = self.weight()
         return weight, weight.flatten(1).T, self.bias
 
-    def row(self, x: Tensor, i: int, pack: Pack) -> Tensor:
-        """Row i of the outputs: (B, O, 1, W)."""
-        top = i + 2 - self.pad[2]
-        return F.conv2d(x[:, :, top : top + self.kernel[0]], pack[0], pack[2])
+    def row(self, i: int, state: State, pack: Pack) -> Tensor:
+        """Row i of the outputs: (B, O, 1, W).
 
-    def pixel(self, x: Tensor, i: int, j: int, pack: Pack) -> Tensor:
-        """Outputs at (i, j): (B, O)."""
+        Args:
+            i: The row.
+            state: Of the walk.
+            pack: The layer's own.
+        """
+        top = i + 2 - self.pad[2]
+        return F.conv2d(state["x"][:, :, top : top + self.kernel[0]], pack[0], pack[2])
+
+    def pixel(self, i: int, j: int, state: State, pack: Pack) -> Tensor:
+        """The outputs at (i, j): (B, O).
+
+        Args:
+            i: The row.
+            j: The column.
+            state: Of the walk.
+            pack: The layer's own.
+        """
         top, left = i + 2 - self.pad[2], j + 1 - self.pad[0]
-        window = x[:, :, top : top + self.kernel[0], left : left + self.kernel[1]]
+        window = state["x"][:, :, top : top + self.kernel[0], left : left + self.kernel[1]]
         return torch.addmm(pack[2], window.flatten(1), pack[1])
 
 
 @final
-class DownConvolution(Convolution):
+class DownConvolution(Convolution, RowLayer):
     """A convolution that sees its row and the one above.
 
     The state holds the two last rows of inputs: ``NAME.rows`` (B, I, 2, padded W).
@@ -209,7 +253,7 @@ class DownConvolution(Convolution):
         return {f"{self.name}.rows": self.bias.new_zeros(n, self.direction.shape[1], 2, width)}
 
     def row(self, x: Tensor, i: int, state: State, pack: Pack) -> Tensor | None:
-        """Row i of the inputs, (B, I, 1, W); a row of outputs, if a stride keeps it."""
+        """Row i of the outputs, if a stride keeps it."""
         rows = state[f"{self.name}.rows"]
         rows[:, :, :-1] = rows[:, :, 1:].clone()
         left = self.pad[0]
@@ -220,7 +264,7 @@ class DownConvolution(Convolution):
 
 
 @final
-class DownRightConvolution(Convolution):
+class DownRightConvolution(Convolution, PixelLayer):
     """A convolution that sees the pixel, the one to the left, and those above both.
 
     The state holds ``NAME.row`` (B, 1 + W, I), the inputs of the row, of which those at columns
@@ -249,10 +293,11 @@ class DownRightConvolution(Convolution):
         return {f"{self.name}.row": self.bias.new_zeros(n, width, num_inputs)}
 
     def pixel(self, x: Tensor, i: int, j: int, state: State, pack: Pack) -> Tensor | None:
-        """Inputs at (i, j), (B, I); the outputs (B, O) there, if a stride keeps them."""
+        """The outputs at (i, j), if a stride keeps them."""
         row, (above, own, bias) = state[f"{self.name}.row"], pack
         if j == 0 and i % self.stride == 0:
-            # Still the row above. All of its part at once is cheaper than pixel by pixel.
+            # The inputs are still those of the row above. One product for all columns is cheaper
+            # than one for each.
             windows = row.unfold(1, self.kernel[1], self.stride).transpose(2, 3).flatten(2)
             state[f"{self.name}.part"] = (windows @ above).add_(bias)
         row[:, j + self.pad[0]] = x
@@ -288,7 +333,7 @@ class Growth(NormedWeight):
 
 
 @final
-class DownGrowth(Growth):
+class DownGrowth(Growth, RowLayer):
     """A growth by rows.
 
     The state holds the rows that came of the last coarse one: ``NAME.rows`` (B, F, 1 or 2, W).
@@ -306,7 +351,7 @@ class DownGrowth(Growth):
         return self.weight(), self.bias
 
     def row(self, x: Tensor | None, i: int, state: State, pack: Pack) -> Tensor:
-        """A coarse row where there is a new one; row i of the outputs, (B, F, 1, W)."""
+        """Row i of the outputs, (B, F, 1, W); x is a coarse row where there is a new one."""
         if x is not None:
             grown = F.conv_transpose2d(x, *pack, stride=2)
             state[f"{self.name}.rows"] = self._crop(grown)
@@ -314,7 +359,7 @@ class DownGrowth(Growth):
 
 
 @final
-class DownRightGrowth(Growth):
+class DownRightGrowth(Growth, PixelLayer):
     """A growth by pixels.
 
     The state holds the two rows that come of one coarse row: ``NAME.rows`` (B, 2, W + 1, F).
@@ -337,7 +382,7 @@ class DownRightGrowth(Growth):
         return {f"{self.name}.rows": rows}
 
     def pixel(self, x: Tensor | None, i: int, j: int, state: State, pack: Pack) -> Tensor:
-        """Coarse features where there are new ones; the outputs at (i, j), (B, F)."""
+        """The outputs at (i, j), (B, F); x are coarse features where there are new ones."""
         rows = state[f"{self.name}.rows"]
         if x is not None:
             grown = (x @ pack[0]).view(len(x), 2, 2, -1)

@@ -34,8 +34,8 @@ class Run(ABC):
         """The run within the coarser maps."""
 
     @abstractmethod
-    def leave(self, index: int, x: Tensor) -> None:
-        """Leave features of a down block for the down-right block of that number."""
+    def share(self, index: int, x: Tensor) -> None:
+        """Let down-right layers read these features of down layers, under a number."""
 
 
 class WholeRun(Run):
@@ -49,19 +49,19 @@ class WholeRun(Run):
     def __init__(self, x: Tensor, context: Tensor | None):
         self.x = x
         self.context = context
-        self.left: dict[int, Tensor] = {}
+        self.by_number: dict[int, Tensor] = {}
 
     def coarser(self) -> "WholeRun":
         """Itself."""
         return self
 
-    def leave(self, index: int, x: Tensor) -> None:
-        """Leave maps."""
-        self.left[index] = x
+    def share(self, index: int, x: Tensor) -> None:
+        """Share maps."""
+        self.by_number[index] = x
 
-    def take(self, index: int) -> Tensor:
-        """What the down block of that number left."""
-        return self.left[index]
+    def shared(self, index: int) -> Tensor:
+        """The maps that are shared under this number."""
+        return self.by_number[index]
 
     def constant(self, maps: Tensor) -> Tensor:
         """Constant maps (1, N, H, W) for each of the batch."""
@@ -72,7 +72,13 @@ class WholeRun(Run):
         return self.x[:, :num_channels]
 
     def attend(self, layer: Any, query: Tensor, memory: Tensor) -> Tensor:
-        """Attention to what is remembered of earlier pixels: (B, ..., H, W) each."""
+        """Attention to what is remembered of earlier pixels: (B, V, H, W).
+
+        Args:
+            layer: Attends.
+            query: (B, K, H, W).
+            memory: (B, K + V, H, W), less what is written at each pixel.
+        """
         return layer.maps(query, memory + self.read(layer.written))
 
 
@@ -119,7 +125,7 @@ class InitializationRun(WholeRun):
         return 0.0
 
 
-def context_at(layer: layers.SpatialConditioning, i: int, state: State) -> Tensor:
+def _context_row(layer: layers.SpatialConditioning, i: int, state: State) -> Tensor:
     """What a context adds to row i of feature maps: (B, F, 1 or W)."""
     maps = state[f"{layer.name}.maps"]
     return maps[:, :, min(i, maps.shape[2] - 1)]
@@ -145,19 +151,19 @@ class RowRun(Run):
 
     def read(self, layer: Entrance) -> Tensor:
         """A row of a layer whose inputs are the values."""
-        return layer.row(self.state["x"], self.i, self.pack[layer.name])
+        return layer.row(self.i, self.state, self.pack[layer.name])
 
     def condition(self, layer: layers.SpatialConditioning) -> Tensor:
         """What the context adds to this row."""
-        return context_at(layer, self.i, self.state)[:, :, None]
+        return _context_row(layer, self.i, self.state)[:, :, None]
 
     def coarser(self) -> "RowRun":
         """The coarser row that this one begins."""
         return RowRun(self.i // 2, self.state, self.pack)
 
-    def leave(self, index: int, x: Tensor) -> None:
-        """Leave a row for the pixels of this row."""
-        self.state[f"left.{index}"] = x
+    def share(self, index: int, x: Tensor) -> None:
+        """Share a row with the pixels of this row."""
+        self.state[f"shared.{index}"] = x
 
 
 @final
@@ -180,28 +186,28 @@ class PixelRun(Run):
         return layer.pixel(x, self.i, self.j, self.state, self.pack[layer.name])
 
     def read(self, layer: Entrance) -> Tensor:
-        """Outputs here of a layer whose inputs are the values."""
-        return layer.pixel(self.state["x"], self.i, self.j, self.pack[layer.name])
+        """Outputs at this pixel of a layer whose inputs are the values."""
+        return layer.pixel(self.i, self.j, self.state, self.pack[layer.name])
 
     def condition(self, layer: layers.SpatialConditioning) -> Tensor:
         """What the context adds to this pixel."""
-        row = context_at(layer, self.i, self.state)
+        row = _context_row(layer, self.i, self.state)
         return row[:, :, min(self.j, row.shape[2] - 1)]
 
     def coarser(self) -> "PixelRun":
         """The coarser pixel that this one begins."""
         return PixelRun(self.i // 2, self.j // 2, self.state, self.pack)
 
-    def leave(self, index: int, x: Tensor) -> None:
-        """Down-right blocks leave nothing."""
+    def share(self, index: int, x: Tensor) -> None:
+        """Down-right layers share nothing."""
         raise NotImplementedError
 
-    def take(self, index: int) -> Tensor:
-        """What the down block left of this row, here."""
-        return self.state[f"left.{index}"][:, :, 0, self.j]
+    def shared(self, index: int) -> Tensor:
+        """At this column, the row that is shared under this number."""
+        return self.state[f"shared.{index}"][:, :, 0, self.j]
 
     def constant(self, maps: Tensor) -> Tensor:
-        """Constant maps, here."""
+        """Constant maps at this pixel."""
         return maps[:, :, self.i, self.j].expand(len(self.state["x"]), -1)
 
     def written(self, num_channels: int) -> Tensor:
@@ -209,7 +215,14 @@ class PixelRun(Run):
         return self.state["x"][:, :num_channels, 2 + self.i, 1 + self.j]
 
     def attend(self, layer: Any, query: Tensor, memory: Tensor) -> Tensor:
-        """Attention to the pixels before; what is remembered of the last one is complete now."""
+        """Attention to what is remembered of earlier pixels: (B, V).
+
+        Args:
+            layer: Attends.
+            query: (B, K).
+            memory: (B, K + V), less what will be written at this pixel; what was written at the
+                one before is known now.
+        """
         n = self.i * layer.size[1] + self.j
         written = None
         if n > 0:
