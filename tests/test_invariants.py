@@ -150,15 +150,7 @@ def rest(net: Network, values, first: int, state: State, pack):
     return torch.stack(params, 1)
 
 
-def forkable(case: Case) -> bool:
-    """Whether the state of a walk is tensors by name."""
-    if not case.steps:
-        return False
-    net = case.build(0).net
-    return isinstance(net.start(net.pack(), 1), State)
-
-
-@over(forkable)
+@over_steps
 def test_a_forked_walk_goes_on_twice(case):
     """From every step, in other rows and with other values: one pack serves all of them."""
     net, x, other = case.build(0).net, case.events(3), case.events(4, seed=5)
