@@ -84,7 +84,7 @@ class GatedPixelCNN(MaskedNetwork):
 
     Accepts: image. Order: raster.
     Context: a bias in every gate of both stacks.
-    Cache: of the horizontal stack the current row, of which only the new pixel is computed; the
+    State: of the horizontal stack the current row, of which only the new pixel is computed; the
     vertical stack is computed once a row, as the row begins.
 
     Args:

@@ -229,7 +229,7 @@ class OwnRow:
 class BoundRow:
     """An ``OwnRow`` on the tensors of one state, with a slice at hand for each column and group.
 
-    Made anew for a fork. It holds no number of its own.
+    A fork makes its own, for it holds no number that is not in the state or the pack.
 
     Args:
         own: The constants.

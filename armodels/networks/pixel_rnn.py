@@ -133,7 +133,7 @@ class RowLSTM(PixelRNN):
 
     Accepts: image. Order: raster.
     Context: a bias on the first convolution and on the gates of every layer.
-    Cache: of every layer, the state of the row above and the current row's inputs.
+    State: of every layer, the state of the row above and the current row's inputs.
 
     Args:
         spec: What a datum is.
@@ -194,7 +194,7 @@ class DiagonalBiLSTM(PixelRNN):
 
     Accepts: image. Order: raster.
     Context: a bias on the first convolution and on the gates of every layer.
-    Cache: of every layer, the states of the row above in both directions and the current row's
+    State: of every layer, the states of the row above in both directions and the current row's
     of the direction from the left; the other direction reads a row once it is complete.
 
     Args:

@@ -151,7 +151,7 @@ class PixelSNAIL(ShiftedNetwork):
     channels of a pixel one after another.
     Context: a bias on every gated residual block and on the features that the parameters are
     read from.
-    Cache: of every convolution the row above and what stands to the left; keys and values.
+    State: of every convolution the row above and what stands to the left; keys and values.
 
     Args:
         spec: What a datum is.

@@ -49,7 +49,7 @@ class PixelCNN(MaskedNetwork):
 
     Accepts: image. Order: raster.
     Context: a bias on every spatial convolution.
-    Cache: each convolution's input, of which only the new pixel is computed; what the rows above
+    State: each convolution's input, of which only the new pixel is computed; what the rows above
     say about a row is computed once, as that row begins.
 
     Args:

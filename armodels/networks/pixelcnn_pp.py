@@ -100,7 +100,7 @@ class PixelCNNPP(ShiftedNetwork):
     Accepts: image. Order: raster; whole pixels with head=discretized_logistic_mixture, else the
     channels of a pixel one after another.
     Context: a bias on every block and on the features that the parameters are read from.
-    Cache: of every layer the row above and what stands to the left, at each scale; the down
+    State: of every layer the row above and what stands to the left, at each scale; the down
     stream runs once a row, a coarser stage once in two rows and columns.
 
     Args:
