@@ -42,11 +42,26 @@ class Steps(Protocol):
 
     def pack(self) -> Any: ...
 
-    def start(self, pack: Any, n: int, context: Tensor | None = None) -> State: ...
+    def start(self, pack: Any, n: int, context: Tensor | None = None) -> State:
+        """The state before the first step.
 
-    def step(
-        self, values: Tensor | None, s: int, state: State, pack: Any
-    ) -> tuple[Tensor, State]: ...
+        Args:
+            pack: What ``pack`` gave.
+            n: Events, B.
+            context: (B, *context.shape), where the network has one.
+        """
+        ...
+
+    def step(self, values: Tensor | None, s: int, state: State, pack: Any) -> tuple[Tensor, State]:
+        """Parameters (B, P) of step s, and the state after it.
+
+        Args:
+            values: (B, K) of step s - 1; None before the first.
+            s: The step.
+            state: The state before it.
+            pack: What ``pack`` gave.
+        """
+        ...
 
 
 class Network(nn.Module, ABC):
@@ -60,6 +75,9 @@ class Network(nn.Module, ABC):
         num_params: Parameters per step, P (from the head).
         order: Flat indices written at each step, (S, K).
         context: What the model is conditioned on, if anything.
+
+    Raises:
+        ValueError: The network does not take data of that kind.
     """
 
     kinds: ClassVar[frozenset[str]]
@@ -189,7 +207,13 @@ class NaiveSteps:
         return
 
     def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
-        """Events of zeros, and their context."""
+        """Events of zeros, and their context.
+
+        Args:
+            pack: None.
+            n: Events, B.
+            context: (B, *context.shape), where the network has one.
+        """
         net = self.net
         # Real values are as precise as the weights: a float32 copy would be another event.
         real = net.spec.levels is None
@@ -198,7 +222,13 @@ class NaiveSteps:
         return State({"x": x} if context is None else {"x": x, "context": context})
 
     def write(self, values: Tensor | None, s: int, state: State) -> Tensor:
-        """Events so far (B, *event), in which the values of the step before are written."""
+        """Events so far (B, *event), in which the values of the step before are written.
+
+        Args:
+            values: (B, K) of step s - 1; None before the first.
+            s: The step.
+            state: The state before it.
+        """
         x = state["x"]
         if s > 0:
             x[:, self.net.order[s - 1]] = values
@@ -207,7 +237,14 @@ class NaiveSteps:
     def step(
         self, values: Tensor | None, s: int, state: State, pack: None
     ) -> tuple[Tensor, State]:
-        """One forward pass, of which one row is used."""
+        """One forward pass, of which one row is used.
+
+        Args:
+            values: (B, K) of step s - 1; None before the first.
+            s: The step.
+            state: The state before it.
+            pack: None.
+        """
         x = self.write(values, s, state)
         return self.net(x, state.get("context"))[:, s], state
 
@@ -219,6 +256,15 @@ class RasterNetwork(Network):
     another (G = C), or all at once (G = 1) where the head takes whole pixels.
 
     Subclasses add ``bias``, (S, P) output biases, to their parameters.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K).
+        context: What the model is conditioned on, if anything.
+
+    Raises:
+        ValueError: The order is not raster.
     """
 
     kinds = frozenset({"image"})
@@ -290,6 +336,13 @@ class AnyOrderNetwork(FreeOrderNetwork):
     Training never asks for the conditionals of one order: ``density.AutoregressiveModel`` draws
     the known part and needs one pass of ``params_given``. The exact conditionals of an order take
     one pass for each step; ``forward`` makes them in chunks.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: Flat indices written at each step, (S, K).
+        encoding: How values are read, see ``layers.Encoding``.
+        context: What the model is conditioned on, if anything.
     """
 
     any_order = True

@@ -190,7 +190,13 @@ class ConvPack(NamedTuple):
     """(1, N, G, O)."""
 
     def at(self, state: State, pixel: int, group: int) -> Tensor:
-        """(B, O) at one pixel."""
+        """(B, O) at one pixel.
+
+        Args:
+            state: Of the walk.
+            pixel: Its flat index.
+            group: Of channels.
+        """
         seen = state[self.name].index_select(1, self.neighbours[pixel]).flatten(1)
         bias = state.get(f"bias_{self.name}", self.bias)
         return torch.addmm(bias[:, pixel, group], seen, self.weights[group])
@@ -247,6 +253,9 @@ class LMConv(FreeOrderNetwork):
         dropout: Probability of dropping a feature in training.
         encoding: How values are read, see ``layers.Encoding``.
         context: What the model is conditioned on, if anything.
+
+    Raises:
+        ValueError: ``dilations`` is empty, or the order writes the channels of a pixel apart.
 
     Shapes:
         x: (B, C, H, W).

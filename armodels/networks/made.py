@@ -67,6 +67,10 @@ class MADE(FreeOrderNetwork):
         connectivity_seed: Of random connectivity.
         context: What the model is conditioned on, if anything.
 
+    Raises:
+        ValueError: Nothing connects values and parameters: no hidden layer, and no direct
+            connections.
+
     Shapes:
         x: (B, *event).
         returns: (B, S, P).
