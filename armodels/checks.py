@@ -200,22 +200,23 @@ def require_keys(config: Mapping[str, Any]) -> None:
         require_types(config.get(section) or {}, hints, f"{section}.")
 
 
-def require_fields(made: type, values: Any, prefix: str) -> None:
+def require_fields(made: type, values: Any, prefix: str, *, optional: Sequence[str] = ()) -> None:
     """Raise ValueError unless the keys are those that a dataclass is made of.
 
     Args:
         made: The dataclass.
         values: What a config has in its place.
         prefix: Of its keys, for sentences, such as ``"trainer."``.
+        optional: Keys that may be missing; all others must be there, whatever their defaults.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.')} is {values!r}; it must be keys with values")
-    known = {field.name: field for field in dataclasses.fields(made)}
+    known = [field.name for field in dataclasses.fields(made)]
     for key in values:
         if key not in known:
             raise ValueError(f"{prefix}{key} is no key; choose from {', '.join(known)}")
-    for name, field in known.items():
-        if name not in values and field.default is dataclasses.MISSING:
+    for name in known:
+        if name not in values and name not in optional:
             raise ValueError(f"{prefix}{name} is missing")
 
 

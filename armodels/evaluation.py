@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from armodels import lines
 from armodels.data.base import Splits
-from armodels.data.rows import Examples, Rows
+from armodels.data.rows import Examples, Rows, as_rows
 from armodels.density.base import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
@@ -20,7 +21,7 @@ from armodels.spec import DataSpec, bits_per_dim, nats
 def log_probs(
     model: DensityModel,
     examples: Examples,
-    batch_size: int,
+    batch_size: int = 500,
     *,
     progress: bool = False,
     name: str = "",
@@ -88,8 +89,8 @@ class Evaluation:
 
 def evaluate(
     model: DensityModel,
-    examples: Examples,
-    batch_size: int,
+    examples: Examples | Rows | np.ndarray,
+    batch_size: int = 500,
     *,
     fabric: Fabric | None = None,
     progress: bool = False,
@@ -101,7 +102,8 @@ def evaluate(
 
     Args:
         model: Put into evaluation mode.
-        examples: What it is evaluated on.
+        examples: What it is evaluated on: such as ``splits.examples("test")`` or, of a model
+            without a context, a tensor (N, *event).
         batch_size: Examples at a time; the numbers do not depend on it.
         fabric: The processes that share the work; None: this one does it all.
         progress: Show a bar.
@@ -111,6 +113,7 @@ def evaluate(
         NoMean: Some example has no finite log-probability.
         RuntimeError: The processes together counted more or fewer examples than there are.
     """
+    examples = examples if isinstance(examples, Examples) else Examples(as_rows(examples))
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
     values = log_probs(model, share, batch_size, progress=progress, name=name)

@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
         model: The DensityModel that is trained.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 

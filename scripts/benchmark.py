@@ -5,18 +5,15 @@ figures drift: only the ratios of one run mean something. ``make bench`` takes s
 most of them the PixelCNNs' naive steps.
 """
 
+import functools
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 
 import armodels  # noqa: F401  (first: it sets how long OpenMP's threads spin)
 
 # isort: split
-import hydra
 import torch
-from lightning_fabric import Fabric
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from armodels import heads, orders
@@ -34,9 +31,14 @@ from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
-from armodels.run import RunDirectory
+from armodels.schedules import Cosine
 from armodels.spec import DataSpec
-from armodels.tasks.train import Settings, Trainer
+from armodels.training.learner import Candidate
+from armodels.training.loop import Trainer
+from armodels.training.processes import make_fabric
+from armodels.training.record import InMemory
+from armodels.training.result import Origin
+from armodels.training.settings import Settings, Watching
 
 SPEC = DataSpec("random binary images", "image", (1, 28, 28), 2, "probability")
 WARM_UP = 40
@@ -237,15 +239,15 @@ def batches(batch_size: int, repeats: int = 320) -> None:
         ("as they are", bits, None),
     ):
         splits = Splits(SPEC, rows, bits[:1], bits[:1], transform=transform)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer, net = new_trainer(build(MADE, hidden_sizes=[500]), splits, batch_size, folder)
-            other, _ = new_trainer(build(MADE, hidden_sizes=[500]), splits, batch_size, folder)
+        trainer, other = (
+            new_trainer(build(MADE, hidden_sizes=[500]), splits, batch_size) for _ in range(2)
+        )
         seconds = [0.0, 0.0]
         for step in range(-WARM_UP, repeats):
             start = time.perf_counter()
-            trainer._step(net)
+            trainer._step()
             middle = time.perf_counter()
-            other._batch(step + WARM_UP, other._rows(step + WARM_UP))
+            other.batches.batch(step + WARM_UP)
             end = time.perf_counter()
             if step >= 0:
                 seconds = [seconds[0] + middle - start, seconds[1] + end - middle]
@@ -254,19 +256,20 @@ def batches(batch_size: int, repeats: int = 320) -> None:
         print(f"  rows {name:<39}{1e3 * batch:>10.3f} ms of {share}")
 
 
-def new_trainer(
-    model: AutoregressiveModel, splits: Splits, batch_size: int, folder: str
-) -> tuple[Trainer, nn.Module]:
-    """A trainer with the shipped settings, as ``armodels train`` makes it, and what it trains."""
-    with hydra.initialize_config_module("armodels.configs", version_base="1.3"):
-        composed = hydra.compose("train", [f"trainer.batch_size={batch_size}"])
-    keys = ("seed", "schedule", "optimizer", "eval", "trainer")
-    config = {key: OmegaConf.to_container(composed[key]) if key != "seed" else 0 for key in keys}
-    fabric = Fabric(accelerator="cpu", devices=1)
-    settings = Settings(**config["trainer"])
-    trainer = Trainer(config, settings, fabric, model, splits, RunDirectory(folder))
-    net, trainer.optimizer = fabric.setup(model.train().default_objective(), trainer.optimizer)
-    return trainer, net
+def new_trainer(model: AutoregressiveModel, splits: Splits, batch_size: int) -> Trainer:
+    """A trainer with the shipped settings, as ``armodels train`` makes it, before its steps."""
+    settings = Settings(batch_size=batch_size, accelerator="cpu")
+    candidate = Candidate(
+        model=lambda: model,
+        optimizer=functools.partial(torch.optim.AdamW, lr=1e-3, fused=True),
+        schedule=Cosine(),
+    )
+    fabric = make_fabric(settings)
+    record, origin = InMemory(), Origin("made")
+    trainer = Trainer([candidate], splits, settings, Watching(), fabric, record, origin)
+    trainer.learner.set_up()
+    model.train()
+    return trainer
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from armodels.heads import Head
 from armodels.networks import layers
 from armodels.networks.base import Network
 from armodels.spec import DataSpec
-from armodels.tasks.train import Settings
+from armodels.training.settings import Settings
 
 CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 SPECS = {

@@ -23,7 +23,7 @@ import armodels as package
 from armodels import build, cli
 from armodels.density.base import DensityModel
 from armodels.orders import ORDERS
-from armodels.tasks.train import Settings
+from armodels.training.settings import Settings
 
 ROOT = Path(package.__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -8,7 +8,8 @@ from command import TINY, armodels, done
 
 from armodels import limits
 from armodels.checkpoints import load_checkpoint, load_model
-from armodels.tasks import train
+from armodels.training.loop import Trainer
+from armodels.training.timing import Timetable
 
 STEPS = ("trainer.max_steps=10", "trainer.eval_every=0.3", "trainer.ema=0.9", "data.num_train=50")
 SELECT = "trainer.select={optimizer.weight_decay:[0.5,0],model.hidden_sizes:[[3],[6]]}"
@@ -64,14 +65,14 @@ def test_a_selection_goes_on_bit_for_bit(at, tmp_path, monkeypatch):
     select = "trainer.select={optimizer.weight_decay:[0.5],model.dropout:[0.6,0.1]}"
     train_tiny(tmp_path, select, "out=whole")
     with monkeypatch.context() as patch:
-        save = train.Trainer._finish_clock
+        save = Trainer._book_seconds
 
         def stop(trainer):
             save(trainer)
             if trainer.state.total_step >= at:
                 trainer.watch.asked = limits.SIGNALS[0]
 
-        patch.setattr(train.Trainer, "_finish_clock", stop)
+        patch.setattr(Trainer, "_book_seconds", stop)
         stopped = armodels(tmp_path, "train", *TINY[:1], *TINY[2:], *STEPS, select, "out=cut")
         assert stopped.code != 0
     done(tmp_path, "train", "resume=cut")
@@ -128,17 +129,17 @@ def test_time_is_shared_out_evenly(tmp_path, monkeypatch):
     """Under a clock that the steps drive: of 60 seconds 10 are kept for test, so each has 10."""
     monkeypatch.setattr(limits.Budget, "spent", property(lambda budget: budget.seconds))
     monkeypatch.setattr(limits.Budget, "seconds", 0.0, raising=False)
-    step = train.Trainer._step
+    step = Trainer._step
 
     shares = []
 
-    def ticking(trainer, net):
-        shares.append(trainer._share())
-        step(trainer, net)
+    def ticking(trainer):
+        shares.append(trainer.times.share(trainer.state))
+        step(trainer)
         trainer.budget.seconds += 1
 
-    monkeypatch.setattr(train.Trainer, "_step", ticking)
-    monkeypatch.setattr(train.Trainer, "_plan", lambda trainer: True)
+    monkeypatch.setattr(Trainer, "_step", ticking)
+    monkeypatch.setattr(Timetable, "plan", lambda *args: True)
     monkeypatch.setattr(limits.Budget, "end", 50.0)
     train_tiny(tmp_path, "trainer.select={optimizer.lr:[1e-1,1e-2,1e-3,1e-4,1e-5]}",
                "trainer.max_minutes=1", "trainer.max_steps=null", "trainer.max_epochs=null",

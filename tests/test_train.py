@@ -29,8 +29,10 @@ from armodels.evaluation import evaluate, knowing_nothing
 from armodels.lines import Lines
 from armodels.run import RunDirectory
 from armodels.schedules import Constant, Cosine, Exponential
-from armodels.tasks import train
-from armodels.tasks.train import Settings, Trainer
+from armodels.training import batches, loop
+from armodels.training.batches import Batches
+from armodels.training.drawing import Drawing
+from armodels.training.loop import Trainer
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
 
@@ -174,7 +176,7 @@ def test_ctrl_c_in_the_last_evaluation_keeps_what_was_trained(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "evaluate", stopped)
+        patched.setattr(loop, "evaluate", stopped)
         told = armodels(tmp_path, *args, "out=run")
     assert told.code == 130
     line = "stopped while evaluating valid; go on with: armodels train resume=run trust=tiny.Tiny"
@@ -215,11 +217,11 @@ def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkey
         return evaluate(*args, name=name, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "evaluate", watched)
+        patched.setattr(loop, "evaluate", watched)
         if where == "initializing":
             patched.setattr(AutoregressiveModel, "initialize", stop)
         if where == "drawing":
-            patched.setattr(Trainer, "_draw", stop)
+            patched.setattr(Drawing, "draw", stop)
         told = armodels(tmp_path, *args, "out=run")
     assert told.code == 128 + number
     line = f"stopped while {where}; go on with: armodels train resume=run trust=tiny.Tiny"
@@ -227,7 +229,7 @@ def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkey
     status = RunDirectory(tmp_path / "run").read_status()
     assert (status["status"], status["reason"]) == ("interrupted", line)
     where = "nowhere"
-    monkeypatch.setattr(train, "evaluate", watched)
+    monkeypatch.setattr(loop, "evaluate", watched)
     done(tmp_path, "train", "resume=run")
     assert evaluated == ["valid", "valid", "test"]
     done(tmp_path, *args, "out=whole")
@@ -354,10 +356,9 @@ def test_one_step_is_the_gradient_of_the_mean(tmp_path):
 
 def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
     """They are drawn for blocks of steps, which start anew with each epoch and fit into memory."""
-    monkeypatch.setattr(train, "BLOCK_STEPS", 5)
+    monkeypatch.setattr(batches, "BLOCK_STEPS", 5)
     done(tmp_path, "train", *TINY, "trainer.max_steps=0", "out=run")
     config = RunDirectory(tmp_path / "run").read_config()
-    settings = Settings(**config["trainer"])
     source = build.source(config["data"] | {"dynamic": True}, TRUST)
     plain, drawn = source.load(), []
 
@@ -367,14 +368,13 @@ def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
 
     spec = dataclasses.replace(plain.spec, levels=4)
     splits = dataclasses.replace(plain, spec=spec, transform=draw)
-    model = build.model(config["model"], config["head"], source.spec)
-    arguments = (config, settings, Fabric(accelerator="cpu"), model, splits)
-    trainer = Trainer(*arguments, RunDirectory(tmp_path))
+    arguments = (splits, None, 8, config["seed"], Fabric(accelerator="cpu"))
+    drawn_by = Batches(*arguments)
     drawn.clear()
     seen, noise = [], []
     for step in range(2 * STEPS_PER_EPOCH):
-        rows = trainer._rows(step)
-        seen.append(trainer._batch(step, rows).x)
+        rows = drawn_by.rows(step)
+        seen.append(drawn_by.batch(step).x)
         fresh = seen[-1] - plain.train[rows]
         assert torch.equal(fresh, fresh[:, :1, :1, :1].expand_as(fresh))
         assert set(fresh.unique().tolist()) <= {0, 1}
@@ -384,8 +384,7 @@ def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
     assert noise[:10] != noise[40:50]  # of the other block
     # From any step, as a run that is continued.
     for step in (4, 6, 9):
-        other = Trainer(*arguments, RunDirectory(tmp_path))
-        assert torch.equal(other._batch(step, other._rows(step)).x, seen[step])
+        assert torch.equal(Batches(*arguments).batch(step).x, seen[step])
 
 
 def test_every_epoch_sees_every_example_once(tmp_path):
@@ -453,7 +452,7 @@ def test_valid_is_evaluated_once_for_each_checkpoint(tmp_path, monkeypatch):
         evaluated.append(name)
         return evaluate(*args, name=name, **options)
 
-    monkeypatch.setattr(train, "evaluate", watched)
+    monkeypatch.setattr(loop, "evaluate", watched)
     args = ("trainer.ema=0.7", "trainer.max_epochs=2")
     done(tmp_path, "train", *TINY, *args, "out=run")
     assert evaluated == ["valid", "valid", "test"]
@@ -850,9 +849,9 @@ def test_denormals_are_zero_while_weights_move_and_at_no_other_time(tmp_path, mo
     def tiny() -> float:
         return (torch.tensor([1e-40]) * 0.9).view(torch.int32).item()
 
-    def watched(trainer, net):
+    def watched(trainer):
         seen.append(tiny())
-        step(trainer, net)
+        step(trainer)
 
     monkeypatch.setattr(Trainer, "_step", watched)
     done(tmp_path, "train", *TINY, "trainer.max_steps=3", "out=run")

@@ -1,0 +1,56 @@
+"""How a run goes on: its own config, with what the command changes about it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from armodels import build, checks, run
+
+HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
+    "max_minutes", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
+    "devices",
+)))  # fmt: skip
+"""Keys that change what is shown or where a step is computed, but not what the step is."""
+
+
+def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str]]:
+    """The config and directory of a run to continue, and the keys that change.
+
+    Args:
+        config: Of the command: names the run by ``resume``.
+
+    Raises:
+        FileNotFoundError: There is no such run.
+        ValueError: Its config is damaged, or a key cannot change.
+    """
+    directory = run.RunDirectory.open(config["resume"])
+    saved = directory.read_config()
+    run.require_shape(saved, directory.path / "config.yaml")
+    if not saved["model"]:
+        raise ValueError(
+            f"the run of {directory.path} was trained by armodels.fit, on a model that its files "
+            f"cannot build; go on with armodels.fit(..., directory=..., resume=True)"
+        )
+    merged, names = build.override(saved, config["overrides"])
+    paths = {f"data.{key}" for key in checks.PATH_KEYS}
+    for name in names:
+        if name in paths or name == "model.allow_large":
+            continue
+        if name.split(".")[0] in ("data", "model", "head", "seed"):
+            raise ValueError(
+                f"resume continues the same run, whose {name} cannot change; "
+                f"start a new run instead"
+            )
+        if saved["trainer"].get("select") and not name.startswith(HARMLESS):
+            raise ValueError(
+                f"the run chooses by trainer.select, and among candidates that were trained "
+                f"alike: its {name} cannot change; start a new run instead"
+            )
+    merged["resume"], merged["trust"] = config["resume"], config["trust"]
+    # The run may be a stranger's: what protects this machine is lifted by this command alone.
+    free = config["model"].get("allow_large", False)
+    merged["model"] = {**merged["model"], "allow_large": free}
+    kept = [o for o in saved["overrides"] if o.partition("=")[0] not in names]
+    typed = [o.lstrip("+") for o in config["overrides"]]
+    changes = [o for o in typed if o.partition("=")[0] in names]
+    merged["overrides"] = kept + changes
+    return merged, directory, names

@@ -1,0 +1,1 @@
+"""Training, by objects alone: nothing here knows a config."""

@@ -1,0 +1,81 @@
+"""Batches of the training split: what a step is trained on, a function of (seed, step)."""
+
+import math
+from typing import final
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from armodels.data.base import Splits
+from armodels.data.rows import Batch, take
+from armodels.spec import ContextSpec
+from armodels.training.streams import EPOCH, NOISE, stream
+
+BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
+"""Fresh values are drawn for so many steps at once, as far as they are no more than so many."""
+
+
+@final
+class Batches:
+    """Batches of the training split, by step.
+
+    Args:
+        splits: The data.
+        context: What the model is conditioned on; None: nothing.
+        batch_size: Rows of the global batch of a step; the last one of an epoch may be smaller.
+        seed: Of the order of the rows and of fresh values.
+        fabric: The processes that share a batch, and the device.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        context: ContextSpec | None,
+        batch_size: int,
+        seed: int,
+        fabric: Fabric,
+    ):
+        self.batch_size = batch_size
+        self.steps_per_epoch = math.ceil(len(splits.train) / batch_size)
+        # Fresh values are drawn for some steps at once: less to do for each.
+        fit = BLOCK_VALUES // (batch_size * splits.spec.num_dims)
+        self.block_steps = max(1, min(fit, BLOCK_STEPS))
+        self._splits = splits
+        self._train = splits.to_train(context, fabric.device)
+        self._seed = seed
+        self._fabric = fabric
+        self._epoch_rows: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._block: tuple[tuple[int, int], Tensor] = ((-1, -1), torch.empty(0))
+
+    def rows(self, step: int) -> Tensor:
+        """Rows of the training split that the global batch of ``step`` holds."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._epoch_rows[0] != epoch:
+            generator = torch.Generator().manual_seed(stream(EPOCH, self._seed, epoch))
+            rows = torch.randperm(len(self._train), generator=generator)
+            raw = self._train.x
+            self._epoch_rows = (epoch, rows.to(raw.device) if isinstance(raw, Tensor) else rows)
+        size = self.batch_size
+        return self._epoch_rows[1][index * size : (index + 1) * size]
+
+    def batch(self, step: int) -> Batch:
+        """What the model is trained on at ``step`` in this process: its share of the rows."""
+        share = slice(self._fabric.global_rank, None, self._fabric.world_size)
+        rows = self.rows(step)
+        mine = rows[share]
+        if self._splits.transform is None:
+            x = take(self._train.x, mine).to(self._fabric.device)
+            return self._train.beside(x, mine)
+        epoch, index = divmod(step, self.steps_per_epoch)
+        block, index = divmod(index, self.block_steps)
+        size = self.batch_size
+        if self._block[0] != (epoch, block):
+            first = block * self.block_steps * size
+            several = self._epoch_rows[1][first : first + self.block_steps * size]
+            noise = torch.Generator(self._fabric.device)
+            noise.manual_seed(stream(NOISE, self._seed, epoch, block))
+            raw = take(self._train.x, several).to(self._fabric.device)
+            self._block = ((epoch, block), self._splits.transform(raw, noise))
+        x = self._block[1][index * size : (index + 1) * size][share]
+        return self._train.beside(x, mine)

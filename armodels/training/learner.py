@@ -1,0 +1,159 @@
+"""One candidate in training: a model with all that moves its weights."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from armodels import show
+from armodels.data.rows import Batch
+from armodels.density.base import DensityModel
+from armodels.objectives import Objective
+from armodels.schedules import Schedule
+from armodels.training.average import Average
+from armodels.training.settings import Settings
+
+
+def default_objective(model: DensityModel) -> Objective:
+    """What the model itself names."""
+    return model.default_objective()
+
+
+@final
+@dataclass(frozen=True)
+class Candidate:
+    """One setting that is trained; of several, the best on valid is kept.
+
+    Attributes:
+        model: Makes the model, with the weights that training begins with.
+        optimizer: Parameters -> what moves them.
+        schedule: Factor on the learning rates, a function of the step.
+        objective: Model -> what training maximizes.
+        values: By which it differs from other candidates: dotted key -> value.
+        config: What its checkpoints keep, so that the model can be built again.
+    """
+
+    model: Callable[[], DensityModel]
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    schedule: Schedule
+    objective: Callable[[DensityModel], Objective] = default_objective
+    values: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> str:
+        """Its values as a user types them."""
+        return " ".join(show.override(key, value) for key, value in self.values.items())
+
+
+def placed(module: nn.Module, settings: Settings, device: torch.device) -> Any:
+    """A module on its device, in the precision of its weights."""
+    # Fabric converts to float64 too, but after a checkpoint was read into float32.
+    module = module.double() if settings.precision == "64-true" else module
+    return module.to(device)
+
+
+@final
+class Learner:
+    """A model with all that moves its weights.
+
+    Args:
+        candidate: What is trained.
+        settings: Of the training.
+        fabric: Device, precision and processes.
+        model: Its model, where it is built already; None: it is built now.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        settings: Settings,
+        fabric: Fabric,
+        model: DensityModel | None = None,
+    ):
+        self.candidate = candidate
+        self.schedule = candidate.schedule
+        self.model: DensityModel = placed(model or candidate.model(), settings, fabric.device)
+        self.net: Any = placed(candidate.objective(self.model), settings, fabric.device)
+        params = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = candidate.optimizer(params) if params else None
+        self.optimizer: Any = optimizer  # Fabric wraps it before the first step.
+        self.rates: list[float] = [g["lr"] for g in optimizer.param_groups] if optimizer else []
+        self.average = Average(self.model, settings.ema) if settings.ema and params else None
+        self._settings = settings
+        self._fabric = fabric
+
+    def restart_average(self) -> None:
+        """Let the average begin at the weights as they are now."""
+        if self.average:
+            self.average = Average(self.model, self.average.decay)
+
+    def set_up(self) -> None:
+        """Compile the objective and wrap it for devices, precision and processes."""
+        net = self.net
+        if self._settings.compile:
+            # A graph is of one shape: the smaller batch that ends an epoch gets its own.
+            graphs: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
+            net = torch.compile(net, **graphs if self._settings.cuda_graphs else {})
+        self.net, self.optimizer = self._fabric.setup(net, self.optimizer)
+
+    def step(
+        self, parts: Sequence[Batch], num_examples: int, factor: float, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Move the weights once.
+
+        Args:
+            parts: This process's share of the batch, one after another.
+            num_examples: Of the batches of all processes.
+            factor: On the learning rates.
+            number: Of the step, counted from 1.
+
+        Returns:
+            The sum of the objective over this process's examples, and the gradient's norm.
+        """
+        fabric = self._fabric
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        log_prob = torch.zeros((), device=fabric.device)
+        for i, part in enumerate(parts):
+            with fabric.no_backward_sync(self.net, enabled=i + 1 < len(parts)):
+                objective = self.net(*part).sum()
+                # Processes average their gradients: scaled so that each example counts once.
+                fabric.backward(objective * (-fabric.world_size / num_examples))
+            log_prob += objective.detach()
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average:
+            self.average.update(number)
+        return log_prob, norm
+
+    def _clip(self) -> Tensor:
+        """The gradient's norm, before it is clipped where that is asked for."""
+        limit = self._settings.max_grad_norm
+        # fp16 gradients still carry the loss scale: Fabric unscales them, then clips.
+        if limit is None and self._settings.precision != "16-mixed":
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            return torch.nn.utils.get_total_norm(grads)
+        norm: Any = self._fabric.clip_gradients(
+            self.net, self.optimizer, max_norm=limit or math.inf, error_if_nonfinite=False
+        )
+        return norm
+
+    def holding(self, weights: str) -> contextlib.AbstractContextManager:
+        """The model holds these weights inside the block: ``"ema"``, its average, or ``"raw"``."""
+        if weights == "ema" and self.average:
+            return self.average.applied()
+        return contextlib.nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights and their average, for a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.average.state_dict() if self.average else None,
+        }
