@@ -29,12 +29,19 @@ _give_home()
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "fit": "armodels.training.fit",
+    "evaluate": "armodels.evaluation",
+    "load_data": "armodels.examples",
+    "load_model": "armodels.checkpoints",
     "DataSpec": "armodels.spec",
+    "Splits": "armodels.data.base",
+    "Settings": "armodels.training.settings",
+    "Watching": "armodels.training.settings",
+    "Result": "armodels.training.result",
     "bits_per_dim": "armodels.spec",
     "AutoregressiveModel": "armodels.density.autoregressive",
     "DensityModel": "armodels.density.base",
     "OrderMixture": "armodels.density.mixture",
-    "load_model": "armodels.checkpoints",
 }
 
 __all__ = ["__version__", *_PUBLIC]

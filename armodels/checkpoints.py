@@ -241,6 +241,11 @@ def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, D
         ValueError: It names a class that is not trusted, or its parts do not fit each other.
     """
     spec, config = spec_of(state, path), state["config"]
+    if not config.get("model"):
+        raise ValueError(
+            f"checkpoint {path} does not say how its model is built: armodels.fit got it ready "
+            f"made; make it as then, and call armodels.load_model(path, model=...)"
+        )
     with guard(config, state, path):
         model = build.model(config.get("model"), config.get("head"), spec, trust)
     return spec, model
@@ -321,6 +326,7 @@ def restore(
     device: str = "cpu",
     num_orders: int | None = None,
     trust: str | Iterable[str] | None = None,
+    model: DensityModel | None = None,
 ) -> Restored:
     """Rebuild the model of a run from its checkpoint alone.
 
@@ -331,16 +337,21 @@ def restore(
         device: Where the model goes.
         num_orders: Orders of the mixture that it becomes; None: as it was trained.
         trust: Dotted names of your own classes that the run may name; code of others never runs.
+        model: Gets the weights, in place; None: it is built as the run's config says. A run of
+            ``armodels.fit`` does not say it.
 
     Raises:
         FileNotFoundError: There is no such run or checkpoint.
-        ValueError: It is damaged, or names a class that is neither this package's nor trusted.
+        ValueError: It is damaged, does not say how its model is built, or names a class that is
+            neither this package's nor trusted.
     """
     check_weights(weights)
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
     allowed = build.Trust.of(trust, file)
-    spec, model = rebuild(state, file, allowed)
+    spec = spec_of(state, file)
+    if model is None:
+        spec, model = rebuild(state, file, allowed)
     floats = {t.dtype for t in state["model"].values() if t.is_floating_point()}
     if len(floats) == 1:
         model.to(floats.pop())  # a run in float64 is evaluated in float64

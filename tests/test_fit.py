@@ -1,0 +1,184 @@
+"""armodels.fit: the loop of ``armodels train``, for models and data made in Python."""
+
+import json
+
+import pytest
+import torch
+from cases import CASES
+from command import QUICK, armodels, done, snapshot
+from tiny import Tiny
+from torch import nn
+
+import armodels as api
+from armodels import heads, orders
+from armodels.checkpoints import load_checkpoint
+from armodels.networks.base import Network
+from armodels.networks.made import MADE
+from armodels.objectives import Likelihood, MixtureOrder
+from armodels.schedules import Cosine, Schedule
+from armodels.training.learner import Candidate, Learner
+from armodels.training.processes import make_fabric
+from armodels.training.streams import WEIGHTS, stream
+
+SETTINGS = api.Settings(max_steps=12, batch_size=8, accelerator="cpu", progress=False)
+
+
+def splits(**keys) -> api.Splits:
+    shape = {"kind": "image", "shape": [1, 3, 4], "levels": 3, "dynamic": False}
+    return Tiny(**shape | {"num_train": 50, "damage": None, "seed": 0} | keys).load()
+
+
+def made(data: api.Splits) -> api.AutoregressiveModel:
+    """The model that ``model=made model.hidden_sizes=[6]`` names."""
+    torch.manual_seed(stream(WEIGHTS, 0))
+    head = heads.auto(data.spec)
+    order = orders.make("raster", data.spec.shape, joint=head.joint)
+    return api.AutoregressiveModel(MADE(data.spec, head.num_params, order, hidden_sizes=[6]), head)
+
+
+def fused(params):
+    return torch.optim.AdamW(params, lr=1e-3, weight_decay=0.01, fused=True)
+
+
+class Unigram(Network):
+    """Every value by itself: a network of a user's own."""
+
+    kinds = frozenset({"image"})
+
+    def __init__(self, spec, num_params, order):
+        super().__init__(spec, num_params, order)
+        self.bias = nn.Parameter(torch.zeros(len(order), num_params))
+
+    def forward(self, x, context=None):
+        return self.bias.expand(len(x), -1, -1)
+
+
+class Late(Schedule):
+    """A rate that spoils the weights in the third epoch."""
+
+    def _decay(self, step, total, share):
+        return 1.0 if step < 14 else 1e3
+
+
+def test_it_is_the_loop_of_train(tmp_path, capsys):
+    keys = ("data=tiny", "model.hidden_sizes=[6]", "trainer.batch_size=8", *QUICK[::2])
+    done(tmp_path, "train", *keys, "samples.num=0", "trainer.max_steps=12", "out=run")
+    result = api.fit(made(splits()), splits(), SETTINGS, optimizer=fused)
+    best = load_checkpoint(tmp_path / "run/checkpoints/best.pt")["model"]
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, best[name])
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    for key in ("valid", "test", "parameters", "best_step", "steps", "measure"):
+        assert result.metrics[key] == metrics[key]
+    assert [row["valid/nats"] for row in result.history if "valid/nats" in row]
+    printed = capsys.readouterr().out
+    assert "valid nats" in printed
+    assert not result.model.training
+
+
+def test_nothing_is_written_and_a_network_of_ones_own_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = splits()
+    head = heads.auto(data.spec)
+    net = Unigram(data.spec, head.num_params, orders.make("raster", data.spec.shape))
+    model = api.AutoregressiveModel(net, head)
+    result = api.fit(model, data, SETTINGS, quiet=True)
+    assert result.model is model
+    assert result.directory is None
+    assert not list(tmp_path.iterdir())
+    found = api.evaluate(model, data.test)
+    assert found.report(data.spec) == result.metrics["test"]
+    assert found == api.evaluate(model, data.examples("test"), 7)
+
+
+def test_the_best_weights_are_kept_in_memory():
+    data = splits()
+    settings = api.Settings(max_steps=21, batch_size=8, accelerator="cpu", ema=0.5)
+    result = api.fit(made(data), data, settings, schedule=Late(), quiet=True)
+    rows = [row for row in result.history if "valid/nats" in row]
+    best = min(rows, key=lambda row: row["valid/nats"])
+    assert best is not rows[-1]
+    assert result.metrics["best_step"] == best["step"]
+    assert result.metrics["valid"]["nats"] == best["valid/nats"]
+    again = api.evaluate(result.model, data.valid).report(data.spec)
+    assert again["nats"] == pytest.approx(best["valid/nats"], rel=1e-6)
+
+
+def test_a_directory_is_a_run(tmp_path):
+    data = splits()
+    result = api.fit(made(data), data, SETTINGS, directory=tmp_path / "run", quiet=True)
+    assert (
+        api.load_model(tmp_path / "run", model=made(data))
+        .log_prob(data.test)
+        .equal(result.model.log_prob(data.test))
+    )
+    assert "MADE with categorical head" in done(tmp_path, "compare", "run")
+    for verb in ("eval", "sample", "complete", "score"):
+        told = armodels(tmp_path, verb, "run", "device=cpu").error
+        assert "does not say how its model is built" in told
+        assert told.endswith("armodels.load_model(path, model=...)")
+    assert "resume=True" in armodels(tmp_path, "train", "resume=run").error
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        api.fit(made(data), data, SETTINGS, directory=tmp_path / "run", quiet=True)
+    assert snapshot(tmp_path) == before
+    assert len([row for row in result.history if "valid/nats" in row]) == 2
+
+
+def test_a_directory_goes_on_bit_for_bit(tmp_path):
+    data, short = splits(), api.Settings(max_steps=5, batch_size=8, accelerator="cpu")
+    options = {"schedule": Cosine(final=1.0), "quiet": True}
+    whole = api.fit(made(data), data, SETTINGS, directory=tmp_path / "whole", **options)
+    api.fit(made(data), data, short, directory=tmp_path / "parts", **options)
+    parts = api.fit(
+        made(data), data, SETTINGS, directory=tmp_path / "parts", resume=True, **options
+    )
+    states = [load_checkpoint(tmp_path / f"{n}/checkpoints/last.pt") for n in ("whole", "parts")]
+    for name, value in states[0]["model"].items():
+        assert torch.equal(states[1]["model"][name], value)
+    assert parts.metrics["test"] == whole.metrics["test"]
+
+
+def test_a_failure_is_in_the_directory(tmp_path):
+    data = splits(levels=None)
+    wild = lambda params: torch.optim.SGD(params, lr=1e30)  # noqa: E731
+    with pytest.raises(FloatingPointError, match="the loss became"):
+        api.fit(made(data), data, SETTINGS, optimizer=wild, directory=tmp_path / "run", quiet=True)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["status"] == "failed"
+    assert status["reason"].startswith("the loss became")
+
+
+def test_models_and_data_that_do_not_go_together_are_refused():
+    data = splits()
+    with pytest.raises(ValueError, match=r"the model is one of .*levels 3, but data .*levels 4"):
+        api.fit(made(data), splits(levels=4), SETTINGS)
+    with pytest.raises(ValueError, match="fit trains one model"):
+        api.fit(made(data), data, api.Settings(select={"optimizer.lr": [1.0]}))
+    with pytest.raises(ValueError, match="name it"):
+        api.fit(made(data), data, SETTINGS, resume=True)
+
+
+@pytest.mark.parametrize("name", ["orders-made", "made"])
+def test_what_is_trained_is_the_objective_that_the_model_names(name):
+    model = CASES[name].build(0)
+    candidate = Candidate(model=lambda: model, optimizer=torch.optim.Adam, schedule=Cosine())
+    learner = Learner(candidate, SETTINGS, make_fabric(SETTINGS))
+    assert type(learner.net) is (MixtureOrder if name == "orders-made" else Likelihood)
+
+
+def test_data_by_name():
+    data = api.load_data("digits", levels=2)
+    assert data.spec.levels == 2
+    with pytest.raises(ValueError, match="no data called 'digit'; choose from anime, atari"):
+        api.load_data("digit")
+    with pytest.raises(ValueError, match="data table needs path="):
+        api.load_data("table")
+
+
+def test_default_settings_are_those_of_the_configs():
+    import yaml
+    from test_config import CONFIGS
+
+    shipped = yaml.safe_load((CONFIGS / "trainer/default.yaml").read_text())
+    assert vars(api.Settings()) == shipped
