@@ -65,7 +65,13 @@ def settings_of(config: Mapping[str, Any], trust: build.Trust) -> Settings:
 
 
 def new_model(config: Mapping[str, Any], spec: DataSpec, trust: build.Trust) -> DensityModel:
-    """The model of a config, its weights drawn by the seed."""
+    """The model of a config, its weights drawn by the seed.
+
+    Args:
+        config: Of the run.
+        spec: What a datum is.
+        trust: Which of the user's own classes may be built.
+    """
     torch.manual_seed(stream(WEIGHTS, config["seed"]))
     return build.model(config["model"], config["head"], spec, trust)
 
@@ -136,7 +142,14 @@ def first_model(
 def candidates(
     config: Mapping[str, Any], settings: Settings, spec: DataSpec, trust: build.Trust
 ) -> list[Candidate]:
-    """What a run's config describes, each as if its values had been typed."""
+    """What a run's config describes, each as if its values had been typed.
+
+    Args:
+        config: Of the run.
+        settings: Of its training.
+        spec: What a datum is.
+        trust: Which of the user's own classes may be built.
+    """
     found = []
     for values in settings.combinations():
         tried = with_values(config, values)

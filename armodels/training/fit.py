@@ -170,8 +170,8 @@ def _record(
 
     def command(**changes: object) -> str:
         keys = ", ".join(f"{key.removeprefix('trainer__')}={v}" for key, v in changes.items())
-        given = f", Settings({keys})" if changes else ""
-        return f"armodels.fit(model, splits{given}, directory={str(directory)!r}, resume=True)"
+        settings = f", Settings({keys})" if changes else ""
+        return f"armodels.fit(model, splits{settings}, directory={str(directory)!r}, resume=True)"
 
     with run.claimed(new=not resume) if first else contextlib.nullcontext():
         if first:

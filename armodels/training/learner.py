@@ -52,7 +52,13 @@ class Candidate:
 
 
 def placed(module: nn.Module, settings: Settings, device: torch.device) -> Any:
-    """A module on its device, in the precision of its weights."""
+    """A module on its device, in the precision of its weights.
+
+    Args:
+        module: Changed in place.
+        settings: Say the precision.
+        device: Where it goes.
+    """
     # Fabric converts to float64 too, but after a checkpoint was read into float32.
     module = module.double() if settings.precision == "64-true" else module
     return module.to(device)

@@ -22,7 +22,13 @@ class Losses:
         self._pending: list[tuple[int, Tensor, Tensor]] = []
 
     def add(self, num_examples: int, log_prob: Tensor, norm: Tensor) -> None:
-        """Take in a step: this process's examples, their sum, and the gradient's norm."""
+        """Take in a step.
+
+        Args:
+            num_examples: This process's.
+            log_prob: Their sum.
+            norm: Of the gradient.
+        """
         self._pending.append((num_examples, log_prob, norm))
 
     def clear(self) -> None:

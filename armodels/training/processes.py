@@ -62,7 +62,13 @@ def any_of(fabric: Fabric, flag: bool) -> bool:
 
 
 def mean_of(fabric: Fabric, total: float, count: int) -> float:
-    """The mean over the examples of all processes, each of which has its own sum."""
+    """The mean over the examples of all processes, each of which has its own sum.
+
+    Args:
+        fabric: The processes.
+        total: This one's sum.
+        count: Its examples.
+    """
     sums: Any = torch.tensor([total, float(count)])
     if fabric.world_size > 1:
         sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")

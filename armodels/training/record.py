@@ -44,7 +44,11 @@ class Record(ABC):
 
     @abstractmethod
     def load(self, name: Name) -> Mapping[str, Any]:
-        """A checkpoint that was kept."""
+        """A checkpoint that was kept.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
 
     @abstractmethod
     def has(self, name: Name) -> bool:
@@ -56,7 +60,14 @@ class Record(ABC):
 
     @abstractmethod
     def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
-        """A point of the curves; names by keyword, ``/`` written as ``__``."""
+        """A point of the curves.
+
+        Args:
+            step: Of all candidates.
+            epoch: Passes over the training split.
+            seconds: Of the training so far.
+            scalars: Values by name, ``/`` written as ``__``.
+        """
 
     @property
     @abstractmethod
@@ -64,11 +75,23 @@ class Record(ABC):
         """The points of the curves so far, by name."""
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """A point that belongs to no row."""
+        """A point that belongs to no row.
+
+        Args:
+            tag: Its name.
+            value: Its value.
+            step: Where it stands.
+        """
         return
 
     def picture(self, tag: str, picture: Tensor, step: int) -> None:
-        """A picture (3, H, W)."""
+        """A picture.
+
+        Args:
+            tag: Its name.
+            picture: (3, H, W).
+            step: Where it stands.
+        """
         return
 
     def samples(self, picture: Tensor, step: int) -> None:
