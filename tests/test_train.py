@@ -510,9 +510,9 @@ def test_schedules():
     assert cosine(14, 24, 0.1) == pytest.approx(0.55)
     assert cosine(7, None, 1.0) == pytest.approx(0.1)
     assert Constant(0)(3, None, 0.5) == 1.0
-    with pytest.raises(ValueError, match="schedule.gamma is 2"):
+    with pytest.raises(ValueError, match="gamma is 2"):
         Exponential(gamma=2)
-    with pytest.raises(ValueError, match="schedule.warmup_steps is -1"):
+    with pytest.raises(ValueError, match="warmup_steps is -1"):
         Constant(-1)
 
 
