@@ -24,9 +24,10 @@ from armodels import checks, contexts, data, earlier, heads, networks, orders
 from armodels.data.base import Source
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
+from armodels.density.mixture import OrderMixture
 from armodels.density.mixture import over_orders as mixture_over_orders
 from armodels.heads import Head
-from armodels.networks.base import Network
+from armodels.networks.base import Network, RasterNetwork
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 
@@ -37,6 +38,9 @@ ORDER_KEYS = {
     "resample_orders": bool,
 }
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
+
+RASTER = {"order": "raster", "order_seed": 0, "num_orders": 1, "resample_orders": False}
+"""What they are for a network that follows the raster order only, whose YAML lacks them."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +333,9 @@ def model(
         return instantiate(config, spec, part="model", trust=trust, kind=DensityModel)
     if not (isinstance(target, type) and issubclass(target, Network)):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
-    config = {"resample_orders": False} | config  # runs of before it was a key lack it
+    # Runs may be older than the key resample_orders.
+    raster = issubclass(target, RasterNetwork)
+    config = (RASTER if raster else {"resample_orders": False}) | config
     checks.require_types(config, ORDER_KEYS | {"context": str | None}, "model.")
     for key in (*ORDER_KEYS, "context"):
         if key not in config:
@@ -377,9 +383,10 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
         ValueError: It follows no order, or it was not trained for so many.
     """
     checks.require_keys({"eval": {"num_orders": num_orders}})
-    if "order" not in config:
+    if not isinstance(model, AutoregressiveModel | OrderMixture):
         name = type(model).__name__
         raise ValueError(f"model {name} follows no order; leave eval.num_orders at null")
+    config = RASTER | config
     trained = config["num_orders"]
     if num_orders == trained:
         return model

@@ -159,6 +159,9 @@ def _known(name: str, args: list[str]) -> list[str]:
     return known
 
 
+ORDER_KEYS = ("order", "order_seed", "num_orders", "resample_orders")
+"""What only a network that follows other orders than the raster has in its YAML."""
+
 _WORDS = {"epochs": "max_epochs", "steps": "max_steps", "iterations": "max_steps",
           "learning_rate": "lr", "gpus": "devices", "workers": "threads", "checkpoint": "resume",
           "dataset": "data", "network": "model", "output": "out", "output_dir": "out",
@@ -229,6 +232,9 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
             others = [other for other in sorted(takes) if last in takes[other]]
             several = " or another" if len(others) > 3 else ""
             hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
+            target = _read(options[choice]).get("_target_", "")
+            if last in ORDER_KEYS and target.startswith("armodels.networks."):
+                return f"{group}={choice} follows the raster order only: it has no {key}{hint}"
             return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
     close = suggest(key, "", name, args)
     hint = f"did you mean {close}?" if close else f"see armodels {name} --cfg job"

@@ -91,7 +91,7 @@ class RandomOrder(Objective):
 
     def _estimate(self, x, context):
         seed = int(torch.randint(2**31, ()))
-        joint = self.model.net.order.shape[1] > 1
+        joint = self.model.net.order.joint
         order = orders.make("random", self.model.spec.shape, joint=joint, seed=seed)
         return self.model.with_order(order, seed=seed)._log_prob(x, context)
 

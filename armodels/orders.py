@@ -8,7 +8,8 @@ one another: R, G, B of one pixel, then the next pixel.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -17,6 +18,36 @@ from torch import Tensor
 from armodels.checks import Seed, checked
 
 OrderName = Literal["raster", "reverse", "columns", "spiral", "s_curve", "hilbert", "random"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Which values are written at each step.
+
+    Attributes:
+        table: (S, K) int64 flat indices; every one stands in it exactly once.
+        name: A key of ``ORDERS``, or ``"permuted"``.
+        seed: That it was made with.
+    """
+
+    table: Tensor
+    name: OrderName | Literal["permuted"] = "permuted"
+    seed: int = 0
+
+    @property
+    def width(self) -> int:
+        """Values of a step, K."""
+        return self.table.shape[1]
+
+    @property
+    def joint(self) -> bool:
+        """Whether a step writes all channels of a pixel, of which there are several."""
+        return self.width > 1
+
+    def permuted(self, steps: Tensor) -> "Order":
+        """The same steps in another sequence: ``steps`` (S,) are their numbers."""
+        return Order(self.table[steps.to(self.table.device)])
 
 
 def _raster(height: int, width: int, seed: int) -> np.ndarray:
@@ -114,9 +145,7 @@ ORDERS: dict[OrderName, Callable[[int, int, int], np.ndarray]] = {
 
 
 @checked
-def make(
-    name: OrderName, shape: tuple[int, ...], *, joint: bool = False, seed: Seed = 0
-) -> Tensor:
+def make(name: OrderName, shape: tuple[int, ...], *, joint: bool = False, seed: Seed = 0) -> Order:
     """The order called ``name`` for events of ``shape``.
 
     Args:
@@ -126,21 +155,18 @@ def make(
         seed: Of ``"random"``; of ``"s_curve"`` and ``"hilbert"``, which of the eight symmetries
             (modulo 8): +1 mirrors left and right, +2 top and bottom, +4 swaps rows and columns.
 
-    Returns:
-        (S, K) int64 table; every flat index stands in it exactly once.
-
     Raises:
         ValueError: There is no such name, or the seed is out of range.
     """
     channels, height, width = shape if len(shape) == 3 else (1, 1, shape[0])
     pixels = torch.from_numpy(ORDERS[name](height, width, seed).copy()).long()
     table = pixels[:, None] + torch.arange(channels) * (height * width)  # (H*W, C)
-    return table if joint else table.reshape(-1, 1)
+    return Order(table if joint else table.reshape(-1, 1), name, seed)
 
 
-def ranks(order: Tensor) -> Tensor:
+def ranks(table: Tensor) -> Tensor:
     """The step at which each flat index is written: (S, K) -> (D,), the inverse of an order."""
-    steps, width = order.shape
-    out = torch.empty(order.numel(), dtype=torch.long, device=order.device)
-    out[order.reshape(-1)] = torch.arange(steps, device=order.device).repeat_interleave(width)
+    steps, width = table.shape
+    out = torch.empty(table.numel(), dtype=torch.long, device=table.device)
+    out[table.reshape(-1)] = torch.arange(steps, device=table.device).repeat_interleave(width)
     return out

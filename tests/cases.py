@@ -97,8 +97,8 @@ def event_index(x: Tensor, spec: DataSpec) -> Tensor:
 
 
 def _autoregressive(spec, head, network, order, order_seed, keys, scale, resample, seed):
-    table = orders.make(order, spec.shape, joint=head.joint, seed=order_seed)
-    net = network(spec, head.num_params, table, **keys)
+    made = orders.make(order, spec.shape, joint=head.joint, seed=order_seed)
+    net = network(spec, head.num_params, made, **keys)
     model = AutoregressiveModel(net, head, resample_orders=resample).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -202,11 +202,10 @@ def order_mixture(
     def build(seed):
         made = head(spec)
         model = _autoregressive(spec, made, network, order, 0, keys, scale, resample, seed)
-        tables = [
-            (orders.make(order, spec.shape, joint=made.joint, seed=i), i)
-            for i in range(num_orders)
+        several = [
+            orders.make(order, spec.shape, joint=made.joint, seed=i) for i in range(num_orders)
         ]
-        return OrderMixture(model, tables).eval()
+        return OrderMixture(model, several).eval()
 
     own = network.any_order
     return Case(spec, build, num_orders=num_orders, any_order=resample or own, reads_known=own)

@@ -88,6 +88,11 @@ BAD = {
         "regularization, seed, tolerance; use model=conv_nade, deep_nade, diagonal_bilstm or "
         "another for it",
     ),
+    "order-of-a-raster-network": (
+        ("train", "model=pixelcnn", "model.order=random"),
+        "model=pixelcnn follows the raster order only: it has no model.order; use "
+        "model=conv_nade, deep_nade, fvsbn or another for it",
+    ),
     "key-of-another-default": (
         ("train", "head.mixing=uniform"),
         "head=auto has no key mixing, only num_components; use head=gaussian_mixture for it",

@@ -107,7 +107,7 @@ def test_a_step_sees_every_earlier_value_and_no_other(case):
     """Changed values rather than a Jacobian: levels have none, nor need a compiled network."""
     for seed in range(3):
         model, x = case.build(seed), case.events(4, seed)
-        order, before = model.net.order, model.net(x)
+        order, before = model.net.table, model.net(x)
         for t, index in enumerate(order.flatten().tolist()):
             step = t // order.shape[1]
             for change in range(1, case.spec.levels or 3):
@@ -127,7 +127,7 @@ def test_a_step_sees_every_earlier_value_and_no_other(case):
 @over_steps
 def test_cached_step_equals_naive_step(case):
     model, x = case.build(0), case.events(5)
-    values = x.flatten(1)[:, model.net.order]
+    values = x.flatten(1)[:, model.net.table]
     naive, cached = walked(model.net, values, naive=True), walked(model.net, values)
     torch.testing.assert_close(naive, model.net(x), rtol=0, atol=1e-11)
     torch.testing.assert_close(cached, naive, rtol=0, atol=1e-11)
@@ -154,7 +154,7 @@ def rest(net: Network, values, first: int, state: State, pack):
 def test_a_forked_walk_goes_on_twice(case):
     """From every step, in other rows and with other values: one pack serves all of them."""
     net, x, other = case.build(0).net, case.events(3), case.events(4, seed=5)
-    values, others = (events.flatten(1)[:, net.order] for events in (x, other))
+    values, others = (events.flatten(1)[:, net.table] for events in (x, other))
     rows = torch.tensor([2, 0, 0, 1])
     pack, expected = net.pack(), net(x)
     for first in range(1, net.num_steps):
@@ -164,7 +164,7 @@ def test_a_forked_walk_goes_on_twice(case):
         for tensor in state.values():
             assert tensor.shape[0] == 3, "the first dimension of a state counts events"
         whole = torch.empty_like(other).flatten(1)
-        whole[:, net.order.flatten()] = mixed.flatten(1)
+        whole[:, net.table.flatten()] = mixed.flatten(1)
         forked = net(whole.view_as(other))[:, first:]
         torch.testing.assert_close(rest(net, mixed, first, fork, pack), forked, rtol=0, atol=1e-11)
         for one in (state, same):
@@ -255,7 +255,7 @@ def test_a_fused_walk_equals_the_loop(case):
 def test_a_walk_that_follows_an_event_scores_it(case):
     """Scoring, drawing and completing are choosers on one walk."""
     model, x = case.build(0), case.events(5)
-    scored = Scored(model.head, follow(x.flatten(1)[:, model.net.order]))
+    scored = Scored(model.head, follow(x.flatten(1)[:, model.net.table]))
     written = walk(model.net, 5, scored)
     assert torch.equal(model._to_event(written), x)
     expected = model.conditional_log_prob(x)
@@ -274,9 +274,9 @@ def test_sample_frequencies(case):
 
 def copy_chain(order: str) -> AutoregressiveModel:
     """An FVSBN, set by hand, that starts at random and repeats itself in its order."""
-    table = orders.make(order, BITS.shape, seed=3)
-    net = MADE(BITS, 1, table, hidden_sizes=[], direct_connections=True)
-    flat = table.flatten().tolist()
+    made = orders.make(order, BITS.shape, seed=3)
+    net = MADE(BITS, 1, made, hidden_sizes=[], direct_connections=True)
+    flat = made.table.flatten().tolist()
     net.bias.zero_()
     net.direct.weight.zero_()
     for last, now in zip(flat, flat[1:], strict=False):
@@ -320,7 +320,7 @@ def channel_masks(case: Case):
 
 
 def known_first(model, order, observed):
-    """The order that a model for all orders chooses: known values, then the others: (S, K).
+    """The order that a model for all orders chooses: known values, then the others.
 
     Trained on orders of whole pixels (``resample_orders``) it moves pixels, not their channels.
     """
@@ -328,19 +328,20 @@ def known_first(model, order, observed):
     if model.resample_orders and observed.ndim == 3:
         pixels = observed[0].numel()
     unknown = (~observed).reshape(-1, pixels).sum(0)
-    return torch.cat(sorted(order[:, None], key=lambda one: int(unknown[one[0, 0] % pixels])))
+    steps = sorted(order.table[:, None], key=lambda one: int(unknown[one[0, 0] % pixels]))
+    return orders.Order(torch.cat(steps), seed=order.seed)
 
 
 def puts_known_first(order, observed):
     """Whether an order writes every known value before all others."""
-    ranks = orders.ranks(order).view(observed.shape)
+    ranks = orders.ranks(order.table).view(observed.shape)
     known, others = ranks[observed].tolist(), ranks[~observed].tolist()
-    return max(known, default=-1) < min(others, default=len(order))
+    return max(known, default=-1) < min(others, default=len(order.table))
 
 
 def fitting(mixture, observed):
     """The orders that write known values before all others."""
-    return [one for one in mixture.orders if puts_known_first(one[0], observed)]
+    return [one for one in mixture.orders if puts_known_first(one, observed)]
 
 
 def conditional(model, x, observed, choose_order=False):
@@ -351,8 +352,7 @@ def conditional(model, x, observed, choose_order=False):
     """
     if choose_order and isinstance(model, OrderMixture):
         one = model.model
-        tables = [(known_first(one, order, observed), seed) for order, seed in model.orders]
-        model = OrderMixture(one, tables)
+        model = OrderMixture(one, [known_first(one, order, observed) for order in model.orders])
     elif choose_order:
         model = model.with_order(known_first(model, model.net.order, observed))
     elif isinstance(model, OrderMixture):
@@ -410,7 +410,7 @@ def test_channels_that_are_known_choose_an_order(case):
         done = model.complete(
             x.expand(300, *case.spec.shape), observed, num_particles=60, generator=generator(2)
         )
-        own = [order for order, _ in model.orders] if case.num_orders > 1 else [one.net.order]
+        own = model.orders if case.num_orders > 1 else [one.net.order]
         assert done.order_chosen == (not all(puts_known_first(o, observed) for o in own))
         assert torch.equal(done.values[:, observed], x[:, observed].expand(300, -1))
         exact = puts_known_first(known_first(one, one.net.order, observed), observed)
@@ -453,7 +453,7 @@ def test_completion_chooses_an_order_for_each_known_part(case):
     """Events whose known parts differ, in one batch, are completed as each would be alone."""
     model, x = case.build(0), case.events(4)
     pixels = math.prod(case.spec.shape[1:]) if case.spec.kind == "image" else case.spec.num_dims
-    order = (model.orders[0][0] if case.num_orders > 1 else model.net.order)[:, 0] % pixels
+    order = (model.orders[0] if case.num_orders > 1 else model.net.order).table[:, 0] % pixels
     known = torch.zeros(4, pixels, dtype=torch.bool)
     known[0, order[-1]] = known[1, order[0]] = known[2, order[-1]] = True
     if case.spec.kind == "image":
@@ -473,7 +473,7 @@ def test_completion_chooses_an_order_for_each_known_part(case):
 def step_alone(model, s: int):
     """Only the values of step s are known."""
     known = torch.zeros(model.spec.num_dims, dtype=torch.bool)
-    known[model.net.order[s]] = True
+    known[model.net.table[s]] = True
     return known.view(model.spec.shape)
 
 
@@ -531,8 +531,8 @@ def test_clamping_ignores_later_evidence():
 def two_modes(rare: float, factor: float) -> AutoregressiveModel:
     """Two bits: the first is on with ``rare``, the second with 1e-6 or ``factor`` times that."""
     spec = dataclasses.replace(BITS, shape=(2,))
-    table = orders.make("raster", (2,))
-    net = MADE(spec, 1, table, hidden_sizes=[], direct_connections=True)
+    order = orders.make("raster", (2,))
+    net = MADE(spec, 1, order, hidden_sizes=[], direct_connections=True)
     for weight in net.parameters():
         torch.nn.init.zeros_(weight)
     net.bias[:, 0] = torch.tensor([rare, 1e-6]).logit()
@@ -574,7 +574,7 @@ def test_halves_of_particles_by_hand():
 
 def test_completion_of_a_mixture_of_one_is_the_model():
     model, x = CASES["made-permuted"].build(0), CASES["made-permuted"].events(4)
-    mixture = OrderMixture(model, [(model.net.order, 0)])
+    mixture = OrderMixture(model, [model.net.order])
     late = torch.arange(6) > 2
     alone = model.complete(x, late, num_particles=9, generator=generator())
     mixed = mixture.complete(x, late, num_particles=9, generator=generator())
@@ -635,7 +635,7 @@ over_mixtures = over(lambda case: case.num_orders > 1)
 @over_mixtures
 def test_a_mixture_of_orders_averages_joint_probabilities(case):
     mixture, x = case.build(0), case.events(8)
-    views = [mixture.model.with_order(order, seed=seed) for order, seed in mixture.orders]
+    views = [mixture.model.with_order(order, seed=order.seed) for order in mixture.orders]
     parts = torch.stack([view.log_prob(x) for view in views])
     assert parts.std(0).mean() > 0.1, "the orders agree, so that this test tests nothing"
     mean = parts.exp().mean(0).log()
@@ -661,11 +661,13 @@ def test_a_mixture_of_orders_trains_one_at_a_time(case):
 
 def every_order(case: Case, model):
     """All orders of whole steps, as the training of a model for all orders draws them."""
-    steps = model.net.order
+    steps = model.net.table
     if not model.net.any_order and case.spec.kind == "image":
-        steps = orders.make("raster", case.spec.shape, joint=True)  # pixels, channels in turn
+        steps = orders.make(
+            "raster", case.spec.shape, joint=True
+        ).table  # pixels, channels in turn
     for one in itertools.permutations(steps.tolist()):
-        yield torch.tensor(one).reshape(-1, model.net.order.shape[1])
+        yield orders.Order(torch.tensor(one).reshape(-1, model.net.order.width))
 
 
 @over(lambda case: case.any_order and case.spec.num_dims <= 6)
@@ -692,7 +694,7 @@ def test_training_for_all_orders_estimates_their_mean_without_bias(case):
         sets = torch.tensor([math.comb(num_steps, int(d)) for d in size]).double()
         chances = 1 / (num_steps * sets)
         params = model.net.params_given(rows, every)
-        log_probs = model.head.log_prob(params, rows.flatten(1)[:, model.net.order])
+        log_probs = model.head.log_prob(params, rows.flatten(1)[:, model.net.table])
         mean = (chances * num_steps / (num_steps - size) * (~every * log_probs).sum(1)).sum()
         torch.testing.assert_close(mean, expected.mean(), rtol=0, atol=1e-10)
 
@@ -716,8 +718,8 @@ def test_a_network_for_all_orders_reads_the_known_values_alone(case):
     torch.testing.assert_close(net(x), naive, rtol=0, atol=1e-11)
     known = torch.arange(net.num_steps)[None] == net.num_steps - 1
     before, changed = net.params_given(x, known), x.clone().flatten(1)
-    hidden = changed[:, net.order[0]]
-    changed[:, net.order[0]] = hidden + 1 if x.is_floating_point() else 1 - hidden.clamp(max=1)
+    hidden = changed[:, net.table[0]]
+    changed[:, net.table[0]] = hidden + 1 if x.is_floating_point() else 1 - hidden.clamp(max=1)
     assert torch.equal(net.params_given(changed.view_as(x), known), before)
     # Zeros that are known differ from zeros that are not.
     nothing = torch.zeros_like(x)
@@ -733,7 +735,7 @@ def test_the_exact_conditionals_have_gradients(case):
         gradients = []
         for net in (model.net.__call__, functools.partial(AnyOrderNetwork.forward, model.net)):
             model.zero_grad()
-            model.head.log_prob(net(x), x.flatten(1)[:, model.net.order]).sum().backward()
+            model.head.log_prob(net(x), x.flatten(1)[:, model.net.table]).sum().backward()
             gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     for one, other in zip(*gradients, strict=True):
@@ -746,7 +748,7 @@ def test_averaged_logits_are_not_a_distribution():
     by_event = []
     for i in range(len(mixture.orders)):
         net = mixture.component(i).net
-        by_event.append(net(every)[:, orders.ranks(net.order)])
+        by_event.append(net(every)[:, orders.ranks(net.table)])
     log_prob = heads.Bernoulli(BITS).log_prob(torch.stack(by_event).mean(0), every[..., None])
     assert abs(float(log_prob.sum(1).logsumexp(0))) > 1e-3
     assert abs(float(mixture.log_prob(every).logsumexp(0))) < 1e-10
@@ -760,9 +762,9 @@ def follows_any_order(case: Case) -> bool:
 def test_with_order_leaves_the_model_as_it_was(case):
     model, x = case.build(0), case.events(4)
     before = model.log_prob(x)
-    view = model.with_order(model.net.order.flip(0), seed=9)
+    view = model.with_order(orders.Order(model.net.table.flip(0)), seed=9)
     again = view.with_order(model.net.order, seed=0)
-    assert torch.equal(view.net.order, model.net.order.flip(0))
+    assert torch.equal(view.net.table, model.net.table.flip(0))
     assert torch.equal(model.log_prob(x), before)
     if countable(case):
         total = view.log_prob(every_event(case.spec)).logsumexp(0)
@@ -861,7 +863,7 @@ def test_every_step_hears_the_context(case, context):
 
 def test_completion_and_mixtures_hear_the_context():
     one, contexts = CASES["made"].build(0, LABEL), context_values(LABEL, 3).repeat(40)
-    mixture = OrderMixture(one, [(orders.make("random", (6,), seed=i), i) for i in range(3)])
+    mixture = OrderMixture(one, [orders.make("random", (6,), seed=i) for i in range(3)])
     x, log_prob = mixture.sample_with_log_prob(120, context=contexts, generator=generator())
     torch.testing.assert_close(log_prob, mixture.log_prob(x, contexts), rtol=0, atol=1e-10)
     # The bias of one label's own: events of the others stay as they are.
@@ -905,7 +907,7 @@ def test_contexts_that_do_not_fit_are_refused():
         plain.default_objective()(x, labels)
     with refuses(f"{name} is conditioned on label: give one for each event"):
         told.default_objective()(x)
-    mixture = OrderMixture(told, [(told.net.order, 0)])
+    mixture = OrderMixture(told, [told.net.order])
     with refuses(
         f"mixture of 1 orders of {name} is conditioned on label: give one for each event"
     ):
@@ -1043,7 +1045,7 @@ def test_log_prob_map_shares_out_the_log_prob(case):
     shares = model.log_prob_map(x)
     assert shares.shape == x.shape
     torch.testing.assert_close(shares.flatten(1).sum(1), model.log_prob(x), rtol=0, atol=1e-10)
-    steps = shares.flatten(1)[:, model.net.order].sum(-1)
+    steps = shares.flatten(1)[:, model.net.table].sum(-1)
     torch.testing.assert_close(steps, model.conditional_log_prob(x), rtol=0, atol=1e-10)
 
 
@@ -1077,7 +1079,7 @@ def test_training_starts_at_the_marginals(case):
         weight.zero_()
     x = case.events(300)
     model.initialize([x[:100], x[100:]])
-    values = x.flatten(1)[:, model.net.order]
+    values = x.flatten(1)[:, model.net.table]
     expected = model.head.marginal_params(values).expand(4, -1, -1)
     torch.testing.assert_close(model.net(x[:4]), expected.double(), rtol=0, atol=1e-6)
 

@@ -11,7 +11,7 @@ from armodels.spec import ContextSpec, DataSpec
 
 
 def ranks(name, height, width, seed=0):
-    return orders.ranks(orders.make(name, (1, height, width), seed=seed))
+    return orders.ranks(orders.make(name, (1, height, width), seed=seed).table)
 
 
 def test_windows_and_local_masks_by_hand():
@@ -45,7 +45,7 @@ def test_an_s_curve_has_two_patterns():
 def test_a_local_convolution_is_a_sum(monkeypatch, name, dilation, most):
     monkeypatch.setattr(lmconv, "MOST_PATTERNS", most)
     torch.manual_seed(0)
-    size, order = (4, 5), orders.make(name, (1, 4, 5), seed=1).flatten().tolist()
+    size, order = (4, 5), orders.make(name, (1, 4, 5), seed=1).table.flatten().tolist()
     make = lmconv._local_mask.__wrapped__
     made = make(tuple(order), size, 3, dilation, True)
     assert (made.kernels is None) == (most == 0)
@@ -90,7 +90,7 @@ def test_curves_have_no_blind_spot(name):
     order = orders.make(name, (1, 4, 5), seed=3)
     seen = seen_by_the_last_step(order)
     assert int((~seen).sum()) == 1
-    assert not seen.view(-1)[order[-1, 0]]
+    assert not seen.view(-1)[order.table[-1, 0]]
 
 
 def test_raster_has_a_blind_spot_above_to_the_right():
@@ -112,7 +112,7 @@ def test_the_cached_step_hears_what_a_picture_says_of_each_place(joint):
         for weight in net.parameters():
             torch.nn.init.normal_(weight, std=0.5)
         expected = net(x, said)
-        params = walked(net, x.flatten(1)[:, order], said)
+        params = walked(net, x.flatten(1)[:, order.table], said)
         torch.testing.assert_close(params, expected, rtol=0, atol=1e-11)
 
 
@@ -126,15 +126,15 @@ def test_a_head_may_take_the_channels_of_a_pixel_in_any_order():
         for weight in net.parameters():
             torch.nn.init.normal_(weight, std=0.5)
         expected = net(x)
-        turned = net.with_order(order[:, [2, 0, 1]])
+        turned = net.with_order(orders.Order(order.table[:, [2, 0, 1]]))
         torch.testing.assert_close(turned(x), expected, rtol=0, atol=0)
-        params = walked(turned, x.flatten(1)[:, turned.order])
+        params = walked(turned, x.flatten(1)[:, turned.table])
         torch.testing.assert_close(params, expected, rtol=0, atol=1e-11)
 
 
 def test_refusals():
     spec = DataSpec("tiny", "image", (3, 1, 2), 2, "probability")
-    planes = torch.arange(6)[:, None]  # all reds first
+    planes = orders.Order(torch.arange(6)[:, None])  # all reds first
     with pytest.raises(ValueError, match="writes a pixel's channels one after another"):
         LMConv(spec, 1, planes, dilations=[1])
     raster = orders.make("raster", spec.shape)

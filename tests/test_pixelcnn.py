@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 from cases import CASES, context_values, data
+from hydra.errors import InstantiationException
 from walks import walked
 
-from armodels import heads, masks, orders
+from armodels import build, heads, masks, orders
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.pixelcnn import PixelCNN
 from armodels.spec import ContextSpec
@@ -64,7 +65,7 @@ def seen(network, shape, scale=0.5, **keys) -> torch.Tensor:
     net = random_weights(net, scale)
     x = (torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
     before, columns = net(x), []
-    for index in net.order[:, 0].tolist():
+    for index in net.table[:, 0].tolist():
         changed = x.clone()
         changed.flatten(1)[:, index] ^= 1
         columns.append((net(changed) - before).abs().amax((0, 2)) > 1e-13)
@@ -282,7 +283,7 @@ def test_cached_sampling_of_larger_images(network, shape, context):
     net = random_weights(net, 0.3)
     x = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
     contexts = None if context is None else context_values(context, 3)
-    steps, expected = x.flatten(1)[:, order], net(x, contexts)
+    steps, expected = x.flatten(1)[:, order.table], net(x, contexts)
     if context:
         alike = net(x, contexts[:1].expand_as(contexts))
         assert ((alike - expected)[1:].abs().amax((0, 2)) > 1e-9).all(), "a step hears nothing"
@@ -294,7 +295,7 @@ def test_cached_sampling_of_larger_images(network, shape, context):
 GREY = data("image", 1, 2, 3, levels=2)
 RGB = data("image", 3, 1, 2, levels=2)
 REFUSALS = {
-    "model {} follows the raster order only; use model.order=raster": (GREY, "columns", {}),
+    "model {} follows the raster order only, not columns": (GREY, "columns", {}),
     "num_layers is 0; it must be at least 1": (GREY, "raster", {"num_layers": 0}),
     "num_channels is 0; it must be at least 1": (GREY, "raster", {"num_channels": 0}),
     "kernel_size is 4; it must be odd and at least 3": (GREY, "raster", {"kernel_size": 4}),
@@ -324,3 +325,26 @@ def test_what_cannot_work_is_refused_in_one_sentence(network, sentence):
     sentence = re.escape(sentence.format(network.__name__))
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         network(spec, 1, orders.make(order, spec.shape), **keys)
+
+
+def test_configs_with_the_keys_of_an_order_load_where_it_is_the_raster():
+    """Runs have them that were trained while they were keys of every network."""
+    head = {"_target_": "armodels.heads.auto", "num_components": None}
+    keys = {"num_layers": 1, "num_channels": 2, "kernel_size": 3, "first_kernel_size": 3}
+    keys = {"_target_": "armodels.networks.pixelcnn.PixelCNN", "context": None} | keys
+    old = {"order": "raster", "order_seed": 3, "num_orders": 1, "resample_orders": False}
+    one, other = (build.model(keys | more, head, GREY) for more in ({}, old))
+    assert torch.equal(one.net.table, other.net.table)
+    for config in (keys, keys | old):
+        assert build.over_orders(one, config, 1) is one
+    with pytest.raises(ValueError, match="^eval.num_orders is 2, but the model was trained on 1 "):
+        build.over_orders(one, keys, 2)
+    with pytest.raises(
+        ValueError, match="^model PixelCNN follows one order only; use num_orders=1"
+    ):
+        build.model(keys | {"num_orders": 2}, head, GREY)
+    with pytest.raises(InstantiationException) as told:
+        build.model(keys | {"order": "random"}, head, GREY)
+    assert str(told.value.__cause__) == (
+        "model PixelCNN follows the raster order only, not random"
+    )

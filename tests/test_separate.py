@@ -11,14 +11,14 @@ SPEC = DataSpec("tiny", "vector", (5,), None, "density")
 
 
 def test_equals_networks_written_one_by_one():
-    table = orders.make("random", SPEC.shape, seed=3)
-    net = SeparateMLPs(SPEC, 4, table, hidden_sizes=[6, 7], activation="tanh").double()
+    order = orders.make("random", SPEC.shape, seed=3)
+    net = SeparateMLPs(SPEC, 4, order, hidden_sizes=[6, 7], activation="tanh").double()
     with torch.no_grad():
         for p in net.parameters():
             p.normal_(generator=torch.Generator().manual_seed(p.numel()))
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     params = net(x)
-    flat = table.flatten().tolist()
+    flat = order.table.flatten().tolist()
     for s, d in enumerate(flat):
         h = x[:, flat[:s]]
         first = net.weights[0][d][:, flat[:s]]

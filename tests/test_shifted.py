@@ -199,7 +199,7 @@ def test_cached_step_equals_naive_step_on_odd_sizes(kind, keys, context):
         case = autoregressive(data("image", *shape, levels=3), head, kind, **keys)
         net, x = case.build(0, context).net, case.events(3)
         contexts = None if context is None else context_values(context, 3)
-        values = x.flatten(1)[:, net.order]
+        values = x.flatten(1)[:, net.table]
         params = walked(net, values, contexts)
         torch.testing.assert_close(params, net(x, contexts), rtol=0, atol=1e-11)
 
@@ -344,9 +344,7 @@ def test_refusals(kind):
         return kind(spec, 1, orders.make(order, spec.shape), **keys)
 
     for order in ("reverse", "columns", "s_curve", "spiral", "random"):
-        with refuses(
-            f"model {kind.__name__} follows the raster order only; use model.order=raster"
-        ):
+        with refuses(f"model {kind.__name__} follows the raster order only, not {order}"):
             build(order=order)
     with refuses(f"model {kind.__name__} follows one order only; use num_orders=1"):
         build().with_order(orders.make("reverse", grey.shape))

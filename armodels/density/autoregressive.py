@@ -24,6 +24,7 @@ from armodels.density.walk import (
 from armodels.heads import Head
 from armodels.networks.base import Network
 from armodels.objectives import AllOrders, Likelihood, RandomOrder
+from armodels.orders import Order
 
 
 @final
@@ -50,7 +51,7 @@ class AutoregressiveModel(DensityModel):
         """Network and head."""
         return f"{type(self.net).__name__} with {self.head.family} head"
 
-    def with_order(self, order: Tensor, *, seed: int | None = None) -> "AutoregressiveModel":
+    def with_order(self, order: Order, *, seed: int | None = None) -> "AutoregressiveModel":
         """The same weights under another order; ``seed`` is for random connectivity."""
         net = self.net.with_order(order, seed=seed)
         view = AutoregressiveModel(net, self.head, resample_orders=self.resample_orders)
@@ -65,17 +66,17 @@ class AutoregressiveModel(DensityModel):
         """Room for n events, (n, *event), where the model is."""
         real = self.spec.levels is None
         dtype = next(self.net.parameters()).dtype if real else self.spec.dtype
-        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.order.device)
+        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.table.device)
 
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
-        order = self.net.order
-        return x.flatten(1).index_select(1, order.flatten()).unflatten(1, order.shape)
+        table = self.net.table
+        return x.flatten(1).index_select(1, table.flatten()).unflatten(1, table.shape)
 
     def _to_event(self, values: Tensor) -> Tensor:
         """(B, S, K) -> (B, *event)."""
         x = torch.empty_like(values).flatten(1)
-        x[:, self.net.order.flatten()] = values.flatten(1)
+        x[:, self.net.table.flatten()] = values.flatten(1)
         return x.view(-1, *self.spec.shape)
 
     def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -110,8 +111,8 @@ class AutoregressiveModel(DensityModel):
 
     def log_prob_map(self, x, context=None):
         """A step's log-probability, shared evenly by its K values."""
-        steps = self.conditional_log_prob(x, context) / self.net.order.shape[1]
-        return steps[:, orders.ranks(self.net.order)].view(-1, *self.spec.shape)
+        steps = self.conditional_log_prob(x, context) / self.net.order.width
+        return steps[:, orders.ranks(self.net.table)].view(-1, *self.spec.shape)
 
     def initialize(self, batches, *, progress=False):
         """Start the output biases at the marginals of the data, and what else the network sets."""
@@ -168,9 +169,9 @@ class AutoregressiveModel(DensityModel):
         self.check_context(context, n)
         if noise is None:
             shape = (n, self.net.num_steps, self.head.num_noise)
-            noise = draw_noise(shape, generator, self.net.order.device)
+            noise = draw_noise(shape, generator, self.net.table.device)
         if n == 0:  # No network need reshape tensors without rows.
-            return self.empty(0), self.net.order.new_zeros(0, dtype=torch.float)
+            return self.empty(0), self.net.table.new_zeros(0, dtype=torch.float)
         with sampling(self, naive=naive):
             values, log_probs = self._draw(
                 noise, context=context, temperature=temperature, progress=progress, naive=naive
@@ -217,13 +218,13 @@ class AutoregressiveModel(DensityModel):
             )
         steps = each.all(-1)
         options = {"temperature": temperature, "generator": generator, "progress": progress}
-        if not self.any_order or known_first(known, self.net.order):
+        if not self.any_order or known_first(known, self.net.table):
             return self._weighted(x, known, steps, num_particles, context, options)
         return self._weighted_by_part(x, known, steps, num_particles, context, options)
 
     def _weighted(self, x, known, steps, num_particles, context, options) -> Particles:
         """Particles under the model's own order; known (B, *event), known steps (B, S)."""
-        exact = known_first(known, self.net.order)
+        exact = known_first(known, self.net.table)
         n = 1 if exact else num_particles
         values = self._to_steps(x).repeat_interleave(n, 0)
         steps = steps.repeat_interleave(n, 0)
@@ -246,7 +247,7 @@ class AutoregressiveModel(DensityModel):
         done = []
         for i, part in enumerate(parts):
             rows = (which == i).nonzero()[:, 0]
-            order = self.net.order[self._latest(part).argsort(stable=True)]
+            order = self.net.order.permuted(self._latest(part).argsort(stable=True))
             view = self.with_order(order)
             own = None if context is None else context[rows]
             own_steps = view._to_steps(known[rows]).all(-1)
@@ -271,7 +272,7 @@ class AutoregressiveModel(DensityModel):
         if self.net.any_order:
             return unknown
         channels = self.spec.shape[0] if self.spec.kind == "image" else 1
-        pixel = self.net.order[:, 0] % (self.spec.num_dims // channels)
+        pixel = self.net.table[:, 0] % (self.spec.num_dims // channels)
         return unknown.new_zeros(self.spec.num_dims).index_add(0, pixel, unknown)[pixel]
 
     def complete(

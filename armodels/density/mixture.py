@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import final
 
 import torch
-from torch import Tensor
 
 from armodels import orders
 from armodels.density.autoregressive import AutoregressiveModel
@@ -14,6 +13,7 @@ from armodels.density.base import DensityModel
 from armodels.density.completion import as_mask, complete, known_first
 from armodels.density.walk import check_draw, draw_noise, sampling
 from armodels.objectives import MixtureOrder
+from armodels.orders import Order
 
 
 @final
@@ -25,10 +25,10 @@ class OrderMixture(DensityModel):
 
     Args:
         model: Its network must support ``with_order``.
-        orders: One (order, seed) each; the seed is for random connectivity.
+        orders: One each; its seed is that of random connectivity, too.
     """
 
-    def __init__(self, model: AutoregressiveModel, orders: list[tuple[Tensor, int]]):
+    def __init__(self, model: AutoregressiveModel, orders: list[Order]):
         super().__init__()
         self.spec = model.spec
         self.context = model.context
@@ -42,8 +42,8 @@ class OrderMixture(DensityModel):
 
     def component(self, i: int) -> AutoregressiveModel:
         """The model under order ``i``; made when asked for, so weights exist once."""
-        order, seed = self.orders[i]
-        return self.model.with_order(order.to(self.model.net.order.device), seed=seed)
+        order = self.orders[i]
+        return self.model.with_order(order, seed=order.seed)
 
     def _components(self) -> Iterator[AutoregressiveModel]:
         # One at a time: the masks of many wide layers would not fit into memory.
@@ -73,7 +73,7 @@ class OrderMixture(DensityModel):
         """Each event is drawn under an order chosen at random."""
         check_draw(temperature, n)
         self.check_context(context, n)
-        device = self.model.net.order.device
+        device = self.model.net.table.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
         options = {"temperature": temperature, "generator": generator, "progress": progress}
         x = self.model.empty(n)
@@ -101,7 +101,7 @@ class OrderMixture(DensityModel):
         """
         known = as_mask(known, x)
         every = range(len(self.orders))
-        fitting = [i for i in every if known_first(known, self.orders[i][0])]
+        fitting = [i for i in every if known_first(known, self.orders[i].table)]
         chosen = every if self.any_order else fitting or every
         done = complete(
             (self.component(i) for i in chosen),
@@ -131,9 +131,9 @@ def over_orders(
     """
     one = model.model if isinstance(model, OrderMixture) else model
     net = one.net
-    make = functools.partial(orders.make, name, one.spec.shape, joint=net.order.shape[1] > 1)
-    made = [(make(seed=seed), seed) for seed in seeds]
-    different = {order.numpy().tobytes() for order, _ in made}
+    make = functools.partial(orders.make, name, one.spec.shape, joint=net.order.joint)
+    made = [make(seed=seed) for seed in seeds]
+    different = {order.table.numpy().tobytes() for order in made}
     # Random ones may coincide where there are few; the others repeat themselves.
     if name != "random" and len(different) < len(made) and not net.random_connectivity:
         raise ValueError(

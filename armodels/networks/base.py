@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from armodels import orders
 from armodels.networks import layers
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -73,7 +73,7 @@ class Network(nn.Module, ABC):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P (from the head).
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         context: What the model is conditioned on, if anything.
 
     Raises:
@@ -94,7 +94,7 @@ class Network(nn.Module, ABC):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         context: ContextSpec | None = None,
     ):
         super().__init__()
@@ -107,13 +107,14 @@ class Network(nn.Module, ABC):
         self.spec = spec
         self.num_params = num_params
         self.context = context
-        # Rebuilt from the config that a checkpoint stores, as every mask is: never saved twice.
-        self.register_buffer("order", order, persistent=False)
+        self.order = order
+        # Tables follow from the config that a checkpoint stores, as masks do: none is saved twice.
+        self.register_buffer("table", order.table, persistent=False)
 
     @property
     def num_steps(self) -> int:
         """S."""
-        return len(self.order)
+        return len(self.table)
 
     @property
     def random_connectivity(self) -> bool:
@@ -174,11 +175,11 @@ class Network(nn.Module, ABC):
         """
         return None
 
-    def with_order(self, order: Tensor, *, seed: int | None = None) -> "Network":
+    def with_order(self, order: Order, *, seed: int | None = None) -> "Network":
         """The same weights under another order.
 
         Args:
-            order: (S, K).
+            order: It writes as many values at each step.
             seed: Of random connectivity; None: as it is.
 
         Raises:
@@ -218,7 +219,7 @@ class NaiveSteps:
         # Real values are as precise as the weights: a float32 copy would be another event.
         real = net.spec.levels is None
         dtype = next(net.parameters()).dtype if real else net.spec.dtype
-        x = torch.zeros(n, net.spec.num_dims, dtype=dtype, device=net.order.device)
+        x = torch.zeros(n, net.spec.num_dims, dtype=dtype, device=net.table.device)
         return State({"x": x} if context is None else {"x": x, "context": context})
 
     def write(self, values: Tensor | None, s: int, state: State) -> Tensor:
@@ -231,7 +232,7 @@ class NaiveSteps:
         """
         x = state["x"]
         if s > 0:
-            x[:, self.net.order[s - 1]] = values
+            x[:, self.net.table[s - 1]] = values
         return x.view(-1, *self.net.spec.shape)
 
     def step(
@@ -271,15 +272,13 @@ class RasterNetwork(Network):
 
     def __init__(self, spec, num_params, order, context):
         super().__init__(spec, num_params, order, context)
-        joint = order.shape[1] > 1
-        if not torch.equal(order.cpu(), orders.make("raster", spec.shape, joint=joint)):
+        if order.name != "raster":
             raise ValueError(
-                f"model {type(self).__name__} follows the raster order only; "
-                f"use model.order=raster"
+                f"model {type(self).__name__} follows the raster order only, not {order.name}"
             )
         channels, *size = spec.shape
         self.size = tuple(size)
-        self.num_groups = channels // order.shape[1]
+        self.num_groups = channels // order.width
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
 
     def set_marginals(self, params):
@@ -304,18 +303,19 @@ class FreeOrderNetwork(Network):
     slots: Tensor
     """(S,) where each step's own weights are stored."""
 
-    def _set_order(self, order: Tensor, seed: int | None = None) -> None:
+    def _set_order(self, order: Order, seed: int | None = None) -> None:
         """Derive all that follows from an order; none of it is saved.
 
         Args:
-            order: (S, K).
+            order: Which values are written at each step.
             seed: Of random connectivity; None: as it is.
         """
-        order = order.to(self.bias.device)
-        self.register_buffer("order", order, persistent=False)
+        self.order = order
+        table = order.table.to(self.bias.device)
+        self.register_buffer("table", table, persistent=False)
         # Weights are stored with the first value that the step writes; with the pixel, where it
         # writes a whole one.
-        self.register_buffer("slots", order[:, 0] % len(order), persistent=False)
+        self.register_buffer("slots", table[:, 0] % len(table), persistent=False)
 
     def with_order(self, order, *, seed=None):
         """The same weights under another order."""
@@ -366,7 +366,7 @@ class AnyOrderNetwork(FreeOrderNetwork):
         """
         by_slot = torch.empty_like(known)
         by_slot[:, self.slots] = known
-        by_value = by_slot.repeat(1, self.order.shape[1])  # A pixel's channels are known together.
+        by_value = by_slot.repeat(1, self.order.width)  # A pixel's channels are known together.
         features = self.encode(x.flatten(1), self.bias.dtype)
         return features.masked_fill(~by_value[..., None], 0), by_slot
 

@@ -3,11 +3,12 @@
 from typing import Annotated, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from armodels.checks import LARGEST, Count, Depth, Odd, Range, checked
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -23,7 +24,7 @@ class ConvNADE(AnyOrderNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         num_channels: Maps of each hidden layer.
         num_layers: Hidden layers.
         kernel_size: Height and width of each convolution, odd.
@@ -51,7 +52,7 @@ class ConvNADE(AnyOrderNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_channels: Count = 32,
         num_layers: Depth = 6,

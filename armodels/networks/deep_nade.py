@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from armodels.checks import Count, checked
 from armodels.networks import layers
 from armodels.networks.base import AnyOrderNetwork, State
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 CHUNK = 2**18
@@ -50,7 +51,7 @@ class DeepNADE(AnyOrderNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         hidden_sizes: Units of each hidden layer.
         activation: relu, sigmoid, tanh or elu.
         encoding: How values are read, see ``layers.Encoding``; unknown ones are zeros.
@@ -77,7 +78,7 @@ class DeepNADE(AnyOrderNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         hidden_sizes: list[Count],
         activation: layers.Activation = "relu",
@@ -173,8 +174,8 @@ class DeepNADE(AnyOrderNetwork):
     def forward(self, x, context=None):
         """(B, *event) -> (B, S, P), a chunk of steps at a time."""
         first, rest, bias = self._biases(context)
-        inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.order].flatten(2)
-        weight = self.weight[self.order].flatten(1, 2)  # (S, K E, H)
+        inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.table].flatten(2)
+        weight = self.weight[self.table].flatten(1, 2)  # (S, K E, H)
         mask_weight, output = self.mask_weight[self.slots], self.output[self.slots]
         total = first.expand(len(x), -1)
         widest = max(self.weight.shape[2], *(layer.out_features for layer in self.hidden), 1)
@@ -194,7 +195,7 @@ class DeepNADE(AnyOrderNetwork):
         """Weights in generation order."""
         first, rest, bias = self._biases(None)
         return DeepNADEPack(
-            self.weight[self.order].flatten(1, 2).unbind(),
+            self.weight[self.table].flatten(1, 2).unbind(),
             self.mask_weight[self.slots].unbind(),
             self.output[self.slots].transpose(1, 2).unbind(),
             bias.unbind(),

@@ -18,6 +18,7 @@ from armodels.networks.masked import (
     RowsAbove,
     span,
 )
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -90,7 +91,7 @@ class GatedPixelCNN(MaskedNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: The raster order of the data; no other.
         num_layers: Of each stack.
         num_channels: Of each stack, F.
         kernel_size: Of all layers but the first.
@@ -119,7 +120,7 @@ class GatedPixelCNN(MaskedNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_layers: Depth = 7,
         num_channels: Count = 32,

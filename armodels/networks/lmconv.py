@@ -12,6 +12,7 @@ from armodels.checks import Count, DepthOrNone, KernelSize, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
 from armodels.networks.layers import concat_elu
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 MOST_PATTERNS = 4
@@ -244,7 +245,7 @@ class LMConv(FreeOrderNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         num_blocks: Gated residual blocks of two convolutions.
         num_channels: Features of each convolution (for each colour, if they take steps).
         kernel_size: Of the square kernels, odd.
@@ -281,7 +282,7 @@ class LMConv(FreeOrderNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_blocks: DepthOrNone = 4,
         num_channels: Count = 32,
@@ -297,13 +298,12 @@ class LMConv(FreeOrderNetwork):
             raise ValueError("dilations is []; give at least one")
         channels, *size = spec.shape
         self.size = tuple(size)
-        joint = order.shape[1] > 1
-        self.num_groups = groups = 1 if joint else channels
+        self.num_groups = groups = 1 if order.joint else channels
         self.encode = layers.Encoding(spec, encoding)
         self.kernel_size = kernel_size
         self.normalize = normalize
         self.dropout = nn.Dropout(dropout)
-        features = self.encode.num_features * (channels if joint else 1)
+        features = self.encode.num_features * order.width
         self.first = LocalConv(groups, features, num_channels, kernel_size)
         self.blocks = nn.ModuleList(
             Block(
@@ -329,7 +329,7 @@ class LMConv(FreeOrderNetwork):
     def _set_order(self, order, seed=None):
         """Derive masks, too."""
         num_pixels = self.size[0] * self.size[1]
-        table = order.view(-1, self.spec.shape[0]).cpu()  # (N, C)
+        table = order.table.view(-1, self.spec.shape[0]).cpu()  # (N, C)
         pixels, channels = table % num_pixels, table // num_pixels
         if (pixels != pixels[:, :1]).any() or (channels != channels[:1]).any():
             raise ValueError(

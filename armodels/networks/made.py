@@ -11,6 +11,7 @@ from armodels.checks import NUM_SEEDS, Count, Seed, Share, checked
 from armodels.kernels import made as kernels
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -57,7 +58,7 @@ class MADE(FreeOrderNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         hidden_sizes: Units of each hidden layer; empty with direct connections is the FVSBN.
         activation: relu, sigmoid, tanh or elu.
         direct_connections: Masked linear connections from the values to the parameters.
@@ -95,7 +96,7 @@ class MADE(FreeOrderNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         hidden_sizes: list[Count],
         activation: layers.Activation = "relu",
@@ -142,7 +143,7 @@ class MADE(FreeOrderNetwork):
         super()._set_order(order)
         self._seed = self._seed if seed is None else seed
         # On the device of the weights: a mixture of orders makes its masks anew for every batch.
-        ranks = orders.ranks(self.order)  # (D,)
+        ranks = orders.ranks(self.table)  # (D,)
         steps = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         outputs = ranks[: self.num_steps].repeat_interleave(self.num_params)  # (S P,)
         seen, lowest, self._degrees = steps, 0, []
@@ -189,7 +190,7 @@ class MADE(FreeOrderNetwork):
 
     def pack(self):
         """Sort every weight by when its input is known."""
-        inputs = self.encode.columns(self.order)
+        inputs = self.encode.columns(self.table)
 
         def by_step(weight: Tensor, columns: Tensor) -> Tensor:  # (S P, I) -> (S, P, I)
             return weight[:, columns].unflatten(0, (-1, self.num_params))[self.slots]

@@ -9,6 +9,7 @@ from armodels.checks import Count, checked
 from armodels.kernels import nade as kernels
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -41,7 +42,7 @@ class NADE(FreeOrderNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         hidden_size: Units of the hidden layer, H.
         activation: relu, sigmoid, tanh or elu.
         encoding: How values are read, see ``layers.Encoding``.
@@ -68,7 +69,7 @@ class NADE(FreeOrderNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         hidden_size: Count = 500,
         activation: layers.Activation = "relu",
@@ -112,8 +113,8 @@ class NADE(FreeOrderNetwork):
             self.weight,
             hidden_bias,
             self.output,
-            self.order,
-            values.index_select(1, self.order.flatten()).unflatten(1, self.order.shape),
+            self.table,
+            values.index_select(1, self.table.flatten()).unflatten(1, self.table.shape),
             self._activation_name,
         )
         return params + bias
@@ -121,7 +122,7 @@ class NADE(FreeOrderNetwork):
     def pack(self):
         """Weights in generation order."""
         hidden_bias, bias = self._biases(None)
-        weight = self.weight[self.order].flatten(1, 2)
+        weight = self.weight[self.table].flatten(1, 2)
         output = self.output[self.slots].transpose(1, 2)
         return NADEPack(weight.unbind(), output.unbind(), bias.unbind(), hidden_bias)
 
@@ -150,7 +151,7 @@ class NADE(FreeOrderNetwork):
             self.hidden_bias,
             self.output,
             self.bias[self.slots],
-            self.order,
+            self.table,
             self.encode.scale,
             self._activation_name,
             noise,

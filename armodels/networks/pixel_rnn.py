@@ -22,6 +22,7 @@ from armodels.networks.masked import (
     OwnRow,
     RowsAbove,
 )
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -138,7 +139,7 @@ class RowLSTM(PixelRNN):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: The raster order of the data; no other.
         num_layers: Recurrent layers.
         num_channels: Units of each layer, F; between them 2F features.
         kernel_size: Of the input-to-state and state-to-state convolutions, odd.
@@ -167,7 +168,7 @@ class RowLSTM(PixelRNN):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_layers: Depth = 4,
         num_channels: Count = 16,
@@ -200,7 +201,7 @@ class DiagonalBiLSTM(PixelRNN):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: The raster order of the data; no other.
         num_layers: Recurrent layers.
         num_channels: Units of each direction of a layer, F; between layers 2F features.
         first_kernel_size: Of the convolution that reads the values, odd.
@@ -230,7 +231,7 @@ class DiagonalBiLSTM(PixelRNN):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_layers: Depth = 3,
         num_channels: Count = 16,

@@ -12,6 +12,7 @@ from armodels.networks.layers import concat_elu
 from armodels.networks.shifted import GatedBlock, ShiftedNetwork
 from armodels.networks.shifted_layers import Entrance, PointConvolution, WalkLayer
 from armodels.networks.shifted_runs import PixelRun, WholeRun
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -156,7 +157,7 @@ class PixelSNAIL(ShiftedNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K); raster order only.
+        order: The raster order of the data; no other.
         num_channels: Features, F.
         num_blocks: Blocks, each with one attention.
         num_resnets: Gated residual blocks before each attention.
@@ -184,7 +185,7 @@ class PixelSNAIL(ShiftedNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_channels: Count = 32,
         num_blocks: Depth = 4,

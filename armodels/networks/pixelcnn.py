@@ -14,6 +14,7 @@ from armodels.networks.masked import (
     OwnRow,
     RowsAbove,
 )
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -55,7 +56,7 @@ class PixelCNN(MaskedNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: The raster order of the data; no other.
         num_layers: Spatial convolutions, the first included.
         num_channels: Channels of each, h; residual blocks lead from 2h to 2h.
         kernel_size: Of all but the first.
@@ -84,7 +85,7 @@ class PixelCNN(MaskedNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_layers: Depth = 7,
         num_channels: Count = 32,

@@ -9,6 +9,7 @@ from armodels.checks import Count, Depth, Share, checked
 from armodels.networks.shifted import CONVOLUTIONS, GatedBlock, ShiftedNetwork
 from armodels.networks.shifted_layers import DownGrowth, DownRightGrowth
 from armodels.networks.shifted_runs import Run
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -106,7 +107,7 @@ class PixelCNNPP(ShiftedNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K); raster order only.
+        order: The raster order of the data; no other.
         num_channels: Features of each stream, F.
         num_resnets: Gated residual blocks of each stage on the way down, and on the way up.
         num_stages: Scales, each half as fine as the one before; 1: no down-sampling.
@@ -133,7 +134,7 @@ class PixelCNNPP(ShiftedNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         num_channels: Count = 32,
         num_resnets: Depth = 2,

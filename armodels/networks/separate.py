@@ -9,6 +9,7 @@ from armodels import masks, orders
 from armodels.checks import Count, Share, checked
 from armodels.networks import layers
 from armodels.networks.base import FreeOrderNetwork, State
+from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 
@@ -39,7 +40,7 @@ class SeparateMLPs(FreeOrderNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K).
+        order: Which values are written at each step.
         hidden_sizes: Units of each hidden layer of each network; may be empty.
         activation: relu, sigmoid, tanh or elu.
         dropout: Probability of dropping a hidden unit in training.
@@ -68,7 +69,7 @@ class SeparateMLPs(FreeOrderNetwork):
         self,
         spec: DataSpec,
         num_params: int,
-        order: Tensor,
+        order: Order,
         *,
         hidden_sizes: list[Count],
         activation: layers.Activation = "relu",
@@ -107,7 +108,7 @@ class SeparateMLPs(FreeOrderNetwork):
     def _set_order(self, order, seed=None):
         """Derive the mask, too."""
         super()._set_order(order)
-        ranks = orders.ranks(self.order)  # (D,)
+        ranks = orders.ranks(self.table)  # (D,)
         seen = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         mask = masks.rank_mask(seen, ranks[: self.num_steps], strict=True)  # (S, D E)
         self.register_buffer("mask", mask[:, None].to(self.bias), persistent=False)
@@ -133,7 +134,7 @@ class SeparateMLPs(FreeOrderNetwork):
     def pack(self):
         """Sort the networks, and what they read, by step."""
         first, *weights = (weight[self.slots] for weight in self.weights)
-        first = first[..., self.encode.columns(self.order)]
+        first = first[..., self.encode.columns(self.table)]
         biases = (bias[self.slots] for bias in self.biases)
         return SeparatePack(
             first.unbind(), [w.unbind() for w in weights], [b.unbind() for b in biases]

@@ -117,7 +117,7 @@ class ShiftedNetwork(RasterNetwork):
     Args:
         spec: What a datum is.
         num_params: Parameters per step, P.
-        order: Flat indices written at each step, (S, K); raster order only.
+        order: The raster order of the data; no other.
         num_channels: F.
         context: What the model is conditioned on, if anything.
     """
