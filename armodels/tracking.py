@@ -180,16 +180,15 @@ class Tracker:
         lines = [f"    {key}: {value}" for key, value in typed.items() if value]  # as code
         self.writer.add_text("run", "\n".join(lines))
 
-    def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
-        """One row of metrics.csv and its points; tags by keyword, ``/`` written as ``__``.
+    def row(self, step: int, epoch: float, seconds: float, values: Mapping[str, float]) -> None:
+        """One row of metrics.csv and its points.
 
         Args:
-            step: Training steps so far.
-            epoch: Epochs so far.
-            seconds: Since the run began.
-            scalars: Values by tag.
+            step: Steps of the optimizer so far.
+            epoch: Passes over the training examples so far.
+            seconds: Of training so far.
+            values: By tag, each one of ``COLUMNS``.
         """
-        values = {tag.replace("__", "/"): value for tag, value in scalars.items()}
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
         with open(self._csv, "a", newline="") as file:

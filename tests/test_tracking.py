@@ -219,9 +219,9 @@ def test_an_evaluation_that_was_not_saved_is_written_once(tmp_path):
     for evaluated in (True, False):
         tracker = Tracker(tmp_path, 2 * (not evaluated), evaluated)
         if evaluated:
-            tracker.row(1, 0.5, 0.1, valid__nats=3.0)
-            tracker.row(2, 1.0, 0.2, train__nats=2.0)
-        tracker.row(2, 1.0, 0.2, valid__nats=2.5)
+            tracker.row(1, 0.5, 0.1, {"valid/nats": 3.0})
+            tracker.row(2, 1.0, 0.2, {"train/nats": 2.0})
+        tracker.row(2, 1.0, 0.2, {"valid/nats": 2.5})
         tracker.close(success=True)
     rows = [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     assert rows == ["step", "1", "2", "2"]

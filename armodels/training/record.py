@@ -59,14 +59,14 @@ class Record(ABC):
         """Which weights of a checkpoint its evaluation is of; None: it is not known."""
 
     @abstractmethod
-    def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
+    def row(self, step: int, epoch: float, seconds: float, values: Mapping[str, float]) -> None:
         """A point of the curves.
 
         Args:
-            step: Of all candidates.
-            epoch: Passes over the training split.
-            seconds: Of the training so far.
-            scalars: Values by name, ``/`` written as ``__``.
+            step: Steps of the optimizer so far.
+            epoch: Passes over the training examples so far.
+            seconds: Of training so far.
+            values: By tag, each a column of metrics.csv.
         """
 
     @property
@@ -147,8 +147,7 @@ class InMemory(Record):
     def evaluated_weights(self, state: Mapping[str, Any]) -> str | None:
         return None
 
-    def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
-        values = {tag.replace("__", "/"): value for tag, value in scalars.items()}
+    def row(self, step: int, epoch: float, seconds: float, values: Mapping[str, float]) -> None:
         self._rows.append({"step": step, "epoch": epoch, "seconds": seconds, **values})
 
     @property
@@ -213,9 +212,9 @@ class InFiles(Record):
     def evaluated_weights(self, state: Mapping[str, Any]) -> str | None:
         return state["config"]["eval"]["weights"]
 
-    def row(self, step: int, epoch: float, seconds: float, **scalars: float) -> None:
+    def row(self, step: int, epoch: float, seconds: float, values: Mapping[str, float]) -> None:
         if self._tracker:
-            self._tracker.row(step, epoch, seconds, **scalars)
+            self._tracker.row(step, epoch, seconds, values)
 
     @property
     def history(self) -> list[dict[str, float]]:

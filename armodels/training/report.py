@@ -67,10 +67,12 @@ class Report:
             state.total_step,
             state.total_step / self._steps_per_epoch,
             seconds,
-            train__nats=train_nats,
-            watch__lr=rate,
-            watch__grad_norm=losses.norm,
-            watch__examples_per_s=speed,
+            {
+                "train/nats": train_nats,
+                "watch/lr": rate,
+                "watch/grad_norm": losses.norm,
+                "watch/examples_per_s": speed,
+            },
         )
         text = f"{train_nats:.3f} nats, {speed:,.0f} examples/s"
         if budget.limit < math.inf:
@@ -86,8 +88,7 @@ class Report:
             state.total_step,
             state.total_step / self._steps_per_epoch,
             seconds,
-            valid__nats=state.valid["nats"],
-            valid__bits_per_dim=state.valid["bits_per_dim"],
+            {"valid/nats": state.valid["nats"], "valid/bits_per_dim": state.valid["bits_per_dim"]},
         )
 
     def line(self, state: State, seconds: float, progress: float, *, best: bool) -> None:
