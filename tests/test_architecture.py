@@ -230,9 +230,6 @@ def test_public_names_are_found_lazily():
 
 # Abstract or final
 
-NOT_YET = {"tasks", "training"}
-"""Rooms whose classes are not all abstract or final yet; this list only gets shorter."""
-
 HOOKS = {"__init__", "_set_order"}
 """Methods of abstract bases that a subclass extends: it calls that of the base, too."""
 
@@ -276,8 +273,7 @@ def test_classes_are_abstract_or_final(name):
     """What a class does stands in one place: nothing below it changes it."""
     wrong = {node.name for kind, node in classes(name) if is_open(kind, node)}
     wrong |= {f"{node.name}.{one}" for _, node in classes(name) for one in extended(node)}
-    if name.split(".")[0] not in NOT_YET:
-        assert not wrong, "share code by functions or by an abstract base, and mark what is final"
+    assert not wrong, "share code by functions or by an abstract base, and mark what is final"
 
 
 def test_an_open_class_is_seen():
