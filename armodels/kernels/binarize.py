@@ -11,7 +11,7 @@ def reference(grey: Tensor, seed: int) -> Tensor:
     """Draw each pixel from Bernoulli(grey / 255), exactly.
 
     Word k of the noise is SplitMix64's output for the state seed + k gamma, so that it follows
-    from its place alone; pixel i has byte i of the words. A word that holds a 255 is drawn again,
+    from its index alone; pixel i has byte i of the words. A word that holds a 255 is drawn again,
     which leaves the other 255 values of a byte equally likely: ``grey`` of them lie below it.
 
     Args:
@@ -31,8 +31,8 @@ def reference(grey: Tensor, seed: int) -> Tensor:
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return state ^ (state >> np.uint64(31))
 
-    places = np.arange(-(-grey.numel() // 8), dtype=np.uint64)
-    words = mix(places * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed))
+    indices = np.arange(-(-grey.numel() // 8), dtype=np.uint64)
+    words = mix(indices * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed))
     while (holds := (words.view(np.uint8).reshape(-1, 8) == 255).any(1)).any():
         words[holds] = mix(words[holds] + np.uint64(0xD1342543DE82EF95))
     noise = torch.from_numpy(words.view(np.uint8)[: grey.numel()])

@@ -21,7 +21,8 @@ import numba
 import numpy as np
 
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "elu")
-TILE = 8  # examples that share one reading of a weight row; a multiple of 4, see _dots
+TILE = 8
+"""Examples that share one reading of a weight row; a multiple of 4, see ``_dots``."""
 # Sums may be reordered, but a NaN stays a NaN: training must see a model that diverged.
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -31,13 +32,13 @@ def _compile(function: Callable) -> Callable:
     homeless = os.path.expanduser("~") == "~" and "NUMBA_CACHE_DIR" not in os.environ
     try:
         return numba.njit(cache=not homeless, **options)(function)
-    except RuntimeError:  # there is no folder to keep compiled code in, so each process compiles
+    except RuntimeError:  # Where no folder keeps compiled code, each process compiles anew.
         return numba.njit(**options)(function)
 
 
 @functools.cache
 def _pool(process: int, num_threads: int) -> ThreadPoolExecutor:
-    # By process: threads do not survive a fork.
+    # Pools are kept by process, since threads do not survive a fork.
     return ThreadPoolExecutor(num_threads, thread_name_prefix="armodels-kernel")
 
 
@@ -77,7 +78,7 @@ def _activate(activation, before, after):
     """Hidden units from pre-activations, both (H,)."""
     if activation == 0:
         for i in range(len(before)):
-            # Written so that a NaN passes.
+            # A NaN passes this comparison as it is.
             after[i] = before.dtype.type(0) if before[i] <= 0 else before[i]
     elif activation == 1:
         one = before.dtype.type(1)
@@ -179,8 +180,8 @@ def _read(weight, order, values, s, total):
 
 
 @_compile
-def _sum_rows(rows, places, factors, first, last, total):
-    """Write to ``total`` (H,) the rows at ``places[first:last]``, each times its factor.
+def _sum_rows(rows, indices, factors, first, last, total):
+    """Write to ``total`` (H,) the rows at ``indices[first:last]``, each times its factor.
 
     Four rows at a time read and write the total once; the last four may repeat one, times 0.
     """
@@ -188,10 +189,10 @@ def _sum_rows(rows, places, factors, first, last, total):
     for j in range(first, last, 4):
         j_1, j_2, j_3 = min(j + 1, last - 1), min(j + 2, last - 1), min(j + 3, last - 1)
         row_0, row_1, row_2, row_3 = (
-            rows[places[j]],
-            rows[places[j_1]],
-            rows[places[j_2]],
-            rows[places[j_3]],
+            rows[indices[j]],
+            rows[indices[j_1]],
+            rows[indices[j_2]],
+            rows[indices[j_3]],
         )
         f_0 = factors[j]
         f_1 = factors[j_1] if j + 1 < last else none
@@ -221,7 +222,7 @@ def nade_forward(weight, hidden_bias, output, order, values, activation, first, 
         params: (B, S, P), written here.
     """
     num_steps, num_params, num_hidden = output.shape
-    skips = weight.shape[1] == 1 and order.shape[1] == 1  # where most values may be 0
+    skips = weight.shape[1] == 1 and order.shape[1] == 1  # Most values may be 0.
     before = np.empty((TILE, num_hidden), weight.dtype)
     after = np.zeros((TILE, num_hidden), weight.dtype)
     out = np.empty(TILE, weight.dtype)
@@ -294,10 +295,10 @@ def nade_backward(
     d_before = np.zeros((TILE, num_hidden), dtype)
     # The output's rows in generation order, and how many have not reached the units yet.
     rows = output.reshape(num_steps * num_params, num_hidden)
-    places = np.empty(num_steps * num_params, np.int64)
+    indices = np.empty(num_steps * num_params, np.int64)
     for s in range(num_steps):
         for p in range(num_params):
-            places[s * num_params + p] = order[s, 0] * num_params + p
+            indices[s * num_params + p] = order[s, 0] * num_params + p
     factors = gradient.reshape(len(gradient), num_steps * num_params)
     waiting = np.zeros(TILE, np.int64)
     g = np.zeros(TILE, dtype)
@@ -333,7 +334,7 @@ def nade_backward(
                     if not changed[t, s - start]:
                         continue
                     end = (s + 1) * num_params
-                    _sum_rows(rows, places, factors[b + t], end, waiting[t], d_after)
+                    _sum_rows(rows, indices, factors[b + t], end, waiting[t], d_after)
                     waiting[t] = end
                     _backpropagate(activation, states[t, current[t]], d_after, d_before[t])
                     current[t] -= 1
@@ -366,7 +367,7 @@ def nade_backward(
                                 + g_3 * unit_3[i]
                             )
         for t in range(n):
-            _sum_rows(rows, places, factors[b + t], 0, waiting[t], d_after)
+            _sum_rows(rows, indices, factors[b + t], 0, waiting[t], d_after)
             _backpropagate(activation, states[t, 0], d_after, d_before[t])
             for i in range(num_hidden):
                 d_hidden_bias[i] += d_before[t, i]
@@ -521,7 +522,8 @@ def made_walk(
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _AGAIN = np.uint64(0xD1342543DE82EF95)
-_WORDS = 128  # of random bits drawn at a time: they stay in the cache
+_WORDS = 128
+"""Words of random bits that are drawn at a time: so many stay in the cache."""
 
 
 @_compile
@@ -551,7 +553,7 @@ def binarize(grey, seed, out):
     noise = words.view(np.uint8)
     for start in range(0, len(grey), len(noise)):
         n = min(len(noise), len(grey) - start)
-        # Each word follows from its place alone, so that several are made at once.
+        # Each word follows from its index alone, so that several are made at once.
         first = seed + np.uint64(start // 8) * _GAMMA
         found = np.uint64(0)
         for i in range(_WORDS):

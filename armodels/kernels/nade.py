@@ -49,7 +49,8 @@ def reference(
     if num_features > 1:
         one_hot = torch.nn.functional.one_hot(values.long(), num_features)
         values = one_hot.to(weight.dtype).flatten(2)  # (B, S, K E)
-    # Taken apart once: indexing in the loop would make each step's gradient as large as all.
+    # Tensors are taken apart once: indexing in the loop would make each step's gradient as large
+    # as that of all steps.
     rows = weight[order].flatten(1, 2).unbind(0)  # S of (K E, H)
     outputs = output[order[:, 0]].unbind(0)  # S of (P, H)
     written = values.unbind(1)  # S of (B, K E)
@@ -57,7 +58,7 @@ def reference(
     params = []
     for s, (row, out) in enumerate(zip(rows, outputs, strict=True)):
         params.append(function(total) @ out.T)
-        if s < len(order) - 1:  # nothing follows the last value
+        if s < len(order) - 1:  # Nothing reads the last value.
             total = torch.addmm(total, written[s], row)
     return torch.stack(params, 1)
 
@@ -87,7 +88,7 @@ class _Conditionals(torch.autograd.Function):
         from armodels.kernels import compiled
 
         *inputs, order, values = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if torch.is_grad_enabled():  # The gradient itself will be differentiated.
             params = reference(*inputs, order, values, ctx.activation)
             wanted = [t for t in inputs if t.requires_grad]
             gradients = iter(
@@ -100,7 +101,8 @@ class _Conditionals(torch.autograd.Function):
         code = compiled.ACTIVATIONS.index(ctx.activation)
         num_threads = torch.get_num_threads()
         num_chunks, _ = compiled.chunks(len(values), num_threads)
-        # One buffer for each thread, summed in a fixed order: every run gives the same bits.
+        # Each thread has a buffer, and they are summed in a fixed order, so that every run gives
+        # the same bits.
         sums = [[np.empty_like(a) for a in ctx.arrays[:3]] for _ in range(num_chunks)]
 
         def part(chunk, first, last):
