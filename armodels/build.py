@@ -2,16 +2,11 @@
 
 import contextlib
 import functools
-import importlib
 import inspect
 import os
-import pkgutil
-import re
-import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import hydra.utils
@@ -20,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from armodels import checks, contexts, data, earlier, heads, networks, orders
+from armodels import checks, contexts, orders
 from armodels.data.base import Source
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
@@ -30,6 +25,7 @@ from armodels.heads import Head
 from armodels.networks.base import Network, RasterNetwork
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
+from armodels.trust import PACKAGE, Trust, locate, ours
 
 ORDER_KEYS = {
     "order": orders.OrderName,
@@ -41,171 +37,6 @@ ORDER_KEYS = {
 
 RASTER = {"order": "raster", "order_seed": 0, "num_orders": 1, "resample_orders": False}
 """What they are for a network that follows the raster order only, whose YAML lacks them."""
-
-
-@dataclass(frozen=True)
-class Trust:
-    """What may be built beside this package's own classes, which are always allowed.
-
-    A config may come with a stranger's run, and a class that it names is code that runs.
-
-    Attributes:
-        names: Dotted names of the user's own classes, as this very command gives them.
-        file: Where the config was read, for the sentence that refuses it; None: typed by hand.
-    """
-
-    names: frozenset[str] = frozenset()
-    file: Path | None = None
-
-    @classmethod
-    def of(cls, trusted: str | Iterable[str] | None, file: Path | None = None) -> "Trust":
-        """By what ``trust=`` says: null, a name, or a list of them.
-
-        Raises:
-            ValueError: It is none of these.
-        """
-        names = [] if trusted is None else [trusted] if isinstance(trusted, str) else trusted
-        dotted = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
-        if not isinstance(names, (list, tuple, set, frozenset)) or not all(
-            isinstance(name, str) and re.fullmatch(dotted, name) for name in names
-        ):
-            raise ValueError(
-                f"trust is {trusted!r}; it must be the dotted name of a class, such as "
-                f"trust=mynet.Net, or a list of them: trust=[mynet.Net,mynet.Data]"
-            )
-        return cls(frozenset(names), file)
-
-    @classmethod
-    def in_own(cls, config: Mapping) -> "Trust":
-        """For a config that this command made: all that it names was named by the user."""
-        return cls(frozenset(foreign(config)))
-
-    def refuse(self, why: str, name: str) -> typing.NoReturn:
-        """Raise ValueError, with the way to allow it where it may be a user's own class."""
-        where = f"{self.file} is refused: it" if self.file else "the config"
-        text = f"{where} {why}, whose code would run"
-        if _may_be_own(name):
-            text += f"; if you know that code and trust it, add trust={name}"
-        raise ValueError(text)
-
-
-_LIBRARIES = frozenset(
-    "armodels torchvision numpy scipy sklearn joblib numba pandas PIL matplotlib tensorboard "
-    "hydra omegaconf yaml".split()
-)
-
-
-def _may_be_own(name: str) -> bool:
-    """Whether a target may be a model, head or data of the user's: no function of a library is.
-
-    Advice to trust os.system would be the attack itself. Layers of torch may stand within a model.
-    """
-    top, *rest = str(name).split(".")
-    if top != "torch":
-        return top not in _LIBRARIES and top not in sys.stdlib_module_names
-    found: Any = torch
-    for part in rest:
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    return isinstance(found, type) and issubclass(found, torch.nn.Module)
-
-
-PACKAGE = Trust()
-"""Nothing but this package's own classes."""
-
-
-@functools.cache
-def _modules() -> frozenset[str]:
-    """Names of the modules that hold what a config may name."""
-    found = {"armodels.baselines", "armodels.heads", "armodels.schedules"}
-    for package in (data, networks):
-        found |= {
-            f"{package.__name__}.{one.name}" for one in pkgutil.iter_modules(package.__path__)
-        }
-    return frozenset(found)
-
-
-def _ours(name: object, kinds: tuple[type, ...]) -> Any | None:
-    """The class of this package, or the optimizer of torch, that is called ``name``, or None.
-
-    Nothing else is imported to find out, and what a module itself has imported is not its own,
-    save what a package has from its own modules (armodels.baselines.GMM).
-    """
-    current = earlier.class_now(name) if isinstance(name, str) else ""
-    module, _, attribute = current.rpartition(".")
-    if module == "torch.optim":
-        found, kinds = (
-            vars(torch.optim).get(attribute),
-            (torch.optim.Optimizer,) * (torch.optim.Optimizer in kinds),
-        )
-    elif module in _modules():
-        found = vars(importlib.import_module(module)).get(attribute)
-        if not f"{getattr(found, '__module__', None)}.".startswith(f"{module}."):
-            return None
-    else:
-        return None
-    if found is heads.auto and Head in kinds:
-        return found
-    return found if isinstance(found, type) and issubclass(found, kinds) else None
-
-
-_KINDS = (Source, Network, DensityModel, Head, Schedule, torch.optim.Optimizer)
-
-
-def foreign(config: Mapping) -> list[str]:
-    """Targets named in the parts of a config, also deep inside, that are not the package's."""
-    found = {str(name) for part in checks.PARTS for name in _targets(config.get(part))}
-    return sorted(name for name in found if _ours(name, _KINDS) is None)
-
-
-def trusting(config: Mapping) -> dict[str, str | list[str]]:
-    """What a command about a run of this config must say besides: its trust=..., if anything."""
-    names = foreign(config)
-    return {"trust": names[0] if len(names) == 1 else names} if names else {}
-
-
-def _targets(node: object) -> Iterator[object]:
-    children = ()
-    if isinstance(node, Mapping):
-        children = node.values()
-        if "_target_" in node:
-            yield node["_target_"]
-    elif isinstance(node, (list, tuple)):
-        children = node
-    for child in children:
-        yield from _targets(child)
-
-
-def _locate(node: Mapping, trust: Trust, *kinds: type) -> Any:
-    """The class that a part of a config names.
-
-    Raises:
-        ValueError: The package has none of that name and kind, and the user does not vouch for it.
-    """
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ValueError(f"{trust.file or 'the config'} names no class: it has no _target_ there")
-    name = node["_target_"]
-    found = _ours(name, kinds)
-    if found is not None:
-        _require_plain({key: node[key] for key in node if key != "_target_"}, name, trust)
-        return found
-    for target in _targets(node):
-        if target not in trust.names and _ours(target, _KINDS) is None:
-            trust.refuse(f"names the class {target}, which is none of armodels", target)
-    if name not in trust.names:  # of this package, but of another kind
-        raise ValueError(f"{name} is no {' or '.join(kind.__name__ for kind in kinds)}")
-    here = os.getcwd()
-    if here not in sys.path:  # last, so that no file in the shell's folder shadows a package
-        sys.path.append(here)
-    module, _, attribute = str(name).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"_target_ is {name!r}, which cannot be imported ({error}); write it as module.Class"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, kinds)):
-        raise ValueError(f"{name} is no {' or '.join(kind.__name__ for kind in kinds)}")
-    return found
 
 
 def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **objects) -> Any:
@@ -223,9 +54,9 @@ def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **obj
         ValueError: The class is not allowed, or a key is none of its arguments or of another kind.
         InstantiationException: The class itself raised an error, which is the cause.
     """
-    target, name = _locate(node, trust, kind), node["_target_"]
+    target, name = locate(node, trust, kind), node["_target_"]
     keys = {key: value for key, value in node.items() if key != "_target_"}
-    if _ours(name, (kind,)) is None:
+    if ours(name, (kind,)) is None:
         _require_types(target, keys, f"{part}.")
         make = _own_maker(node, args, trust)
     else:
@@ -248,23 +79,6 @@ def _own_maker(node: Mapping, args: tuple, trust: Trust) -> Any:
         return hydra.utils.instantiate(
             OmegaConf.create({**node, "_partial_": True}), *args, _convert_="all"
         )
-
-
-def _require_plain(value: object, name: str, trust: Trust) -> None:
-    """Raise ValueError where the keys of a class of this package hold more than plain values."""
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            inner = value["_target_"]
-            trust.refuse(f"names the class {inner} within {name}", inner)
-        for key, child in value.items():
-            if str(key).startswith("_"):
-                raise ValueError(
-                    f"{trust.file or 'the config'} has the key {key} in {name}, which is refused"
-                )
-            _require_plain(child, name, trust)
-    elif isinstance(value, (list, tuple)):
-        for child in value:
-            _require_plain(child, name, trust)
 
 
 def _require_keys(target: Any, keys: Mapping, args: list, objects: Mapping, part: str) -> None:
@@ -327,7 +141,7 @@ def model(
     Raises:
         ValueError: The model, the head and the data do not go together, or a class is refused.
     """
-    target = _locate(config, trust, Network, DensityModel)
+    target = locate(config, trust, Network, DensityModel)
     config = {key: value for key, value in config.items() if key != "allow_large"}
     if isinstance(target, type) and issubclass(target, DensityModel):
         return instantiate(config, spec, part="model", trust=trust, kind=DensityModel)
@@ -473,7 +287,7 @@ def optimizer(
         params: What it changes.
         trust: Which of the user's own classes may be built.
     """
-    _locate(config, trust, torch.optim.Optimizer)
+    locate(config, trust, torch.optim.Optimizer)
     checks.require_types(config, checks.OPTIMIZER, "optimizer.")
     return instantiate(config, params, part="optimizer", trust=trust, kind=torch.optim.Optimizer)
 

@@ -18,6 +18,7 @@ from armodels.spec import DataSpec
 from armodels.training.learner import Candidate
 from armodels.training.settings import Settings
 from armodels.training.streams import WEIGHTS, stream
+from armodels.trust import Trust
 
 
 def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def without_typed(select: Any, overrides: list[str]) -> Any:
     return {key: values for key, values in select.items() if key not in typed} or None
 
 
-def settings_of(config: Mapping[str, Any], trust: build.Trust) -> Settings:
+def settings_of(config: Mapping[str, Any], trust: Trust) -> Settings:
     """The settings of a run's config, after whatever can be refused before data are read.
 
     Raises:
@@ -64,7 +65,7 @@ def settings_of(config: Mapping[str, Any], trust: build.Trust) -> Settings:
     return settings
 
 
-def new_model(config: Mapping[str, Any], spec: DataSpec, trust: build.Trust) -> DensityModel:
+def new_model(config: Mapping[str, Any], spec: DataSpec, trust: Trust) -> DensityModel:
     """The model of a config, its weights drawn by the seed.
 
     Args:
@@ -81,7 +82,7 @@ def affordable(
     settings: Settings,
     device: torch.device,
     spec: DataSpec,
-    trust: build.Trust,
+    trust: Trust,
     guard: contextlib.AbstractContextManager,
 ) -> DensityModel:
     """The model of the config, unless it is above the budget of the machine.
@@ -113,7 +114,7 @@ def first_model(
     settings: Settings,
     device: torch.device,
     spec: DataSpec,
-    trust: build.Trust,
+    trust: Trust,
     guard: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager],
 ) -> DensityModel:
     """The first candidate's model; every candidate that cannot be trained is refused.
@@ -140,7 +141,7 @@ def first_model(
 
 
 def candidates(
-    config: Mapping[str, Any], settings: Settings, spec: DataSpec, trust: build.Trust
+    config: Mapping[str, Any], settings: Settings, spec: DataSpec, trust: Trust
 ) -> list[Candidate]:
     """What a run's config describes, each as if its values had been typed.
 

@@ -23,6 +23,7 @@ from armodels.density.base import DensityModel
 from armodels.disk import LARGEST, atomic, no_room, size_of
 from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
 from armodels.spec import DataSpec
+from armodels.trust import Trust, foreign
 
 FORMAT = 2
 """Version of the checkpoint format; another one is refused."""
@@ -224,12 +225,12 @@ def guard(config: Mapping, state: Mapping, path: Path) -> contextlib.AbstractCon
     """
     if not all(isinstance(t, Tensor) for t in state["model"].values()):
         raise ValueError(f"checkpoint {path} is refused: its weights are no tensors")
-    if build.foreign({key: config.get(key) for key in ("model", "head")}):
+    if foreign({key: config.get(key) for key in ("model", "head")}):
         return contextlib.nullcontext()  # of the user's own class, which they vouch for
     return Frugal(state["model"], path)
 
 
-def rebuild(state: Mapping, path: Path, trust: build.Trust) -> tuple[DataSpec, DensityModel]:
+def rebuild(state: Mapping, path: Path, trust: Trust) -> tuple[DataSpec, DensityModel]:
     """The model that a checkpoint describes, with the weights that it was trained to.
 
     Args:
@@ -288,7 +289,7 @@ class Restored:
     weights: str
     step: int
     path: Path
-    trust: build.Trust
+    trust: Trust
 
     @property
     def origin(self) -> str:
@@ -348,7 +349,7 @@ def restore(
     check_weights(weights)
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
-    allowed = build.Trust.of(trust, file)
+    allowed = Trust.of(trust, file)
     spec = spec_of(state, file)
     if model is None:
         spec, model = rebuild(state, file, allowed)
@@ -481,8 +482,7 @@ def processor() -> str:
 def _git_commit() -> str | None:
     """Commit of the source tree that this package runs from, with + if it was edited."""
     root = Path(__file__).resolve().parent.parent
-    head = root / ".git"
-    if not head.exists():
+    if not (root / ".git").exists():
         return None
     import subprocess
 

@@ -12,6 +12,7 @@ from armodels import build, checkpoints, checks, contexts, disk, show
 from armodels.data.base import Splits
 from armodels.data.rows import Batch, Examples
 from armodels.spec import DataSpec
+from armodels.trust import Trust
 
 
 def load_data(name: str, /, **keys: Any) -> Splits:
@@ -60,7 +61,7 @@ def load_split(
     if other:
         absent = {key for key in checks.PATH_KEYS if data.get(key) is None}  # as the verb has them
         data = {key: value for key, value in data.items() if key not in absent}
-        source = build.source(data, build.Trust.in_own({"data": data}))
+        source = build.source(data, Trust.in_own({"data": data}))
     else:
         source = build.source(restored.config["data"], restored.trust)
         found = build.same_data(own, source.spec)

@@ -22,6 +22,7 @@ LAYERS = [
     {"networks", "heads", "objectives"},
     {"density", "data"},
     {"baselines", "evaluation"},
+    {"trust"},
     {"build", "pictures"},
     {"charts"},
     {"checkpoints", "tracking", "memory"},

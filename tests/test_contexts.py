@@ -11,6 +11,7 @@ from armodels import build, checkpoints, contexts, run
 from armodels.data.digits import Digits
 from armodels.data.mnist import MNIST
 from armodels.spec import DataSpec
+from armodels.trust import Trust
 
 RGB = DataSpec("rgb", "image", (3, 3, 5), 256, "probability")
 
@@ -147,7 +148,7 @@ def test_sample_shows_the_nearest_training_examples(folder):
     arrays = np.load(folder / "near/sample-seed0-t1.npz")
     config = checkpoints.restore(folder / "untold").config
     train = (
-        build.source(config["data"], build.Trust.in_own(config))
+        build.source(config["data"], Trust.in_own(config))
         .load()
         .split("train")
         .numpy()

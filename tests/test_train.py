@@ -33,10 +33,11 @@ from armodels.training import batches, loop
 from armodels.training.batches import Batches
 from armodels.training.drawing import Drawing
 from armodels.training.loop import Trainer
+from armodels.trust import Trust
 
 STEPS_PER_EPOCH = 7  # of 50 examples in batches of 8
 
-TRUST = build.Trust(frozenset({"tiny.Tiny"}))
+TRUST = Trust(frozenset({"tiny.Tiny"}))
 
 TIMES = ("started", "seconds", "examples_per_s", "watch/examples_per_s", "peak_memory_bytes")
 

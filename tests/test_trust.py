@@ -24,6 +24,7 @@ from armodels.checkpoints import load_checkpoint, load_model, save
 from armodels.data.toy import Toy
 from armodels.run import RunDirectory
 from armodels.spec import ContextSpec, DataSpec
+from armodels.trust import KINDS, Trust, foreign, ours
 
 TOY = (*QUICK, "data=toy", "data.name=uniform", "data.num_train=40", "data.num_valid=20",
        "data.num_test=20")  # fmt: skip
@@ -116,7 +117,7 @@ def test_no_part_runs_what_it_names(part, strange, monkeypatch):
     monkeypatch.chdir(strange)
     state = load_checkpoint(strange / "run/checkpoints/best.pt")
     config, spec, file = state["config"], Toy(**_keys(state["config"]["data"])).spec, Path("a.pt")
-    trust = build.Trust(file=file)
+    trust = Trust(file=file)
     params = [torch.nn.Parameter(torch.zeros(2))]
     for (name, trap), place in itertools.product(traps(strange).items(), PLACES):
         bad = planted(config[part], trap, place)
@@ -139,9 +140,9 @@ def test_no_part_runs_what_it_names(part, strange, monkeypatch):
 @pytest.mark.parametrize(("old", "new"), earlier.CLASSES.items())
 def test_a_class_that_moved_is_this_packages_own_by_its_earlier_name(old, new):
     module, _, name = new.rpartition(".")
-    found = build._ours(old, build._KINDS)
+    found = ours(old, KINDS)
     assert found is getattr(importlib.import_module(module), name)
-    assert build.foreign({"model": {"_target_": old}}) == []
+    assert foreign({"model": {"_target_": old}}) == []
 
 
 NETWORK = {"num_channels": 3, "order": "raster", "order_seed": 0, "num_orders": 1}

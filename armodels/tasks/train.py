@@ -19,6 +19,7 @@ from armodels.training.processes import make_fabric
 from armodels.training.record import InFiles
 from armodels.training.result import Origin, Result
 from armodels.training.settings import Settings, Watching
+from armodels.trust import Trust, trusting
 
 
 def main(config: Mapping[str, Any]) -> float:
@@ -31,9 +32,9 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     resuming_run = bool(config["resume"])
     if resuming_run:
         config, directory, changed = resuming.take_up(config)
-        trust = build.Trust.of(config["trust"], directory.path / "config.yaml")
+        trust = Trust.of(config["trust"], directory.path / "config.yaml")
     else:
-        trust, changed = build.Trust.in_own(config), None
+        trust, changed = Trust.in_own(config), None
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
         select = config["trainer"].get("select")
         select = candidates.without_typed(select, config["overrides"])
@@ -51,7 +52,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         if first:
             log.open(directory.path / "train.log")
             _announce(trainer)
-        trainer.run(functools.partial(_conclude, trust=build.trusting(config)) if first else None)
+        trainer.run(functools.partial(_conclude, trust=trusting(config)) if first else None)
         return trainer.state.best_nats
 
 
@@ -61,7 +62,7 @@ def _begin(
     budget: limits.Budget,
     fabric: Fabric,
     directory: run.RunDirectory,
-    trust: build.Trust,
+    trust: Trust,
     changed: list[str] | None,
 ) -> Trainer:
     """What trains in a directory that is claimed; ``changed`` keys of a run that goes on."""
@@ -123,7 +124,7 @@ def origin_of(config: Mapping[str, Any]) -> Origin:
 
 def _go_on(config: Mapping[str, Any], directory: run.RunDirectory) -> Callable[..., str]:
     """The command that continues the run, as a function of the keys that change."""
-    again: dict[str, Any] = dict(build.trusting(config))
+    again: dict[str, Any] = dict(trusting(config))
     again |= {"model__allow_large": True} if config["model"].get("allow_large") else {}
 
     def command(**overrides: object) -> str:
