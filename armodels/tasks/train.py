@@ -71,7 +71,8 @@ def _begin(
     if changed is not None and path.is_file():
         last = checkpoints.load_checkpoint(path)
         if math.isfinite(last["state"]["best_nats"]):  # refused now, not after the last step
-            checkpoints.load_checkpoint(directory.checkpoint("best"))
+            best = directory.checkpoint("best")
+            checkpoints.rebuild(checkpoints.load_checkpoint(best), best, trust)
     source = build.source(config["data"], trust)
     own = checkpoints.spec_of(last, path) if last else source.spec
     spec = build.same_data(own, source.spec)
