@@ -12,11 +12,11 @@ class Markov(Network):
 
     def __init__(self, spec, num_params, order):
         super().__init__(spec, num_params, order)
-        self.table = torch.nn.Parameter(torch.zeros(spec.num_dims, spec.levels, num_params))
+        self.logits = torch.nn.Parameter(torch.zeros(spec.num_dims, spec.levels, num_params))
 
     def forward(self, x, context=None):  # each value given the one before: (B, D) -> (B, D, P)
         before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-        return self.table[torch.arange(x.shape[1]), before.long()]
+        return self.logits[torch.arange(x.shape[1]), before.long()]
 
 
 splits = armodels.load_data("toy", name="copy_chain", num_train=1000)

@@ -47,7 +47,7 @@ class Unigram(Network):
 
     def __init__(self, spec, num_params, order):
         super().__init__(spec, num_params, order)
-        self.bias = nn.Parameter(torch.zeros(len(order), num_params))
+        self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
 
     def forward(self, x, context=None):
         return self.bias.expand(len(x), -1, -1)
