@@ -120,22 +120,22 @@ class Bernoulli(Head):
                 f"use head=auto, or binarize the data"
             )
 
-    def log_prob(self, params, values):
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         # softplus rather than a binary cross-entropy: exact and finite at any logit.
         # A sign rather than torch.where, which is as slow as all the rest.
         logits = params[..., 0]
         return -F.softplus(logits * (1 - 2 * values[..., 0].to(logits.dtype)))
 
-    def level_log_probs(self, params, earlier):
+    def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
         levels = torch.arange(2, device=params.device)[:, None]
         return self.log_prob(precise(params)[..., None, :], levels)
 
-    def sample(self, params, noise, temperature=1.0):
+    def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         if temperature == 0:
             return (params > 0).to(torch.uint8)
         return (noise < (params / temperature).sigmoid()).to(torch.uint8)
 
-    def marginal_params(self, values):
+    def marginal_params(self, values: Tensor) -> Tensor:
         ones = values[..., 0].double().sum(0)  # (S,)
         return torch.log((ones + 1) / (len(values) - ones + 1))[:, None]
 
@@ -160,16 +160,16 @@ class Categorical(Head):
         self.num_params = spec.levels
         self._dtype = spec.dtype
 
-    def log_prob(self, params, values):
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         return self.level_log_probs(params, values[..., :0]).gather(-1, values.long()).squeeze(-1)
 
-    def level_log_probs(self, params, earlier):
+    def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
         return precise(params).log_softmax(-1)
 
-    def sample(self, params, noise, temperature=1.0):
+    def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         return pick(params, noise[..., 0], temperature)[..., None].to(self._dtype)
 
-    def marginal_params(self, values):
+    def marginal_params(self, values: Tensor) -> Tensor:
         # One example's weight is spread over the levels, so that an unseen level stays possible.
         num_levels, num_steps = self.num_params, values.shape[1]
         first = num_levels * torch.arange(num_steps, device=values.device)
@@ -248,24 +248,24 @@ class GaussianMixture(Head):
         log_scales = log_scales.clamp(self.min_log_scale, self.max_log_scale)
         return (logits[0] if logits else torch.zeros_like(means)), means, log_scales
 
-    def log_prob(self, params, values):
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         logits, means, log_scales = self._split(params)
         z = (values - means) * torch.exp(-log_scales)
         log_normal = -0.5 * z * z - log_scales - 0.5 * math.log(2 * math.pi)
         return torch.logsumexp(logits.log_softmax(-1) + log_normal, -1)
 
-    def level_log_probs(self, params, earlier):
+    def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
         raise ValueError(
             "head gaussian_mixture has no level_log_probs: real values have a density, not levels"
         )
 
-    def sample(self, params, noise, temperature=1.0):
+    def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         logits, means, log_scales = self._split(params)
         index = pick(logits, noise[..., 0], temperature)[..., None]
         scale = math.sqrt(temperature) * log_scales.gather(-1, index).exp()
         return means.gather(-1, index) + scale * torch.special.ndtri(noise[..., 1:]).to(scale)
 
-    def marginal_params(self, values):
+    def marginal_params(self, values: Tensor) -> Tensor:
         means, log_scale = _spread(values[..., 0], self.num_components)
         rest = self.num_params // self.num_components - 2
         return torch.cat([means, log_scale.expand_as(means), *[torch.zeros_like(means)] * rest], 1)
@@ -399,10 +399,10 @@ class DiscretizedLogisticMixture(Head):
             total = total + self._channel_log_prob(parts, c, values[..., c], values[..., :c])
         return total
 
-    def log_prob(self, params, values):
+    def log_prob(self, params: Tensor, values: Tensor) -> Tensor:
         return torch.logsumexp(self._joint_log_prob(self._parts(params), values), -1)
 
-    def level_log_probs(self, params, earlier):
+    def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
         # The levels fill an axis of their own; tensors of (..., L, M) numbers are held.
         parts, earlier = self._parts(precise(params)[..., None, :]), earlier[..., None, :]
         levels = torch.arange(self.levels, device=params.device)
@@ -411,7 +411,7 @@ class DiscretizedLogisticMixture(Head):
         log_weights = self._joint_log_prob(parts, earlier).log_softmax(-1)
         return torch.logsumexp(log_weights + each, -1)
 
-    def sample(self, params, noise, temperature=1.0):
+    def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
         logits, means, log_scales, coefficients = self._split(params)
         index = pick(logits, noise[..., 0], temperature)[..., None, None]
 
@@ -431,7 +431,7 @@ class DiscretizedLogisticMixture(Head):
             values[..., c] = level.clamp(0, self.levels - 1).to(self._dtype)
         return values
 
-    def marginal_params(self, values):
+    def marginal_params(self, values: Tensor) -> Tensor:
         x = self._scaled(values, torch.double)  # (N, S, C)
         spreads = [_spread(x[..., c], self.num_components) for c in range(self.channels)]
         means = torch.stack([mean for mean, _ in spreads], 1)  # (S, C, M)
@@ -454,8 +454,9 @@ def auto(spec: DataSpec, *, num_components: Count | None = None) -> Head:
         ValueError: A number of components is named, and there is no mixture.
     """
     if spec.levels is None:
-        keys = {} if num_components is None else {"num_components": num_components}
-        return GaussianMixture(spec, **keys)
+        if num_components is None:
+            return GaussianMixture(spec)
+        return GaussianMixture(spec, num_components=num_components)
     if num_components is not None:
         raise ValueError(
             f"num_components is {num_components}, but head=auto takes a mixture for real values "

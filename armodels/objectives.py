@@ -7,15 +7,18 @@ Shapes: B batch, S steps.
 """
 
 from abc import ABC, abstractmethod
-from typing import final
+from collections.abc import Sequence
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
 
 from armodels import orders
+from armodels.orders import Order
+from armodels.spec import DataSpec
 
 
-def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]:
+def draw_known(batch_size: int, num_steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Random known parts for training on all orders at once.
 
     The number of known steps is uniform on 0..S-1, and so is the set of that size.
@@ -38,6 +41,73 @@ def draw_known(batch_size: int, num_steps: int, device) -> tuple[Tensor, Tensor]
     return known, known.logical_not() * (num_steps / (num_steps - num_known))
 
 
+class Trained(Protocol):
+    """What every objective asks of a model, see ``density.base.DensityModel``."""
+
+    def require_context(self, context: Tensor | None) -> None:
+        """Raise ValueError where a context lacks or is one too many."""
+        ...
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor: ...
+
+
+class Ordered(Protocol):
+    """What an objective asks of a network, see ``networks.base.Network``."""
+
+    @property
+    def num_steps(self) -> int:
+        """S."""
+        ...
+
+    @property
+    def order(self) -> Order:
+        """Which values are written at each step."""
+        ...
+
+
+class TrainedByOrder(Trained, Protocol):
+    """A model that has an order, see ``density.autoregressive.AutoregressiveModel``."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a datum is."""
+        ...
+
+    @property
+    def net(self) -> Ordered:
+        """The network."""
+        ...
+
+    def log_prob_given_known(
+        self, x: Tensor, known: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """log p(values of a step | the known steps), nats: (B, S).
+
+        Args:
+            x: (B, *event).
+            known: (B, S) bool.
+            context: What the model is conditioned on.
+        """
+        ...
+
+    def with_order(self, order: Order, *, seed: int | None = None) -> Trained:
+        """The same weights under another order."""
+        ...
+
+
+class TrainedMixture(Trained, Protocol):
+    """A mixture over orders, see ``density.mixture.OrderMixture``."""
+
+    @property
+    def orders(self) -> Sequence[Order]:
+        """One for each component."""
+        ...
+
+    def component(self, i: int) -> Trained:
+        """The model under order ``i``."""
+        ...
+
+
 class Objective(nn.Module, ABC):
     """A number for each example, (B,) nats, the mean of which training maximizes.
 
@@ -45,11 +115,13 @@ class Objective(nn.Module, ABC):
         model: The DensityModel that is trained.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    model: Trained
+
+    def __init__(self, model: Trained) -> None:
         super().__init__()
         self.model = model
 
-    @final
+    @final  # type: ignore[misc]  # PyTorch declares forward as an attribute.
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B,).
 
@@ -69,7 +141,7 @@ class Objective(nn.Module, ABC):
 class Likelihood(Objective):
     """log p(x)."""
 
-    def _estimate(self, x, context):
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.model._log_prob(x, context)
 
 
@@ -80,7 +152,9 @@ class AllOrders(Objective):
     For a network that is told which steps are known: each example has a random known part.
     """
 
-    def _estimate(self, x, context):
+    model: TrainedByOrder
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         known, weights = draw_known(len(x), self.model.net.num_steps, x.device)
         return (weights * self.model.log_prob_given_known(x, known, context)).sum(1)
 
@@ -89,7 +163,9 @@ class AllOrders(Objective):
 class RandomOrder(Objective):
     """log p(x | order) under a random order for each batch, out of all: its mean over them."""
 
-    def _estimate(self, x, context):
+    model: TrainedByOrder
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         seed = int(torch.randint(2**31, ()))
         joint = self.model.net.order.joint
         order = orders.make("random", self.model.spec.shape, joint=joint, seed=seed)
@@ -103,6 +179,8 @@ class MixtureOrder(Objective):
     Its mean bounds the mixture's log-probability from below.
     """
 
-    def _estimate(self, x, context):
+    model: TrainedMixture
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         i = int(torch.randint(len(self.model.orders), ()))
         return self.model.component(i)._log_prob(x, context)

@@ -213,6 +213,17 @@ class DataSpec:
         return math.prod(self.shape)
 
     @property
+    def num_levels(self) -> int:
+        """L.
+
+        Raises:
+            ValueError: The values are real, so they have no levels.
+        """
+        if self.levels is None:
+            raise ValueError(f"data {self.name!r} is real-valued, so it has no levels")
+        return self.levels
+
+    @property
     def dtype(self) -> torch.dtype:
         """How values travel: the smallest integer type that holds L levels, or a float."""
         if self.levels is None:

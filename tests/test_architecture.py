@@ -45,7 +45,7 @@ ONLY = {
     "data": {"checks", "contexts", "kernels", "show", "spec"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
-    "objectives": {"orders"},
+    "objectives": {"orders", "spec"},
     "density": {"networks.base", "heads", "objectives", "orders", "spec"},
     "evaluation": {"data.base", "data.rows", "density", "lines", "spec"},
     # It is called with objects: nothing in it reads a config.

@@ -125,3 +125,9 @@ def test_a_spec_that_makes_no_sense_is_refused(change, sentence):
     facts = {"name": "d", "kind": "vector", "shape": (3,), "levels": 4, "measure": "probability"}
     with pytest.raises(ValueError, match="^" + re.escape(sentence)):
         DataSpec(**(facts | change))
+
+
+def test_only_what_has_levels_has_a_number_of_them():
+    assert data("vector", 2, levels=3).num_levels == 3
+    with pytest.raises(ValueError, match="real-valued, so it has no levels"):
+        _ = data("vector", 2, levels=None).num_levels

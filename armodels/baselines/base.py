@@ -8,6 +8,7 @@ Shapes: B batch, D values per example, M mixture components, N particles.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import final
 
 import torch
@@ -35,7 +36,7 @@ class Baseline(DensityModel):
         self.register_buffer("fitted", torch.tensor(False))
 
     @property
-    def num_parameters(self):
+    def num_parameters(self) -> int:
         """What is fitted stands in buffers; a baseline has no weights."""
         return sum(b.numel() for name, b in self.named_buffers() if name != "fitted")
 
@@ -104,7 +105,7 @@ class Baseline(DensityModel):
 
     @final
     @torch.no_grad()
-    def initialize(self, batches, *, progress=False):
+    def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Fit to the training examples; the only training there is.
 
         Raises:
@@ -120,13 +121,13 @@ class Baseline(DensityModel):
         self.fitted.fill_(True)
 
     @final
-    def _log_prob(self, x, context):
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         self._require_ready()
         with torch.autocast(x.device.type, enabled=False):
             return self._flat_log_prob(x.flatten(1))
 
     @final
-    def log_prob_map(self, x, context=None):
+    def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         """Log-probability of each value, where the others say nothing about it."""
         self.check_context(context, len(x))
         self._require_ready()
@@ -136,8 +137,14 @@ class Baseline(DensityModel):
     @final
     @torch.no_grad()
     def sample_with_log_prob(
-        self, n, *, context=None, temperature=1.0, generator=None, progress=False
-    ):
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """Fill in everything."""
         check_draw(temperature, n)
         self.check_context(context, n)
@@ -153,15 +160,15 @@ class Baseline(DensityModel):
     @torch.no_grad()
     def complete(
         self,
-        x,
-        known,
+        x: Tensor,
+        known: Tensor,
         *,
-        num_particles=1,
-        context=None,
-        temperature=1.0,
-        generator=None,
-        progress=False,
-    ):
+        num_particles: int = 1,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Completion:
         """Any part given any other.
 
         Raises:
@@ -203,7 +210,7 @@ class SeparateValues(Baseline):
         """log p of each value, nats: (B, D) -> (B, D)."""
 
     @final
-    def _flat_log_prob(self, x):
+    def _flat_log_prob(self, x: Tensor) -> Tensor:
         return self._value_log_prob(x).sum(1)
 
 

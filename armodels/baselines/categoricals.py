@@ -58,6 +58,9 @@ class MixtureOfCategoricals(Baseline):
     nats, where the first paper has 137.64.
     """
 
+    log_weights: Tensor
+    logits: Tensor
+
     @checked
     def __init__(
         self,
@@ -82,11 +85,14 @@ class MixtureOfCategoricals(Baseline):
         self._register("log_weights", num_components)
         self._register("logits", num_components, spec.num_dims * (spec.levels - 1))
 
-    def _fit(self, x, progress):
+    def _fit(self, x: Tensor, progress: bool) -> None:
         num_components = len(self.log_weights)
         self._require_examples(len(x), num_components)
-        dtype, levels = torch.get_default_dtype(), self.spec.levels
-        counts = sum(_features(part, levels, dtype).sum(0).double() for part in _chunks(x, levels))
+        dtype, levels = torch.get_default_dtype(), self.spec.num_levels
+        counts = sum(
+            (_features(part, levels, dtype).sum(0).double() for part in _chunks(x, levels)),
+            start=x.new_zeros((), dtype=torch.double),
+        )
         mean = (counts + 1) / (len(x) + levels)
         # Half a training example each, so that none starts with values that it cannot leave; the
         # other half jitters, or components that start from equal examples would stay equal.
@@ -117,7 +123,7 @@ class MixtureOfCategoricals(Baseline):
 
     def _joint(self, x: Tensor, known: Tensor | None) -> Tensor:
         """log p(component, known values): (B, D), zero where unknown, (B, D) -> (B, M)."""
-        levels = self.spec.levels
+        levels = self.spec.num_levels
         log_zero = _log_zero(self.logits, levels)  # (M, D)
         joint = torch.cat(
             [
@@ -129,14 +135,22 @@ class MixtureOfCategoricals(Baseline):
             return joint + (self.log_weights + log_zero.sum(1))
         return joint + F.linear(known.to(joint), log_zero) + self.log_weights
 
-    def _flat_log_prob(self, x):
+    def _flat_log_prob(self, x: Tensor) -> Tensor:
         return self._joint(x, None).logsumexp(1)
 
-    def _fill(self, x, known, num_particles, temperature, generator, progress):
+    def _fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        num_particles: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         uniform = draw_noise((len(x),), generator, x.device)
         index = pick(self._joint(x, known), uniform, temperature)
         noise = draw_noise((*x.shape, 1), generator, x.device)
-        logits = F.pad(_by_level(self.logits, self.spec.levels), (1, 0))  # (M, D, L)
+        logits = F.pad(_by_level(self.logits, self.spec.num_levels), (1, 0))  # (M, D, L)
         return Categorical(self.spec).sample(logits[index], noise, temperature)[..., 0], None
 
 

@@ -45,6 +45,9 @@ class Uniform(SeparateValues):
     Differs from the paper: there is none.
     """
 
+    low: Tensor
+    width: Tensor
+
     @checked
     def __init__(self, spec: DataSpec, *, margin: NotNegative = 0.1):
         super().__init__(spec)
@@ -53,21 +56,29 @@ class Uniform(SeparateValues):
             self._register("low", spec.num_dims)
             self._register("width", spec.num_dims)
 
-    def _fit(self, x, progress):
+    def _fit(self, x: Tensor, progress: bool) -> None:
         if self.spec.levels is None:
             require_spread(x, self.spec)
             low, high = x.double().aminmax(dim=0)
             self.width.copy_((high - low) * (1 + 2 * self.margin))
             self.low.copy_(low - (high - low) * self.margin)
 
-    def _value_log_prob(self, x):
+    def _value_log_prob(self, x: Tensor) -> Tensor:
         if self.spec.levels is not None:
             each = -math.log(self.spec.levels)
             return torch.full(x.shape, each, dtype=torch.double, device=x.device)
         inside = (x >= self.low) & (x <= self.low + self.width)
         return torch.where(inside, -self.width.log(), -math.inf)
 
-    def _fill(self, x, known, num_particles, temperature, generator, progress):
+    def _fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        num_particles: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         share = _share_of_cell(draw_noise(x.shape, generator, x.device), temperature)
         if self.spec.levels is None:
             return self.low + self.width * share, None
@@ -98,6 +109,8 @@ class Independent(SeparateValues):
     Differs from the paper: nothing known.
     """
 
+    params: Tensor
+
     @checked
     def __init__(self, spec: DataSpec, *, smoothing: NotNegative = 1.0):
         super().__init__(spec)
@@ -105,7 +118,7 @@ class Independent(SeparateValues):
         # (D, L) log-probabilities, or (D, 2) mean and standard deviation.
         self._register("params", spec.num_dims, spec.levels or 2)
 
-    def _fit(self, x, progress):
+    def _fit(self, x: Tensor, progress: bool) -> None:
         levels = self.spec.levels
         if levels is None:
             require_spread(x, self.spec)
@@ -119,13 +132,21 @@ class Independent(SeparateValues):
         total = len(x) + levels * self.smoothing
         self.params.copy_(torch.log((counts.view(-1, levels) + self.smoothing) / total))
 
-    def _value_log_prob(self, x):
+    def _value_log_prob(self, x: Tensor) -> Tensor:
         if self.spec.levels is None:
             mean, std = self.params.unbind(1)
             return log_normal((x - mean) / std, std)
         return self.params[torch.arange(self.spec.num_dims, device=x.device), x.long()]
 
-    def _fill(self, x, known, num_particles, temperature, generator, progress):
+    def _fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        num_particles: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         if self.spec.levels is None:
             mean, std = self.params.unbind(1)
             noise = normal_noise(x.shape, generator, self.params)
@@ -168,6 +189,9 @@ class Histogram(Baseline):
     Differs from the paper: the number of bins is an argument; tails and smoothing are added.
     """
 
+    log_mass: Tensor
+    edges: Tensor
+
     @checked
     def __init__(
         self,
@@ -179,11 +203,11 @@ class Histogram(Baseline):
     ):
         super().__init__(spec)
         real = spec.levels is None
-        self.num_bins = num_bins if real else min(num_bins, spec.levels)
+        self.num_bins = num_bins if real else min(num_bins, spec.num_levels)
         self.joint = joint
         self.smoothing = smoothing
         self.num_cells = self.num_bins + (2 if real else 0)
-        shape = (spec.num_dims, self.num_cells)
+        shape: tuple[int, ...] = (spec.num_dims, self.num_cells)
         if joint:
             # Logarithms are compared: the number itself may have thousands of digits.
             if spec.num_dims * math.log(self.num_cells) > math.log(MAX_CELLS):
@@ -201,7 +225,7 @@ class Histogram(Baseline):
 
     def _first_level(self, cells: Tensor) -> Tensor:
         """The least level in a cell."""
-        return (cells * self.spec.levels + self.num_bins - 1) // self.num_bins
+        return (cells * self.spec.num_levels + self.num_bins - 1) // self.num_bins
 
     def _log_volume(self) -> Tensor:
         """Of each cell along each dimension, (D, B): levels in it, width, or scale of a tail."""
@@ -238,7 +262,7 @@ class Histogram(Baseline):
         """Number of a joint cell: (B, D) -> (B,)."""
         return (cells * self.num_cells ** self._each_dim().flip(0)).sum(1)
 
-    def _fit(self, x, progress):
+    def _fit(self, x: Tensor, progress: bool) -> None:
         if self.spec.levels is None:
             require_spread(x, self.spec)
             low, high = x.double().aminmax(dim=0)
@@ -255,20 +279,28 @@ class Histogram(Baseline):
         mass = (counts + self.smoothing) / (len(x) + num_cells * self.smoothing)
         self.log_mass.copy_(mass.log().view_as(self.log_mass))
 
-    def _value_log_prob(self, x):
+    def _value_log_prob(self, x: Tensor) -> Tensor | None:
         if self.joint:
             return None  # the draw finds out whether known values are possible together
         cells = self._cells(x)
         return self.log_mass[self._each_dim(), cells] + self._within(x, cells)
 
-    def _flat_log_prob(self, x):
+    def _flat_log_prob(self, x: Tensor) -> Tensor:
         each = self._value_log_prob(x)
         if each is not None:
             return each.sum(1)
         cells = self._cells(x)
         return self.log_mass[self._joint_cell(cells)] + self._within(x, cells).sum(1)
 
-    def _fill(self, x, known, num_particles, temperature, generator, progress):
+    def _fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        num_particles: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         if self.joint:
             cells = self._draw_joint(x, known, temperature, generator)
         else:

@@ -84,6 +84,10 @@ class GMM(Baseline):
     on levels it maximizes the likelihood of the densities, not the bound.
     """
 
+    log_weights: Tensor
+    means: Tensor
+    scale: Tensor
+
     @checked
     def __init__(
         self,
@@ -114,7 +118,7 @@ class GMM(Baseline):
         # Standard deviations, or lower Cholesky factors of the covariances.
         self._register("scale", *shapes[covariance_type])
 
-    def _fit(self, x, progress):
+    def _fit(self, x: Tensor, progress: bool) -> None:
         # scikit-learn is imported for a fit alone: a restored model does without it.
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
@@ -168,10 +172,10 @@ class GMM(Baseline):
         lower, upper = (x - mean) / std, (x + 1 - mean) / std
         return (
             lower.masked_fill(x == 0, -math.inf),
-            upper.masked_fill(x == self.spec.levels - 1, math.inf),
+            upper.masked_fill(x == self.spec.num_levels - 1, math.inf),
         )
 
-    def _flat_log_prob(self, x):
+    def _flat_log_prob(self, x: Tensor) -> Tensor:
         if self._diagonal:
             return self._diagonal_joint(x, torch.ones_like(x, dtype=torch.bool)).logsumexp(1)
         scales = self.scale.expand(len(self.means), -1, -1)
@@ -235,7 +239,15 @@ class GMM(Baseline):
             joint.append(torch.where(known, value, 0).sum(1))
         return torch.stack(joint, 1) + self.log_weights
 
-    def _fill(self, x, known, num_particles, temperature, generator, progress):
+    def _fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        num_particles: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         if self._diagonal:
             uniform = draw_noise((len(x),), generator, x.device)
             index = pick(self._diagonal_joint(x, known), uniform, temperature)

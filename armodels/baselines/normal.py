@@ -8,7 +8,9 @@ from torch import Tensor
 from armodels.density.walk import draw_noise
 
 
-def normal_noise(shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor):
+def normal_noise(
+    shape: tuple[int, ...], generator: torch.Generator | None, like: Tensor
+) -> Tensor:
     """Standard normal draws, of the dtype and on the device of ``like``.
 
     Args:

@@ -3,14 +3,15 @@
 Shapes: B batch, S steps, K values per step, P parameters per step, N particles.
 """
 
-from typing import final
+from collections.abc import Iterable
+from typing import TypedDict, final
 
 import torch
 from torch import Tensor
 
 from armodels import orders
 from armodels.density.base import DensityModel
-from armodels.density.completion import Particles, as_mask, complete, known_first
+from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.walk import (
     Scored,
     check_draw,
@@ -22,9 +23,18 @@ from armodels.density.walk import (
     walk,
 )
 from armodels.heads import Head
-from armodels.networks.base import Network
-from armodels.objectives import AllOrders, Likelihood, RandomOrder
+from armodels.networks.base import AnyOrderNetwork, Network
+from armodels.objectives import AllOrders, Likelihood, Objective, RandomOrder
 from armodels.orders import Order
+
+
+@final
+class _DrawOptions(TypedDict):
+    """How particles are drawn, see ``AutoregressiveModel.particles``."""
+
+    temperature: float
+    generator: torch.Generator | None
+    progress: bool
 
 
 @final
@@ -47,7 +57,7 @@ class AutoregressiveModel(DensityModel):
         self.head = head
 
     @property
-    def description(self):
+    def description(self) -> str:
         """Network and head."""
         return f"{type(self.net).__name__} with {self.head.family} head"
 
@@ -58,7 +68,7 @@ class AutoregressiveModel(DensityModel):
         return view.train(self.training)
 
     @property
-    def any_order(self):
+    def any_order(self) -> bool:
         """Of the network, or trained so."""
         return self.net.any_order or self.resample_orders
 
@@ -87,7 +97,7 @@ class AutoregressiveModel(DensityModel):
     def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return score(self.head, self.net(x, context), self._to_steps(x))
 
-    def _log_prob(self, x, context):
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)
 
     def log_prob_given_known(
@@ -100,23 +110,26 @@ class AutoregressiveModel(DensityModel):
             known: (B, S) bool; what the network has to say of known steps means nothing.
             context: What the model is conditioned on.
         """
+        assert isinstance(self.net, AnyOrderNetwork)
         params = self.net.params_given(x, known, context)
         return score(self.head, params, self._to_steps(x))
 
-    def default_objective(self):
+    def default_objective(self) -> Objective:
         """Of a model for all orders an estimate of the mean over them, else the likelihood."""
         if self.net.any_order:
             return AllOrders(self)
         return RandomOrder(self) if self.resample_orders else Likelihood(self)
 
-    def log_prob_map(self, x, context=None):
+    def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         """A step's log-probability, shared evenly by its K values."""
         steps = self.conditional_log_prob(x, context) / self.net.order.width
         return steps[:, orders.ranks(self.net.table)].view(-1, *self.spec.shape)
 
-    def initialize(self, batches, *, progress=False):
+    def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Start the output biases at the marginals of the data, and what else the network sets."""
-        chunks, size, first = [], 0, None
+        chunks: list[Tensor] = []
+        size = 0
+        first: Tensor | None = None
         for x in batches:
             first = x if first is None else first
             chunks.append(self._to_steps(x))
@@ -124,6 +137,7 @@ class AutoregressiveModel(DensityModel):
             if size > 100_000_000:
                 break
         self.net.set_marginals(self.head.marginal_params(torch.cat(chunks)))
+        assert first is not None  # Without batches there was nothing to concatenate.
         self.net.initialize(first)
 
     def _draw(
@@ -151,15 +165,15 @@ class AutoregressiveModel(DensityModel):
 
     def sample_with_log_prob(
         self,
-        n,
+        n: int,
         *,
-        context=None,
-        temperature=1.0,
-        generator=None,
-        progress=False,
-        noise=None,
-        naive=False,
-    ):
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        noise: Tensor | None = None,
+        naive: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """As in the base class.
 
         ``noise`` (n, S, num_noise) replaces the generator; ``naive`` walks by whole forward
@@ -217,12 +231,24 @@ class AutoregressiveModel(DensityModel):
                 "each pixel must be known wholly or not at all"
             )
         steps = each.all(-1)
-        options = {"temperature": temperature, "generator": generator, "progress": progress}
+        options: _DrawOptions = {
+            "temperature": temperature,
+            "generator": generator,
+            "progress": progress,
+        }
         if not self.any_order or known_first(known, self.net.table):
             return self._weighted(x, known, steps, num_particles, context, options)
         return self._weighted_by_part(x, known, steps, num_particles, context, options)
 
-    def _weighted(self, x, known, steps, num_particles, context, options) -> Particles:
+    def _weighted(
+        self,
+        x: Tensor,
+        known: Tensor,
+        steps: Tensor,
+        num_particles: int,
+        context: Tensor | None,
+        options: _DrawOptions,
+    ) -> Particles:
         """Particles under the model's own order; known (B, *event), known steps (B, S)."""
         exact = known_first(known, self.net.table)
         n = 1 if exact else num_particles
@@ -241,7 +267,15 @@ class AutoregressiveModel(DensityModel):
         log_weights = log_probs.masked_fill(~steps, 0).sum(1).view(-1, n)
         return Particles(self._to_event(written).unflatten(0, (-1, n)), log_weights, exact, False)
 
-    def _weighted_by_part(self, x, known, steps, num_particles, context, options) -> Particles:
+    def _weighted_by_part(
+        self,
+        x: Tensor,
+        known: Tensor,
+        steps: Tensor,
+        num_particles: int,
+        context: Tensor | None,
+        options: _DrawOptions,
+    ) -> Particles:
         """Particles under an order for each known part: its values first, as far as may be."""
         parts, which = steps.unique(dim=0, return_inverse=True)
         done = []
@@ -277,15 +311,15 @@ class AutoregressiveModel(DensityModel):
 
     def complete(
         self,
-        x,
-        known,
+        x: Tensor,
+        known: Tensor,
         *,
-        num_particles=1,
-        context=None,
-        temperature=1.0,
-        generator=None,
-        progress=False,
-    ):
+        num_particles: int = 1,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Completion:
         """Known values first in the order: exact. Otherwise by weighted particles.
 
         A model trained for all orders chooses one for each known part: exact, unless it was

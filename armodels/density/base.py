@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class DensityModel(nn.Module, ABC):
     def check_context(self, context: Tensor | None, batch_size: int) -> None:
         """Raise ValueError unless ``context`` is what the model is conditioned on."""
         self.require_context(context)
-        if context is not None:
+        if self.context is not None and context is not None:
             self.context.check(context, batch_size)
 
     @final
@@ -91,7 +91,7 @@ class DensityModel(nn.Module, ABC):
         """
 
     @final
-    def sample(self, n: int, **options) -> Tensor:
+    def sample(self, n: int, **options: Any) -> Tensor:
         """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``."""
         return self.sample_with_log_prob(n, **options)[0]
 
@@ -119,7 +119,7 @@ class DensityModel(nn.Module, ABC):
             progress: Show a bar with an ETA once a second has passed.
         """
 
-    @final
+    @final  # type: ignore[misc]  # PyTorch declares forward as an attribute.
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``log_prob``, in training and evaluation alike."""
         return self.log_prob(x, context)

@@ -6,14 +6,15 @@ from dataclasses import replace
 from typing import final
 
 import torch
+from torch import Tensor
 
 from armodels import orders
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
-from armodels.density.completion import as_mask, complete, known_first
+from armodels.density.completion import Completion, as_mask, complete, known_first
 from armodels.density.walk import check_draw, draw_noise, sampling
-from armodels.objectives import MixtureOrder
-from armodels.orders import Order
+from armodels.objectives import MixtureOrder, Objective
+from armodels.orders import Order, OrderName
 
 
 @final
@@ -36,7 +37,7 @@ class OrderMixture(DensityModel):
         self.orders = orders
 
     @property
-    def description(self):
+    def description(self) -> str:
         """Number of orders and what they share."""
         return f"mixture of {len(self.orders)} orders of {self.model.description}"
 
@@ -54,22 +55,28 @@ class OrderMixture(DensityModel):
         """Trained for all orders, not for those of the mixture alone."""
         return self.model.any_order
 
-    def _log_prob(self, x, context):
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         joint = torch.stack([model._log_prob(x, context) for model in self._components()])
         return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
 
-    def default_objective(self):
+    def default_objective(self) -> Objective:
         """One order's log-probability; a model for all orders draws from all of them."""
         # A model for all orders trains without the masks of the mixture's own.
         return self.model.default_objective() if self.any_order else MixtureOrder(self)
 
-    def initialize(self, batches, *, progress=False):
+    def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Initialize the shared weights."""
         self.model.initialize(batches, progress=progress)
 
     def sample_with_log_prob(
-        self, n, *, context=None, temperature=1.0, generator=None, progress=False
-    ):
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """Each event is drawn under an order chosen at random."""
         check_draw(temperature, n)
         self.check_context(context, n)
@@ -86,15 +93,15 @@ class OrderMixture(DensityModel):
 
     def complete(
         self,
-        x,
-        known,
+        x: Tensor,
+        known: Tensor,
         *,
-        num_particles=1,
-        context=None,
-        temperature=1.0,
-        generator=None,
-        progress=False,
-    ):
+        num_particles: int = 1,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Completion:
         """Under those orders alone that put the known values first, where there are some: exact.
 
         Otherwise by particles from every order, weighted together.
@@ -117,7 +124,7 @@ class OrderMixture(DensityModel):
 
 
 def over_orders(
-    model: AutoregressiveModel | OrderMixture, name: str, seeds: Iterable[int]
+    model: AutoregressiveModel | OrderMixture, name: OrderName, seeds: Iterable[int]
 ) -> OrderMixture:
     """The uniform mixture of a model's distributions under several orders of a kind.
 

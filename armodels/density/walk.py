@@ -146,7 +146,9 @@ def check_draw(temperature: float, n: int = 0) -> None:
         raise ValueError(f"{n} samples cannot be drawn; ask for 0 or more")
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
+def draw_noise(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
     """Uniforms in the open interval (0, 1), float64, drawn where the generator lives.
 
     Args:

@@ -90,6 +90,9 @@ class Network(nn.Module, ABC):
     """Gaussians of each conditional on real values, where the user names neither head nor number
     (``head=auto``)."""
 
+    table: Tensor
+    """(S, K) flat indices of the event, see ``Order``."""
+
     def __init__(
         self,
         spec: DataSpec,
@@ -231,7 +234,7 @@ class NaiveSteps:
             state: The state before it.
         """
         x = state["x"]
-        if s > 0:
+        if values is not None:
             x[:, self.net.table[s - 1]] = values
         return x.view(-1, *self.net.spec.shape)
 
@@ -270,7 +273,9 @@ class RasterNetwork(Network):
 
     kinds = frozenset({"image"})
 
-    def __init__(self, spec, num_params, order, context):
+    def __init__(
+        self, spec: DataSpec, num_params: int, order: Order, context: ContextSpec | None
+    ) -> None:
         super().__init__(spec, num_params, order, context)
         if order.name != "raster":
             raise ValueError(
@@ -281,7 +286,7 @@ class RasterNetwork(Network):
         self.num_groups = channels // order.width
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
 
-    def set_marginals(self, params):
+    def set_marginals(self, params: Tensor) -> None:
         """Output biases at the marginals."""
         with torch.no_grad():
             self.bias.copy_(params)
@@ -317,14 +322,14 @@ class FreeOrderNetwork(Network):
         # writes a whole one.
         self.register_buffer("slots", table[:, 0] % len(table), persistent=False)
 
-    def with_order(self, order, *, seed=None):
+    def with_order(self, order: Order, *, seed: int | None = None) -> "FreeOrderNetwork":
         """The same weights under another order."""
         view = copy.copy(self)
         view._buffers = dict(self._buffers)
         view._set_order(order, seed)
         return view
 
-    def set_marginals(self, params):
+    def set_marginals(self, params: Tensor) -> None:
         """Output biases at the marginals."""
         with torch.no_grad():
             self.bias[self.slots] = params.to(self.bias)
@@ -347,7 +352,14 @@ class AnyOrderNetwork(FreeOrderNetwork):
 
     any_order = True
 
-    def __init__(self, spec, num_params, order, encoding="auto", context=None):
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Order,
+        encoding: layers.EncodingName = "auto",
+        context: ContextSpec | None = None,
+    ) -> None:
         super().__init__(spec, num_params, order, context)
         self.encode = layers.Encoding(spec, encoding)
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
@@ -383,7 +395,7 @@ class AnyOrderNetwork(FreeOrderNetwork):
             (B, S, P), in generation order; rows of known steps mean nothing.
         """
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P): a pass of ``params_given`` for each step, several at once."""
         num_steps, chunk = self.num_steps, max(1, 256 // max(1, len(x)))
         parts = []
@@ -398,7 +410,7 @@ class AnyOrderNetwork(FreeOrderNetwork):
             parts.append(params[:, torch.arange(len(steps)), steps])
         return torch.cat(parts, 1)
 
-    def step(self, values, s, state, pack):
+    def step(self, values: Tensor | None, s: int, state: State, pack: Any) -> tuple[Tensor, State]:
         """Write the values; one pass, for this step alone."""
         x = NaiveSteps(self).write(values, s, state)
         known = (torch.arange(self.num_steps, device=x.device) < s).expand(len(x), -1)

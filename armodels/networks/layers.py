@@ -67,15 +67,15 @@ class Encoding(nn.Module):
             and levels > 2
             and (name == "one_hot" or (name == "auto" and levels <= 32))
         )
-        self.num_features = levels if self.one_hot else 1
+        self.num_features = spec.num_levels if self.one_hot else 1
         # Without one-hot, value v is read as v * scale[0] + scale[1].
         spread = levels is not None and levels > 2
-        self.scale = (2 / (levels - 1), -1.0) if spread else (1.0, 0.0)
+        self.scale = (2 / (spec.num_levels - 1), -1.0) if spread else (1.0, 0.0)
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, N) -> (B, N, E) of ``dtype``."""
         if self.one_hot:
-            return F.one_hot(x.long(), self.levels).to(dtype)
+            return F.one_hot(x.long(), self.num_features).to(dtype)
         x = x.to(dtype)
         if self.scale != (1.0, 0.0):
             x = x * self.scale[0] + self.scale[1]
@@ -110,7 +110,7 @@ def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> 
         dtype: Of the result.
     """
     if not spec.shape:
-        return F.one_hot(context.long(), spec.levels).to(dtype)
+        return F.one_hot(context.long(), spec.num_classes).to(dtype)
     return to_unit(context, spec.levels, dtype)
 
 
