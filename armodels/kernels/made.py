@@ -62,7 +62,7 @@ def walk(
     code, out = compiled.ACTIVATIONS.index(activation), params.numpy()
     scale, shift = (out.dtype.type(v) for v in scaling)
 
-    def part(chunk, first, last):
+    def part(chunk: int, first: int, last: int) -> None:
         compiled.made_walk(
             *arrays,
             num_features,

@@ -6,7 +6,7 @@ Shapes: B batch, D dimensions, E features per value, S steps, K values per step,
 step, H hidden units.
 """
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -68,7 +68,15 @@ class _Conditionals(torch.autograd.Function):
     """``reference`` in compiled code; the values get no gradient."""
 
     @staticmethod
-    def forward(ctx, weight, hidden_bias, output, order, values, activation):
+    def forward(  # ``ctx`` holds whatever is put there.
+        ctx: Any,
+        weight: Tensor,
+        hidden_bias: Tensor,
+        output: Tensor,
+        order: Tensor,
+        values: Tensor,
+        activation: str,
+    ) -> Tensor:
         from armodels.kernels import compiled
 
         ctx.save_for_backward(weight, hidden_bias, output, order, values)
@@ -77,19 +85,20 @@ class _Conditionals(torch.autograd.Function):
         params = values.new_empty(len(values), *output.shape[:2])
         code, out = compiled.ACTIVATIONS.index(activation), params.numpy()
 
-        def part(chunk, first, last):
+        def part(chunk: int, first: int, last: int) -> None:
             compiled.nade_forward(*ctx.arrays, code, first, last, out)
 
         compiled.run_chunks(part, len(values), torch.get_num_threads())
         return params
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from armodels.kernels import compiled
 
-        *inputs, order, values = ctx.saved_tensors
+        weight, hidden_bias, output, order, values = ctx.saved_tensors
+        inputs = weight, hidden_bias, output
         if torch.is_grad_enabled():  # The gradient itself will be differentiated.
-            params = reference(*inputs, order, values, ctx.activation)
+            params = reference(weight, hidden_bias, output, order, values, ctx.activation)
             wanted = [t for t in inputs if t.requires_grad]
             gradients = iter(
                 torch.autograd.grad(
@@ -105,7 +114,7 @@ class _Conditionals(torch.autograd.Function):
         # the same bits.
         sums = [[np.empty_like(a) for a in ctx.arrays[:3]] for _ in range(num_chunks)]
 
-        def part(chunk, first, last):
+        def part(chunk: int, first: int, last: int) -> None:
             for buffer in sums[chunk]:
                 buffer.fill(0)
             compiled.nade_backward(*ctx.arrays, code, grads, first, last, *sums[chunk])
@@ -196,7 +205,7 @@ def walk(
     code, out = compiled.ACTIVATIONS.index(activation), params.numpy()
     scale, shift = (arrays[0].dtype.type(v) for v in scaling)
 
-    def part(chunk, first, last):
+    def part(chunk: int, first: int, last: int) -> None:
         compiled.nade_walk(
             *arrays, scale, shift, code, uniforms, float(temperature), first, last, values, out
         )

@@ -281,8 +281,8 @@ class RasterNetwork(Network):
             raise ValueError(
                 f"model {type(self).__name__} follows the raster order only, not {order.name}"
             )
-        channels, *size = spec.shape
-        self.size = tuple(size)
+        channels, height, width = spec.shape
+        self.size = (height, width)
         self.num_groups = channels // order.width
         self.bias = nn.Parameter(torch.zeros(self.num_steps, num_params))
 

@@ -3,7 +3,7 @@
 from typing import Annotated, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from armodels.checks import LARGEST, Count, Depth, Odd, Range, checked
 from armodels.networks import layers
@@ -69,7 +69,7 @@ class ConvNADE(AnyOrderNetwork):
         self.num_planes = self.num_steps // (height * width)
         sizes = [channels * self.encode.num_features + self.num_planes]
         sizes += [num_channels] * num_layers
-        self.hidden = nn.ModuleList(
+        self.hidden = layers.ModuleListOf(
             nn.Conv2d(a, b, kernel_size, padding=kernel_size // 2)
             for a, b in zip(sizes, sizes[1:], strict=False)
         )
@@ -78,10 +78,10 @@ class ConvNADE(AnyOrderNetwork):
         self.conditioning = layers.conditioning(context, widths, (height, width))
         for layer in self.hidden:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layers.bias_of(layer))
         nn.init.normal_(self.output.weight, std=0.01)
 
-    def params_given(self, x, known, context=None):
+    def params_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
         """One pass: (B, C, H, W), (B, S) -> (B, S, P)."""
         _, height, width = self.spec.shape
         inputs, by_slot = self._read_known(x, known)

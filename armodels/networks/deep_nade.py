@@ -93,7 +93,7 @@ class DeepNADE(AnyOrderNetwork):
         self.weight = nn.Parameter(torch.empty(spec.num_dims, self.encode.num_features, first))
         self.mask_weight = nn.Parameter(torch.empty(self.num_steps, first))
         self.hidden_bias = nn.Parameter(torch.zeros(first))
-        self.hidden = nn.ModuleList(
+        self.hidden = layers.ModuleListOf(
             nn.Linear(a, b) for a, b in zip(hidden_sizes, hidden_sizes[1:], strict=False)
         )
         self.output = nn.Parameter(torch.empty(self.num_steps, num_params, last))
@@ -111,7 +111,9 @@ class DeepNADE(AnyOrderNetwork):
 
         With a context each has a row for each event.
         """
-        first, rest, bias = self.hidden_bias, [layer.bias for layer in self.hidden], self.bias
+        first: Tensor = self.hidden_bias
+        rest: list[Tensor] = [layer.bias for layer in self.hidden]
+        bias: Tensor = self.bias
         if context is not None:
             by_context = [layer(context) for layer in self.conditioning]
             first = first + by_context[0]
@@ -131,7 +133,7 @@ class DeepNADE(AnyOrderNetwork):
             h = self.activation(h)
         return h
 
-    def params_given(self, x, known, context=None):
+    def params_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
         """One pass: (B, *event), (B, S) -> (B, S, P)."""
         first, rest, bias = self._biases(context)
         inputs, by_slot = self._read_known(x, known)
@@ -171,7 +173,7 @@ class DeepNADE(AnyOrderNetwork):
         total = total + F.linear(inputs.flatten(1), weight.flatten(0, 1).T) + mask_weight.sum(0)
         return params, total
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P), a chunk of steps at a time."""
         first, rest, bias = self._biases(context)
         inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.table].flatten(2)
@@ -191,7 +193,7 @@ class DeepNADE(AnyOrderNetwork):
             parts.append(params)
         return torch.cat(parts, 1) + bias
 
-    def pack(self):
+    def pack(self) -> DeepNADEPack:
         """Weights in generation order."""
         first, rest, bias = self._biases(None)
         return DeepNADEPack(
@@ -203,17 +205,19 @@ class DeepNADE(AnyOrderNetwork):
             rest,
         )
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: DeepNADEPack, n: int, context: Tensor | None = None) -> State:
         """Nothing is read yet; with a context, each event has biases of its own."""
         if context is None:
             return State({"total": pack.first.expand(n, -1).clone()})
         total, rest, bias = self._biases(context)
         return State({"total": total, "bias": bias} | {f"rest_{i}": b for i, b in enumerate(rest)})
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: DeepNADEPack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then one step's parameters."""
         total = state["total"]
-        if s > 0:
+        if values is not None:
             new = self.encode(values, total.dtype).flatten(1)  # (B, K E)
             total.addmm_(new, pack.weight[s - 1]).add_(pack.mask_weight[s - 1])
         rest, bias = pack.rest, pack.bias[s]

@@ -135,7 +135,10 @@ class GatedPixelCNN(MaskedNetwork):
         self._check_channels(num_channels=num_channels)
         groups = self.groups_of(num_channels)
         pair = groups.repeat(2)
-        self.vertical, self.feed, self.horizontal, self.out = (nn.ModuleList() for _ in range(4))
+        self.vertical: layers.ModuleListOf[nn.Conv2d] = layers.ModuleListOf()
+        self.feed: layers.ModuleListOf[nn.Conv2d] = layers.ModuleListOf()
+        self.horizontal: layers.ModuleListOf[MaskedConvolution] = layers.ModuleListOf()
+        self.out: layers.ModuleListOf[MaskedConvolution] = layers.ModuleListOf()
         for i in range(num_layers):
             size = kernel_size if i else first_kernel_size
             height = size // 2 + (i > 0)  # The first layer leaves the pixel's own row out.
@@ -150,15 +153,15 @@ class GatedPixelCNN(MaskedNetwork):
             )
             ends = i == num_layers - 1  # The last leads to the skip alone, with the bias of all.
             self.out.append(MaskedConvolution(groups, groups if ends else pair, bias=ends))
-        self.last = nn.ModuleList([MaskedConvolution(groups, groups), self.output(groups)])
+        self.last = layers.ModuleListOf([MaskedConvolution(groups, groups), self.output(groups)])
         widths = [len(pair)] * 2 * num_layers
         self.conditioning = layers.conditioning(context, widths, self.size)
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, S, P)."""
         maps = [read(context) for read in self.conditioning]
         h = v = self.planes(x)
-        skip = 0
+        skip: Tensor | int = 0
         for i, vertical in enumerate(self.vertical):
             rows = vertical(v)[:, :, : self.height]
             if maps:
@@ -172,9 +175,10 @@ class GatedPixelCNN(MaskedNetwork):
                 more, out = out.chunk(2, 1)
                 h = h + more if i else more
             skip = skip + out
+        assert isinstance(skip, Tensor)  # There is one layer or more.
         return self.params(skip)
 
-    def pack(self):
+    def pack(self) -> GatedPixelCNNPack:
         """Weights, masked and sorted by group."""
         groups = self.last[0].groups[0]
         # Channels are sorted by group, each group's a before its b. Since sigmoid(b) is
@@ -187,9 +191,13 @@ class GatedPixelCNN(MaskedNetwork):
         by_group, scale = by_group.to(scale.device), scale[by_group]
         vertical, feed, horizontal, out = [], [], [], []
         for i, conv in enumerate(self.vertical):
-            vertical.append(RowsAbove(f"vertical.{i}", conv.weight, conv.bias, self.width))
+            vertical.append(
+                RowsAbove(f"vertical.{i}", conv.weight, layers.bias_of(conv), self.width)
+            )
             matrix = self.feed[i].weight[by_group, :, 0, 0] * scale[:, None]
-            feed.append((matrix, RowBiases(f"feed.{i}", self.feed[i].bias[by_group] * scale)))
+            feed.append(
+                (matrix, RowBiases(f"feed.{i}", layers.bias_of(self.feed[i])[by_group] * scale))
+            )
             own = self.horizontal[i]
             weight = own.weight()[by_group, :, 0] * scale[:, None, None]
             sides = own.groups[0], pair.sort().values
@@ -201,13 +209,13 @@ class GatedPixelCNN(MaskedNetwork):
         for group in range(self.num_groups):
             begin, end = span(groups, group)
             residual = [matrix[:end, begin:end].contiguous() for matrix in out[:-1]]
-            bias = self.out[-1].conv.bias[begin:end]
+            bias = layers.bias_of(self.out[-1].conv)[begin:end]
             channels = slice(begin, end)
             gates.append(GatePack(channels, residual, skip[:, channels].contiguous(), bias))
         last = self._pack_last()
         return GatedPixelCNNPack(by_group, scale, vertical, feed, horizontal, gates, last)
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: GatedPixelCNNPack, n: int, context: Tensor | None = None) -> State:
         """Nothing read yet."""
         maps = (read(context) for read in self.conditioning)
         tensors = self._start_values(pack.horizontal[0], n)
@@ -229,7 +237,8 @@ class GatedPixelCNN(MaskedNetwork):
             begin, end = one.channels.start, one.channels.stop
             both = all_gates.new_zeros(len(all_gates), 2 * (end - begin))
             own, seen = (list(all_gates[:, :, at:end].unbind(1)) for at in (begin, 0))
-            gates.append(GateViews((both, *both.chunk(2, 1)), own, seen))
+            a, b = both.chunk(2, 1)
+            gates.append(GateViews((both, a, b), own, seen))
         horizontal, last = ([own.bind(state) for own in part]
                             for part in (pack.horizontal, pack.last))  # fmt: skip
         return GatedPixelCNNViews(horizontal, all_gates.flatten(1), gates, last)
@@ -246,7 +255,9 @@ class GatedPixelCNN(MaskedNetwork):
             torch.add(F.linear(rows, matrix), biases.of_row(i, state), out=own.base)
             v = _gate(rows, -1)
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: GatedPixelCNNPack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then compute each layer at the pixel, for one group."""
         if state.views is None:
             state.views = self._views(state, pack)

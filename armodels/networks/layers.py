@@ -1,7 +1,7 @@
 """Layers that several families share."""
 
-from collections.abc import Iterable
-from typing import Literal, final
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, final, overload
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,29 @@ from torch import Tensor, nn
 
 from armodels.checks import checked
 from armodels.spec import ContextSpec, DataSpec
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+if TYPE_CHECKING:
+
+    @final
+    class ModuleListOf(nn.ModuleList, Generic[Kind]):
+        """A ModuleList of modules of one kind: the type checker alone sees more than that."""
+
+        def __init__(self, modules: Iterable[Kind] = ()) -> None: ...
+
+        def __iter__(self) -> Iterator[Kind]: ...
+
+        @overload
+        def __getitem__(self, idx: slice) -> "ModuleListOf[Kind]": ...
+
+        @overload
+        def __getitem__(self, idx: int) -> Kind: ...
+
+        def __getitem__(self, idx: slice | int) -> "ModuleListOf[Kind] | Kind": ...
+
+else:
+    ModuleListOf = nn.ModuleList
 
 Activation = Literal["relu", "sigmoid", "tanh", "elu"]
 EncodingName = Literal["auto", "one_hot", "scaled"]
@@ -35,6 +58,12 @@ def require_layers(hidden_sizes: list[int]) -> None:
     """Raise ValueError unless there is a hidden layer."""
     if not hidden_sizes:
         raise ValueError("hidden_sizes is []; it must hold one layer of 1 unit or more")
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """The biases (O,) of a convolution that has some."""
+    assert conv.bias is not None
+    return conv.bias
 
 
 def concat_elu(x: Tensor, dim: int = 1) -> Tensor:

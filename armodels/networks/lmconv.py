@@ -121,6 +121,8 @@ class LocalConv(nn.Module):
 
     def biases(self, mask: LocalMask) -> Tensor:
         """(G O, N)."""
+        assert self.tap_bias is not None
+        assert self.bias is not None
         return self.tap_bias @ mask.seen + self.bias[:, None]
 
     def forward(self, x: Tensor, groups: Tensor, mask: LocalMask | None = None) -> Tensor:
@@ -277,6 +279,9 @@ class LMConv(FreeOrderNetwork):
 
     kinds = frozenset({"image"})
 
+    groups_before: Tensor
+    groups_seen: Tensor
+
     @checked
     def __init__(
         self,
@@ -296,8 +301,8 @@ class LMConv(FreeOrderNetwork):
         super().__init__(spec, num_params, order, context)
         if not dilations:
             raise ValueError("dilations is []; give at least one")
-        channels, *size = spec.shape
-        self.size = tuple(size)
+        channels, height, width = spec.shape
+        self.size = (height, width)
         self.num_groups = groups = 1 if order.joint else channels
         self.encode = layers.Encoding(spec, encoding)
         self.kernel_size = kernel_size
@@ -305,7 +310,7 @@ class LMConv(FreeOrderNetwork):
         self.dropout = nn.Dropout(dropout)
         features = self.encode.num_features * order.width
         self.first = LocalConv(groups, features, num_channels, kernel_size)
-        self.blocks = nn.ModuleList(
+        self.blocks = layers.ModuleListOf(
             Block(
                 groups,
                 num_channels,
@@ -326,7 +331,7 @@ class LMConv(FreeOrderNetwork):
         self.conditioning = layers.conditioning(context, widths, self.size)
         self._set_order(order)
 
-    def _set_order(self, order, seed=None):
+    def _set_order(self, order: Order, seed: int | None = None) -> None:
         """Derive masks, too."""
         num_pixels = self.size[0] * self.size[1]
         table = order.table.view(-1, self.spec.shape[0]).cpu()  # (N, C)
@@ -355,7 +360,10 @@ class LMConv(FreeOrderNetwork):
             self.register_buffer(f"{name}_{part}", value, persistent=False)
 
     def _mask(self, name: str) -> LocalMask:
-        return LocalMask(*(self._buffers[f"{name}_{part}"] for part in LocalMask._fields))
+        seen, kernels, choice = (self._buffers[f"{name}_{part}"] for part in LocalMask._fields)
+        assert seen is not None
+        assert choice is not None
+        return LocalMask(seen, kernels, choice)
 
     def _norm(self, x: Tensor) -> Tensor:
         """Of maps (B, G F, H, W) or of one group at one pixel (B, F)."""
@@ -373,11 +381,11 @@ class LMConv(FreeOrderNetwork):
         """Features of the values: (B, C, ...) -> (B, C, E, ...)."""
         return self.encode(x.flatten(1), self.bias.dtype).unflatten(1, x.shape[1:]).movedim(-1, 2)
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, S, P)."""
         by_context = iter([layer(context) for layer in self.conditioning])
 
-        def conv(layer: LocalConv, h: Tensor, mask: LocalMask, extra: Tensor | int = 0):
+        def conv(layer: LocalConv, h: Tensor, mask: LocalMask, extra: Tensor | int = 0) -> Tensor:
             groups = self.groups_before if layer is self.first else self.groups_seen
             h = layer(h, groups, mask) + next(by_context, 0)
             return self._norm(h) + extra
@@ -420,7 +428,7 @@ class LMConv(FreeOrderNetwork):
         bias = layer.biases(self._mask(mask)).T.unflatten(1, (self.num_groups, -1))[None]
         return ConvPack(name, neighbours, self._by_group(layer, groups), bias)
 
-    def pack(self):
+    def pack(self) -> LMConvPack:
         """Every weight by group, and where each convolution reads."""
         first = self._pack_conv("first", self.first, "first", self.groups_before)
         blocks = []
@@ -440,7 +448,7 @@ class LMConv(FreeOrderNetwork):
         output = self._by_group(self.output, self.groups_seen)
         return LMConvPack(first, blocks, output, self.bias[None, self.slots], steps)
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: LMConvPack, n: int, context: Tensor | None = None) -> State:
         """Nothing is read yet; with a context, each event has biases of its own."""
         num_pixels, g = self.size[0] * self.size[1], self.num_groups
         zeros = self.bias.new_zeros
@@ -461,9 +469,11 @@ class LMConv(FreeOrderNetwork):
             state["bias"] = pack.bias + by_slot[:, self.slots]
         return state
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: LMConvPack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then every layer at one pixel."""
-        if s > 0:
+        if values is not None:
             pixel, group = pack.steps[s - 1]
             features = self.encode(values, self.bias.dtype)  # (B, K, E)
             if self.num_groups == 1:  # Columns of a joint order need not be R, G, B.

@@ -108,7 +108,7 @@ class RowLSTMLayer(RecurrentLayer):
         self.state_to_state = _uniform(len(gates), len(units), kernel_size, fan_in=fan_in)
         self.up = MaskedConvolution(units, wide, bias=False)
         self.conditioning = layers.conditioning(context, [len(gates)], size)
-        _keep_at_first(self.input_to_state.conv.bias)
+        _keep_at_first(layers.bias_of(self.input_to_state.conv))
 
     def read_above(self, state: Tensor) -> Tensor:
         """What a row's state says to the row below: (B, F, W) -> (B, 4F, W)."""
@@ -150,7 +150,7 @@ class RowLSTMPack(LayerPack):
         self.layer = layer
         self.name = name
         width = layer.size[1]
-        self.biases = RowBiases(f"{name}.gates", layer.input_to_state.conv.bias)
+        self.biases = RowBiases(f"{name}.gates", layers.bias_of(layer.input_to_state.conv))
         self.gates = layer.input_to_state.own_row(f"{name}.gates", width, begins=True)
         self.up = layer.up.own_row(f"{name}.up", width)
 
@@ -247,7 +247,7 @@ class DiagonalBiLSTMLayer(RecurrentLayer):
         self.state_to_state = _uniform(2, 2, num_units, len(gates), fan_in=2 * num_units)
         self.conditioning = layers.conditioning(context, [len(gates), len(gates)], size)
         for conv in (self.input_to_state.conv, self.right_input):
-            _keep_at_first(conv.bias)
+            _keep_at_first(layers.bias_of(conv))
 
     def scan(self, gates: Tensor) -> Tensor:
         """Both LSTMs, from left to right: (2, B, 4F, H, W) -> (2, B, F, H, W)."""
@@ -302,8 +302,8 @@ class DiagonalBiLSTMPack(LayerPack):
         self.layer = layer
         self.name = name
         width = layer.size[1]
-        self.biases = RowBiases(f"{name}.gates", layer.input_to_state.conv.bias)
-        self.right_biases = RowBiases(f"{name}.right", layer.right_input.bias)
+        self.biases = RowBiases(f"{name}.gates", layers.bias_of(layer.input_to_state.conv))
+        self.right_biases = RowBiases(f"{name}.right", layers.bias_of(layer.right_input))
         self.gates = layer.input_to_state.own_row(f"{name}.gates", width, begins=True)
         self.up = layer.up.own_row(f"{name}.up", width)
         left = layer.state_to_state[0, 0]

@@ -91,6 +91,10 @@ class MADE(FreeOrderNetwork):
 
     kinds = frozenset({"vector", "image", "sequence"})
 
+    mask_output: Tensor
+    mask_direct: Tensor
+    _seed: int
+
     @checked
     def __init__(
         self,
@@ -118,7 +122,7 @@ class MADE(FreeOrderNetwork):
         num_inputs = spec.num_dims * self.encode.num_features
         num_outputs = self.num_steps * num_params
         sizes = [num_inputs, *hidden_sizes]
-        self.hidden = nn.ModuleList(
+        self.hidden = layers.ModuleListOf(
             nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)
         )
         self.output = nn.Linear(sizes[-1], num_outputs, bias=False) if hidden_sizes else None
@@ -134,11 +138,11 @@ class MADE(FreeOrderNetwork):
         self._set_order(order, connectivity_seed)
 
     @property
-    def random_connectivity(self):
+    def random_connectivity(self) -> bool:
         """Whether another seed gives other masks."""
         return self.connectivity == "random" and len(self.hidden) > 0
 
-    def _set_order(self, order, seed=None):
+    def _set_order(self, order: Order, seed: int | None = None) -> None:
         """Derive degrees and masks, too."""
         super()._set_order(order)
         self._seed = self._seed if seed is None else seed
@@ -146,7 +150,8 @@ class MADE(FreeOrderNetwork):
         ranks = orders.ranks(self.table)  # (D,)
         steps = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         outputs = ranks[: self.num_steps].repeat_interleave(self.num_params)  # (S P,)
-        seen, lowest, self._degrees = steps, 0, []
+        seen, lowest = steps, 0
+        self._degrees: list[Tensor] = []
         for i, layer in enumerate(self.hidden):
             if self.connectivity == "even":
                 degrees = masks.even_degrees(layer.out_features, self.num_steps)
@@ -168,7 +173,7 @@ class MADE(FreeOrderNetwork):
             mask = masks.rank_mask(steps, outputs, strict=True).to(self.bias)
             self.register_buffer("mask_direct", mask, persistent=False)
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P)."""
         inputs = self.encode(x.flatten(1), self.bias.dtype).flatten(1)  # (B, D E)
         by_context = [layer(context) for layer in self.conditioning]
@@ -188,7 +193,7 @@ class MADE(FreeOrderNetwork):
         params = params.view(-1, self.num_steps, self.num_params)
         return params.index_select(1, self.slots)  # (B, S, P)
 
-    def pack(self):
+    def pack(self) -> MADEPack:
         """Sort every weight by when its input is known."""
         inputs = self.encode.columns(self.table)
 
@@ -212,7 +217,7 @@ class MADE(FreeOrderNetwork):
             direct = by_step(self.direct.weight * self.mask_direct, inputs)
         return MADEPack(hidden, output, direct, self.bias[self.slots])
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: MADEPack, n: int, context: Tensor | None = None) -> State:
         """No value and no unit is known yet; with a context, each event has biases of its own."""
         num_inputs = self.spec.num_dims * self.encode.num_features
         state = State({"inputs": self.bias.new_zeros(n, num_inputs)})
@@ -225,10 +230,12 @@ class MADE(FreeOrderNetwork):
             state["bias"] = pack.bias + outputs.unflatten(1, pack.bias.shape)[:, self.slots]
         return state
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: MADEPack
+    ) -> tuple[Tensor, State]:
         """Compute the units whose last input was just written, then one step's parameters."""
         inputs, known = state["inputs"], 0
-        if s > 0:
+        if values is not None:
             known = s * values.shape[1] * self.encode.num_features
             new = self.encode(values, inputs.dtype).flatten(1)
             inputs[:, known - new.shape[1] : known] = new
@@ -248,7 +255,9 @@ class MADE(FreeOrderNetwork):
             params = params + inputs[:, :known] @ pack.direct[s, :, :known].T
         return params, state
 
-    def fused_walk(self, family, noise, temperature, context=None):
+    def fused_walk(
+        self, family: str, noise: Tensor, temperature: float, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """For heads of logits."""
         if family not in ("bernoulli", "categorical") or context is not None:
             return None

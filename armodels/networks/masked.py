@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import masks
+from armodels.checks import Share
 from armodels.networks import layers
 from armodels.networks.base import RasterNetwork, State
+from armodels.orders import Order
+from armodels.spec import ContextSpec, DataSpec
 
 
 @final
@@ -26,6 +29,8 @@ class MaskedConvolution(nn.Module):
         strict: Mask A (of the pixel itself, earlier groups only) rather than B.
         bias: Add a bias to each output channel.
     """
+
+    mask: Tensor
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class MaskedConvolution(nn.Module):
 
     def rows_above(self, name: str, num_columns: int) -> "RowsAbove":
         """In a walk, what it reads of the rows above the pixel's own, and its bias."""
-        return RowsAbove(name, self.weight()[:, :, :-1], self.conv.bias, num_columns)
+        return RowsAbove(name, self.weight()[:, :, :-1], layers.bias_of(self.conv), num_columns)
 
     def own_row(self, name: str, num_columns: int, *, begins: bool = False) -> "OwnRow":
         """In a walk, what it reads of the pixel's own row.
@@ -315,10 +320,19 @@ class MaskedNetwork(RasterNetwork):
         context: What the model is conditioned on, if anything.
     """
 
-    last: nn.ModuleList
+    last: "layers.ModuleListOf[MaskedConvolution]"
     """Two 1x1 layers that lead to the parameters; subclasses set them."""
 
-    def __init__(self, spec, num_params, order, activation, dropout, encoding, context):
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Order,
+        activation: layers.Activation,
+        dropout: Share,
+        encoding: layers.EncodingName,
+        context: ContextSpec | None,
+    ) -> None:
         super().__init__(spec, num_params, order, context)
         self.height, self.width = self.size
         self.activation = layers.activation(activation)

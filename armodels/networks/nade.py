@@ -101,7 +101,7 @@ class NADE(FreeOrderNetwork):
             bias = bias + self.conditioning[1](context).view(-1, *bias.shape)
         return hidden, bias[..., self.slots, :]
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P)."""
         x = x.flatten(1)
         hidden_bias, bias = self._biases(context)
@@ -119,30 +119,34 @@ class NADE(FreeOrderNetwork):
         )
         return params + bias
 
-    def pack(self):
+    def pack(self) -> NADEPack:
         """Weights in generation order."""
         hidden_bias, bias = self._biases(None)
         weight = self.weight[self.table].flatten(1, 2)
         output = self.output[self.slots].transpose(1, 2)
         return NADEPack(weight.unbind(), output.unbind(), bias.unbind(), hidden_bias)
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: NADEPack, n: int, context: Tensor | None = None) -> State:
         """Nothing is read yet; with a context, each event has biases of its own."""
         if context is None:
             return State({"total": pack.hidden_bias.expand(n, -1).clone()})
         total, bias = self._biases(context)
         return State({"total": total, "bias": bias})
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: NADEPack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then one step's parameters."""
         total = state["total"]
-        if s > 0:
+        if values is not None:
             new = self.encode(values, total.dtype).flatten(1)  # (B, K E)
             total.addmm_(new, pack.weight[s - 1])
         bias = state["bias"][:, s] if "bias" in state else pack.bias[s]
         return torch.addmm(bias, self.activation(total), pack.output[s]), state
 
-    def fused_walk(self, family, noise, temperature, context=None):
+    def fused_walk(
+        self, family: str, noise: Tensor, temperature: float, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """For heads of logits."""
         if family not in ("bernoulli", "categorical") or context is not None:
             return None

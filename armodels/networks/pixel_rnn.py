@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import NamedTuple, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from armodels.checks import Count, Depth, KernelSize, Share, checked
 from armodels.networks import layers
@@ -62,8 +62,8 @@ class PixelRNN(MaskedNetwork):
         self.first = MaskedConvolution(
             self.input_groups, wide, rows, first_kernel_size, strict=True
         )
-        self.layers = nn.ModuleList(self.layer(wide, units) for _ in range(num_layers))
-        self.last = nn.ModuleList([MaskedConvolution(wide, out), self.output(out)])
+        self.layers = layers.ModuleListOf(self.layer(wide, units) for _ in range(num_layers))
+        self.last = layers.ModuleListOf([MaskedConvolution(wide, out), self.output(out)])
         self.conditioning = layers.conditioning(self.context, [len(wide)], self.size)
 
     @abstractmethod
@@ -75,7 +75,7 @@ class PixelRNN(MaskedNetwork):
             units: (F,) group of each unit.
         """
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, S, P)."""
         planes = self.planes(x)
         h = self.first(planes)
@@ -85,7 +85,7 @@ class PixelRNN(MaskedNetwork):
             h = h + self.dropout(layer(h, planes, context))
         return self.params(h)
 
-    def pack(self):
+    def pack(self) -> PixelRNNPack:
         """Weights, masked; those of the rows above apart from those of the own row."""
         return PixelRNNPack(
             self.first.rows_above("first", self.width),
@@ -94,7 +94,7 @@ class PixelRNN(MaskedNetwork):
             self._pack_last(),
         )
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: PixelRNNPack, n: int, context: Tensor | None = None) -> State:
         """Nothing read yet."""
         maps = (read(context) for read in self.conditioning)
         tensors = self._start_values(pack.first, n) | pack.above.start(n, next(maps, None))
@@ -104,11 +104,14 @@ class PixelRNN(MaskedNetwork):
             tensors |= own.start(n)
         return State(tensors)
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: PixelRNNPack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then compute each layer at the pixel, for one group."""
         if state.views is None:
-            layers, last = ([one.bind(state) for one in part] for part in (pack.layers, pack.last))
-            state.views = PixelRNNViews(pack.first.bind(state), layers, last)
+            bound = [layer.bind(state) for layer in pack.layers]
+            last = [own.bind(state) for own in pack.last]
+            state.views = PixelRNNViews(pack.first.bind(state), bound, last)
         views = state.views
         self._read_values(values, s, views.first)
         i, j, group = self._position(s)
@@ -184,7 +187,7 @@ class RowLSTM(PixelRNN):
         self.kernel_size = kernel_size
         self._build(num_layers, num_channels, first_kernel_size, num_output_channels)
 
-    def layer(self, wide, units):
+    def layer(self, wide: Tensor, units: Tensor) -> RowLSTMLayer:
         """A Row LSTM."""
         return RowLSTMLayer(wide, units, self.context, self.size, self.kernel_size)
 
@@ -245,7 +248,7 @@ class DiagonalBiLSTM(PixelRNN):
         super().__init__(spec, num_params, order, activation, dropout, encoding, context)
         self._build(num_layers, num_channels, first_kernel_size, num_output_channels)
 
-    def layer(self, wide, units):
+    def layer(self, wide: Tensor, units: Tensor) -> DiagonalBiLSTMLayer:
         """A Diagonal BiLSTM."""
         num_planes = len(self.input_groups)
         return DiagonalBiLSTMLayer(wide, units, self.context, self.size, num_planes)

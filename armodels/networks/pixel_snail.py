@@ -1,5 +1,6 @@
 """PixelSNAIL: gated causal convolutions, and attention to all earlier pixels."""
 
+import functools
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from armodels.networks.base import State
 from armodels.networks.layers import concat_elu
 from armodels.networks.shifted import GatedBlock, ShiftedNetwork
 from armodels.networks.shifted_layers import Entrance, PointConvolution, WalkLayer
-from armodels.networks.shifted_runs import PixelRun, WholeRun
+from armodels.networks.shifted_runs import PixelRun, Run, WholeRun
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
@@ -30,6 +31,8 @@ class CausalAttention(WalkLayer):
         num_keys: Size of a query and of a key.
         num_values: V.
     """
+
+    position: Tensor
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class CausalAttention(WalkLayer):
     def forward(self, x: Tensor, run: WholeRun | PixelRun) -> Tensor:
         """(B, F, H, W) -> (B, V, H, W)."""
         x = concat_elu(torch.cat([x, run.constant(self.position)], 1))
-        return run.attend(self, run.apply(self.query, x), run.apply(self.memory, x))
+        return run.attend(self, run.through(self.query, x), run.through(self.memory, x))
 
     def maps(self, query: Tensor, memory: Tensor) -> Tensor:
         """All pixels at once: (B, K, H, W), (B, K + V, H, W) -> (B, V, H, W)."""
@@ -92,7 +95,7 @@ class CausalAttention(WalkLayer):
                 known.
         """
         memories = state[f"{self.name}.memories"]
-        if n > 0:
+        if written is not None:
             memories[:, n] = state[f"{self.name}.pending"] + written
         state[f"{self.name}.pending"] = memory
         seen = memories[:, : n + 1]
@@ -127,12 +130,12 @@ class SNAILBlock(nn.Module):
         context: ContextSpec | None,
     ):
         super().__init__()
-        keys = {"dropout": dropout, "context": context}
+        block = functools.partial(GatedBlock, dropout=dropout, context=context)
         self.resnets = nn.ModuleList(
-            GatedBlock("down-right", size, num_features, **keys) for _ in range(num_resnets)
+            block("down-right", size, num_features) for _ in range(num_resnets)
         )
         self.attention = CausalAttention(size, num_features, num_inputs, num_keys, num_values)
-        self.mix = GatedBlock("point", size, num_features, num_skip=num_values, **keys)
+        self.mix = block("point", size, num_features, num_skip=num_values)
 
     def forward(self, x: Tensor, run: WholeRun | PixelRun) -> Tensor:
         """(B, F, H, W) -> (B, F, H, W)."""
@@ -211,11 +214,11 @@ class PixelSNAIL(ShiftedNetwork):
             for _ in range(num_blocks)
         )
 
-    def rows(self, run):
+    def rows(self, run: Run) -> None:
         """What the first layer sees in the row above."""
         run.share(-1, run.read(self.row_above))
 
-    def pixels(self, run):
+    def pixels(self, run: WholeRun | PixelRun) -> Tensor:
         """The blocks."""
         x = run.shared(-1) + run.read(self.left)
         for block in self.blocks:

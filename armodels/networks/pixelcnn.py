@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from armodels.checks import Count, Depth, KernelSize, Share, checked
 from armodels.networks import layers
@@ -103,22 +103,25 @@ class PixelCNN(MaskedNetwork):
         narrow = self.groups_of(num_channels)
         wide = self.groups_of(2 * num_channels) if residual else narrow
 
-        def spatial(*groups: Tensor, size: int, strict: bool = False) -> MaskedConvolution:
-            return MaskedConvolution(*groups, size // 2 + 1, size, strict=strict)
+        def spatial(
+            in_groups: Tensor, out_groups: Tensor, size: int, strict: bool = False
+        ) -> MaskedConvolution:
+            return MaskedConvolution(in_groups, out_groups, size // 2 + 1, size, strict=strict)
 
         self.first = spatial(self.input_groups, wide, size=first_kernel_size, strict=True)
-        self.layers = nn.ModuleList()
+        self.layers: layers.ModuleListOf[layers.ModuleListOf[MaskedConvolution]]
+        self.layers = layers.ModuleListOf()
         for _ in range(num_layers - 1):
             layer = [spatial(narrow, narrow, size=kernel_size)]
             if residual:
                 out = MaskedConvolution(narrow, wide, bias=False)
                 layer = [MaskedConvolution(wide, narrow), *layer, out]
-            self.layers.append(nn.ModuleList(layer))
-        self.last = nn.ModuleList([MaskedConvolution(wide, wide), self.output(wide)])
+            self.layers.append(layers.ModuleListOf(layer))
+        self.last = layers.ModuleListOf([MaskedConvolution(wide, wide), self.output(wide)])
         widths = [len(wide), *[num_channels] * (num_layers - 1)]
         self.conditioning = layers.conditioning(context, widths, self.size)
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, S, P)."""
         maps = [read(context) for read in self.conditioning]
         h = self.first(self.planes(x))
@@ -134,7 +137,7 @@ class PixelCNN(MaskedNetwork):
             h = h + u if self.residual else u
         return self.params(h)
 
-    def pack(self):
+    def pack(self) -> PixelCNNPack:
         """Weights, masked; those of the rows above apart from those of the own row."""
         named = {"first": self.first}
         for i, layer in enumerate(self.layers):
@@ -146,7 +149,7 @@ class PixelCNN(MaskedNetwork):
                 above.append((number, conv.rows_above(name, self.width)))
         return PixelCNNPack(own, above, self._pack_last())
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: PixelCNNPack, n: int, context: Tensor | None = None) -> State:
         """Nothing read yet."""
         tensors = self._start_values(pack.own[0], n)
         for own in (*pack.own[1:], *pack.last):
@@ -156,7 +159,9 @@ class PixelCNN(MaskedNetwork):
             tensors |= above.start(n, next(maps, None))
         return State(tensors)
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: PixelCNNPack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then compute each layer at the pixel, for one group."""
         if state.views is None:
             bound = ([one.bind(state) for one in part] for part in (pack.own, pack.last))

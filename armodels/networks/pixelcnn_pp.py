@@ -6,9 +6,10 @@ from typing import final
 from torch import Tensor, nn
 
 from armodels.checks import Count, Depth, Share, checked
+from armodels.networks.layers import ModuleListOf
 from armodels.networks.shifted import CONVOLUTIONS, GatedBlock, ShiftedNetwork
 from armodels.networks.shifted_layers import DownGrowth, DownRightGrowth
-from armodels.networks.shifted_runs import Run
+from armodels.networks.shifted_runs import PixelRun, Run, WholeRun
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
@@ -40,8 +41,8 @@ class Stream(nn.Module):
         role = "shares_as" if kind == "down" else "listens_to"
         numbers = itertools.count()
 
-        def blocks(size: tuple[int, int], count: int, num_skip: int) -> nn.ModuleList:
-            return nn.ModuleList(
+        def blocks(size: tuple[int, int], count: int, num_skip: int) -> "ModuleListOf[GatedBlock]":
+            return ModuleListOf(
                 GatedBlock(
                     kind,
                     size,
@@ -54,17 +55,17 @@ class Stream(nn.Module):
                 for _ in range(count)
             )
 
-        self.descent = nn.ModuleList(blocks(size, num_resnets, 0) for size in sizes)
+        self.descent = ModuleListOf(blocks(size, num_resnets, 0) for size in sizes)
         # The coarsest stage goes up from its last block, which is no shortcut then.
-        self.ascent = nn.ModuleList(
+        self.ascent = ModuleListOf(
             blocks(size, num_resnets + (k + 1 < len(sizes)), num_channels)
             for k, size in enumerate(sizes)
         )
-        self.shrink = nn.ModuleList(
+        self.shrink = ModuleListOf(
             CONVOLUTIONS[kind](size, num_channels, num_channels, stride=2) for size in sizes[:-1]
         )
         growth = DownGrowth if kind == "down" else DownRightGrowth
-        self.grow = nn.ModuleList(growth(size, num_channels) for size in sizes[:-1])
+        self.grow = ModuleListOf(growth(size, num_channels) for size in sizes[:-1])
 
     def forward(self, x: Tensor, run: Run, stage: int = 0) -> Tensor:
         """Features of a stage from its features, through all coarser ones.
@@ -84,7 +85,9 @@ class Stream(nn.Module):
             coarse = run.apply(self.shrink[stage], x)
             if coarse is not None:
                 coarse = self(coarse, run.coarser(), stage + 1)
-            x = run.apply(self.grow[stage], coarse)
+            grown = run.apply(self.grow[stage], coarse)
+            assert grown is not None
+            x = grown
         for block in self.ascent[stage]:
             x = block(x, shortcuts.pop(), run)
         return x
@@ -145,17 +148,18 @@ class PixelCNNPP(ShiftedNetwork):
         super().__init__(spec, num_params, order, num_channels, context)
         sizes = [self.size]
         while len(sizes) < num_stages:
-            sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+            height, width = sizes[-1]
+            sizes.append(((height + 1) // 2, (width + 1) // 2))
         self.above, self.row_above, self.left = map(self.entrance, ("above", "row above", "left"))
         keys = (sizes, num_channels, num_resnets, dropout, context)
         self.down = Stream("down", *keys)
         self.down_right = Stream("down-right", *keys)
 
-    def rows(self, run):
+    def rows(self, run: Run) -> None:
         """The down stream."""
         run.share(-1, run.read(self.row_above))
         self.down(run.read(self.above), run)
 
-    def pixels(self, run):
+    def pixels(self, run: WholeRun | PixelRun) -> Tensor:
         """The down-right stream."""
         return self.down_right(run.shared(-1) + run.read(self.left), run)

@@ -64,6 +64,8 @@ class SeparateMLPs(FreeOrderNetwork):
     kinds = frozenset({"vector", "image", "sequence"})
     num_components = 3
 
+    mask: Tensor
+
     @checked
     def __init__(
         self,
@@ -100,12 +102,12 @@ class SeparateMLPs(FreeOrderNetwork):
                 if not last:
                     bias.uniform_(-1, 1)  # Units of equal bias would all bend at one value.
 
-    @property
-    def bias(self) -> Tensor:
+    @property  # The last of the list stands where others have a parameter.
+    def bias(self) -> Tensor:  # type: ignore[override]
         """(S, P)."""
         return self.biases[-1]
 
-    def _set_order(self, order, seed=None):
+    def _set_order(self, order: Order, seed: int | None = None) -> None:
         """Derive the mask, too."""
         super()._set_order(order)
         ranks = orders.ranks(self.table)  # (D,)
@@ -121,7 +123,7 @@ class SeparateMLPs(FreeOrderNetwork):
             biases = [b + c.view(-1, *b.shape) for b, c in zip(biases, by_context, strict=True)]
         return biases
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P)."""
         inputs = self.encode(x.flatten(1), self.weights[0].dtype).flatten(1)  # (B, D E)
         biases = self._all_biases(context)
@@ -131,7 +133,7 @@ class SeparateMLPs(FreeOrderNetwork):
             h = torch.einsum("bsi,soi->bso", h, layer) + bias
         return h.index_select(1, self.slots)  # (B, S, P)
 
-    def pack(self):
+    def pack(self) -> SeparatePack:
         """Sort the networks, and what they read, by step."""
         first, *weights = (weight[self.slots] for weight in self.weights)
         first = first[..., self.encode.columns(self.table)]
@@ -140,7 +142,7 @@ class SeparateMLPs(FreeOrderNetwork):
             first.unbind(), [w.unbind() for w in weights], [b.unbind() for b in biases]
         )
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: SeparatePack, n: int, context: Tensor | None = None) -> State:
         """Nothing is read yet; with a context, each event has biases of its own."""
         state = State({"inputs": self.bias.new_zeros(n, pack.first[0].shape[1])})
         if context is not None:
@@ -148,10 +150,12 @@ class SeparateMLPs(FreeOrderNetwork):
                 state[f"bias_{i}"] = bias[:, self.slots]
         return state
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: SeparatePack
+    ) -> tuple[Tensor, State]:
         """Read what was just written, then run one network."""
         inputs, known = state["inputs"], 0
-        if s > 0:
+        if values is not None:
             new = self.encode(values, inputs.dtype).flatten(1)  # (B, K E)
             known = s * new.shape[1]
             inputs[:, known - new.shape[1] : known] = new

@@ -8,6 +8,7 @@ step, P parameters per step.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -19,9 +20,11 @@ from armodels.networks import layers
 from armodels.networks.base import RasterNetwork, State
 from armodels.networks.layers import concat_elu
 from armodels.networks.shifted_layers import (
+    Convolution,
     DownConvolution,
     DownRightConvolution,
     Entrance,
+    Pack,
     PointConvolution,
     WalkLayer,
 )
@@ -33,9 +36,10 @@ from armodels.networks.shifted_runs import (
     Run,
     WholeRun,
 )
-from armodels.spec import ContextSpec
+from armodels.orders import Order
+from armodels.spec import ContextSpec, DataSpec
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[str, Callable[..., Convolution]] = {
     "point": PointConvolution,
     "down": DownConvolution,
     "down-right": DownRightConvolution,
@@ -91,18 +95,19 @@ class GatedBlock(nn.Module):
             skip: Of the shortcut, the same; None: there is none.
             run: Applies the layers.
         """
-        h = run.apply(self.first, concat_elu(x))
+        h = run.through(self.first, concat_elu(x))
         if self.skip is not None:
-            h = h + run.apply(self.skip, concat_elu(skip))
+            assert skip is not None
+            h = h + run.through(self.skip, concat_elu(skip))
         if self.listens_to is not None:
             h = h + run.shared(self.listens_to)
         if self.conditioning is not None:
             h = h + run.condition(self.conditioning)
         h = self.dropout(concat_elu(h))
-        value, gate = run.apply(self.second, h).chunk(2, 1)
+        value, gate = run.through(self.second, h).chunk(2, 1)
         x = x + value * gate.sigmoid()
-        if self.shared is not None:
-            run.share(self.shares_as, run.apply(self.shared, concat_elu(x)))
+        if self.shared is not None and self.shares_as is not None:
+            run.share(self.shares_as, run.through(self.shared, concat_elu(x)))
         return x
 
 
@@ -122,15 +127,22 @@ class ShiftedNetwork(RasterNetwork):
         context: What the model is conditioned on, if anything.
     """
 
-    def __init__(self, spec, num_params, order, num_channels, context):
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Order,
+        num_channels: int,
+        context: ContextSpec | None,
+    ) -> None:
         super().__init__(spec, num_params, order, context)
         self.num_channels = num_channels
         self.num_inputs = spec.shape[0] + 1
-        self.outputs = nn.ModuleList(
+        self.outputs = layers.ModuleListOf(
             PointConvolution(self.size, 2 * num_channels, num_params, scale=0.1)
             for _ in range(self.num_groups)
         )
-        self.earlier = nn.ModuleList(
+        self.earlier = layers.ModuleListOf(
             PointConvolution(self.size, c, num_channels) for c in range(1, self.num_groups)
         )
         self.conditioning = (
@@ -156,8 +168,8 @@ class ShiftedNetwork(RasterNetwork):
     def _outputs(self, h: Tensor, c: int, run: WholeRun | PixelRun) -> Tensor:
         """Parameters of a pixel's step c, less their bias."""
         if c > 0:
-            h = h + run.apply(self.earlier[c - 1], run.written(c))
-        return run.apply(self.outputs[c], concat_elu(h))
+            h = h + run.through(self.earlier[c - 1], run.written(c))
+        return run.through(self.outputs[c], concat_elu(h))
 
     def _scaled(self, values: Tensor) -> Tensor:
         return layers.to_unit(values, self.spec.levels, self.bias.dtype)
@@ -173,12 +185,12 @@ class ShiftedNetwork(RasterNetwork):
         """(B, C, H, W) -> (B, C + 1, H, W): scaled values, and ones to tell the border."""
         return F.pad(self._scaled(x), (0, 0, 0, 0, 0, 1), value=1.0)
 
-    def forward(self, x, context=None):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P)."""
         params = self._whole_outputs(MapsRun(self._planes(x), context))
         return params.reshape(len(x), self.num_steps, self.num_params) + self.bias
 
-    def initialize(self, x):
+    def initialize(self, x: Tensor) -> None:
         """Set every layer's gains and biases by what it makes of the first events."""
         training = self.training
         self.eval()  # Dropout is noise by which no layer should be set.
@@ -188,16 +200,17 @@ class ShiftedNetwork(RasterNetwork):
 
     def _named(self, *kinds: type) -> dict[str, Any]:
         """Its layers of these kinds, by the names that walks have for them."""
+        found: dict[str, Any]
         found = {name: layer for name, layer in self.named_modules() if isinstance(layer, kinds)}
         for name, layer in found.items():
             layer.name = name
         return found
 
-    def pack(self):
+    def pack(self) -> dict[str, Pack]:
         """What each layer needs of its weights, by name."""
         return {name: layer.pack() for name, layer in self._named(WalkLayer).items()}
 
-    def start(self, pack, n, context=None):
+    def start(self, pack: dict[str, Pack], n: int, context: Tensor | None = None) -> State:
         """Nothing written yet: scaled values and ones, two empty rows above, columns around."""
         height, width = self.size
         x = self.bias.new_zeros(n, self.num_inputs, height + 2, width + 2)
@@ -209,10 +222,12 @@ class ShiftedNetwork(RasterNetwork):
             tensors[f"{name}.maps"] = layer(context)
         return State(tensors)
 
-    def step(self, values, s, state, pack):
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: dict[str, Pack]
+    ) -> tuple[Tensor, State]:
         """What has become computable: at a row's start its down layers, then one pixel."""
         i, j, c = self._position(s)
-        if s > 0:
+        if values is not None:
             row, column, channel = self._position(s - 1)
             channels = slice(channel, channel + values.shape[1])
             state["x"][:, channels, 2 + row, 1 + column] = self._scaled(values)

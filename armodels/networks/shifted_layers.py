@@ -260,7 +260,8 @@ class DownConvolution(Convolution, RowLayer):
         rows[:, :, -1:, left : left + x.shape[3]] = x
         if i % self.stride:
             return None
-        return F.conv2d(rows, *pack, self.stride)
+        weight, bias = pack
+        return F.conv2d(rows, weight, bias, self.stride)
 
 
 @final
@@ -353,7 +354,8 @@ class DownGrowth(Growth, RowLayer):
     def row(self, x: Tensor | None, i: int, state: State, pack: Pack) -> Tensor:
         """Row i of the outputs, (B, F, 1, W); x is a coarse row where there is a new one."""
         if x is not None:
-            grown = F.conv_transpose2d(x, *pack, stride=2)
+            weight, bias = pack
+            grown = F.conv_transpose2d(x, weight, bias, stride=2)
             state[f"{self.name}.rows"] = self._crop(grown)
         return state[f"{self.name}.rows"][:, :, i % 2, None]
 

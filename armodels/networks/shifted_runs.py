@@ -21,6 +21,13 @@ class Run(ABC):
     def apply(self, layer: NormedWeight, x: Tensor | None) -> Tensor | None:
         """The layer's outputs; None where a stride skips what this run is about."""
 
+    @final
+    def through(self, layer: NormedWeight, x: Tensor) -> Tensor:
+        """The outputs of a layer that has no stride."""
+        outputs = self.apply(layer, x)
+        assert outputs is not None
+        return outputs
+
     @abstractmethod
     def read(self, layer: Entrance) -> Tensor:
         """Outputs of a layer whose inputs are the values."""
@@ -36,6 +43,10 @@ class Run(ABC):
     @abstractmethod
     def share(self, index: int, x: Tensor) -> None:
         """Let down-right layers read these features of down layers, under a number."""
+
+    @abstractmethod
+    def shared(self, index: int) -> Tensor:
+        """What down-right layers read of those features."""
 
 
 class WholeRun(Run):
@@ -112,6 +123,7 @@ class InitializationRun(WholeRun):
 
     def apply(self, layer: NormedWeight, x: Tensor | None) -> Tensor | None:
         """Set the layer's gains, then run it."""
+        assert x is not None
         layer.set_gains(x)
         return layer(x)
 
@@ -164,6 +176,10 @@ class RowRun(Run):
     def share(self, index: int, x: Tensor) -> None:
         """Share a row with the pixels of this row."""
         self.state[f"shared.{index}"] = x
+
+    def shared(self, index: int) -> Tensor:
+        """Down layers listen to nothing."""
+        raise NotImplementedError
 
 
 @final
