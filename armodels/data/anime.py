@@ -65,7 +65,7 @@ class Anime(OwnPictures):
             cache=cache,
         )
 
-    def missing(self):
+    def missing(self) -> str:
         return (
             f"no faces at {self.path}: armodels has no place to download them from; fetch a "
             f"public set such as {PUBLIC} and put its images there as a zip, into a folder "

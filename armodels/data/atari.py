@@ -9,7 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import count
-from typing import Literal, final
+from pathlib import Path
+from typing import Literal, TypedDict, cast, final
 
 import numpy as np
 import torch
@@ -28,8 +29,25 @@ NUM_COLOURS = 128
 FEW = 4_000
 """So many frames are recorded sooner than other processes have started."""
 
-DEFAULTS = {"repeat": 0.25, "num_noops": 30, "frame_skip": 4, "episode_frames": 1000}
-DEFAULTS |= {"num_train": 20_000, "num_valid": 2_000, "num_test": 2_000, "seed": 0}
+
+@final
+class _Settings(TypedDict):
+    """Keys of the config that decide on the frames, besides the game, its policy and its look."""
+
+    repeat: float
+    num_noops: int
+    frame_skip: int
+    episode_frames: int
+    num_train: int
+    num_valid: int
+    num_test: int
+    seed: int
+
+
+DEFAULTS: _Settings = {
+    "repeat": 0.25, "num_noops": 30, "frame_skip": 4, "episode_frames": 1000,
+    "num_train": 20_000, "num_valid": 2_000, "num_test": 2_000, "seed": 0,
+}  # fmt: skip
 """Left out of the data's name."""
 
 
@@ -73,14 +91,15 @@ def record(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     ale = ALEInterface()
     ale.setInt("random_seed", int(rng.randint(2**31 - 1)))
     ale.setFloat("repeat_action_probability", 0.0)  # The policy repeats them.
-    ale.loadROM(roms.get_rom_path(episode.game))
+    ale.loadROM(cast(Path, roms.get_rom_path(episode.game)))  # there is one of each name
     ale.reset_game()
     actions = ale.getMinimalActionSet()
     for _ in range(rng.randint(episode.num_noops + 1)):
         ale.act(0)
     if ale.game_over():
         ale.reset_game()
-    frames, luminance, action = [], np.zeros(NUM_COLOURS, np.uint8), None
+    frames: list[np.ndarray] = []
+    luminance, action = np.zeros(NUM_COLOURS, np.uint8), None
     while len(frames) < episode.num_frames and not ale.game_over():
         if action is None or episode.policy == "random" or rng.rand() >= episode.repeat:
             action = actions[rng.randint(len(actions))]
@@ -185,7 +204,7 @@ class Atari(Source):
         self.root, self.cache = data_root(root), cache
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         look = self.format.name
         if self.palette:
             look = look.replace("-grey-L", "-palette-L")
@@ -197,7 +216,7 @@ class Atari(Source):
         form = self.format
         return DataSpec("-".join(parts), "image", form.shape, form.levels, "probability")
 
-    def load(self):
+    def load(self) -> Splits:
         version = self._check_emulator()
         spec = self.spec
         every = "-".join(f"{getattr(self, key):g}" for key in DEFAULTS)
@@ -225,7 +244,7 @@ class Atari(Source):
             )
         ALEInterface.setLoggerMode(LoggerMode.Error)
         # The emulator ends the whole process at a game that it cannot play.
-        if not ALEInterface.isSupportedROM(roms.get_rom_path(self.game)):
+        if not ALEInterface.isSupportedROM(cast(Path, roms.get_rom_path(self.game))):
             raise ValueError(f"data.game {self.game!r} wants two players; choose another game")
         return metadata.version("ale-py")
 
@@ -321,7 +340,7 @@ class _Workers:
             self._pool = ProcessPoolExecutor(self.num, mp_context=context)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+UNDECODABLE: tuple[type[Exception], ...]
 UNDECODABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 UNDECODABLE += (zipfile.BadZipFile, RuntimeError, EOFError, Image.DecompressionBombError)
 """What Pillow and zipfile raise for a file that they cannot read, or should not: Pillow refuses a
@@ -176,7 +177,7 @@ class Tree(Collection):
             elif entry.is_file() or entry.is_symlink():
                 yield str(below / entry.name)
 
-    def contents(self, index):
+    def contents(self, index: int) -> bytes:
         path = self.path / self.names[index]
         _require_small(path.stat().st_size)
         return path.read_bytes()
@@ -207,7 +208,7 @@ class Zip(Collection):
         self.classes = _folders(self.names)
         self.digest = _digest([(name, info.file_size, info.CRC) for name, info in found])
 
-    def contents(self, index):
+    def contents(self, index: int) -> bytes:
         _require_small(self._infos[index].file_size)
         return self._file.read(self._infos[index])
 
@@ -269,13 +270,13 @@ class Npz(Collection):
             self._class_names = [str(one) for one in np.unique(labels).tolist()]
 
     @property
-    def class_names(self):
+    def class_names(self) -> list[str]:
         return self._class_names  # Integers are in order: 10 after 9.
 
-    def contents(self, index):
+    def contents(self, index: int) -> bytes:
         return self._images[index].tobytes()
 
-    def open(self, contents):
+    def open(self, contents: bytes) -> Image.Image:
         flat = np.frombuffer(contents, self._images.dtype)
         return Image.fromarray(flat.reshape(self._images.shape[1:]))
 
@@ -287,6 +288,7 @@ def collect(path: Path) -> Collection:
         ValueError: It holds none, or is none of these.
         OSError: A folder cannot be read.
     """
+    made: Collection
     if path.is_dir():
         made = Tree(path)
     elif path.suffix.lower() == ".npz":

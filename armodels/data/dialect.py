@@ -148,7 +148,8 @@ class Text:
         self.body = text[start:]
         if not self.body:
             raise ValueError(f"table {self.path} is empty")
-        lines, length = [], 0
+        lines: list[str] = []
+        length = 0
         for line in io.StringIO(self.body):
             length += len(line)
             if len(lines) == SAMPLE[0] or (length > SAMPLE[1] and len(lines) > 1):
@@ -160,6 +161,7 @@ class Text:
 
     def _split(self, lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
         """Rows of cells, without blank lines; takes no more lines than it needs."""
+        rows: Iterator[list[str]]
         if delimiter == " ":
             rows = (
                 [cell.strip('"') for cell in re.findall(r'"[^"]*"|\S+', line)] for line in lines
@@ -189,12 +191,12 @@ class Text:
             ValueError: Another one fits as well.
         """
         stated = self.options.mark("delimiter", DELIMITERS)
-        found = [
+        tried = [
             self._try(mark) for mark in ([stated] if stated else [*DELIMITERS.values(), ALONE])
         ]
-        alone = None if stated else found.pop()
-        found = [one for one in found if stated or one.width > 1]
-        best = max(found, key=lambda one: one[:3], default=alone)  # The first of equals.
+        alone = None if stated else tried[-1]
+        found = tried if stated else [one for one in tried[:-1] if one.width > 1]
+        best = max(found or tried[-1:], key=lambda one: one[:3])  # The first of equals.
         if found and alone is not None and alone.share == 1 and alone[:3] >= best[:3]:
             best = self._column_or(best, alone, found)
         cells = [cell for row in best.rows for cell in row]
@@ -232,7 +234,7 @@ class Text:
         best = [way for way, number in zip(ways, read, strict=True) if number == max(read)]
         if Numbers() in best:
             best = [Numbers()]
-        values = {}  # The first of ways that come to the same values.
+        values: dict[tuple, Numbers] = {}  # The first of ways that come to the same values.
         for way in best if len(best) > 1 else ():
             values.setdefault(tuple(way.read(c) if way.reads(c) else None for c in cells), way)
         return [*values.values()] or best, max(read) / max(1, len(cells))

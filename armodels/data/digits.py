@@ -36,14 +36,14 @@ class Digits(Source):
         self.split_seed = split_seed
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         name = "digits" if self.levels == 17 else "digits-binary"
         if self.split_seed:
             name += f"-split{self.split_seed}"
         label = ContextSpec("label", (), 10)
         return DataSpec(name, "image", (1, 8, 8), self.levels, "probability", contexts=(label,))
 
-    def load(self):
+    def load(self) -> Splits:
         from sklearn.datasets import load_digits  # slow to import
 
         digits = load_digits()

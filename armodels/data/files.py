@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ EXACT = 2**53
 """Whole numbers below it are themselves as floats."""
 
 _DATE = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./-]\d\d?[./-]\d{2,4}|\d\d?:\d\d")
+_UNREADABLE: tuple[type[Exception], ...]
 _UNREADABLE = (ValueError, TypeError, OSError, EOFError, RuntimeError, NotImplementedError)
 _UNREADABLE += (KeyError, zlib.error, zipfile.BadZipFile)
 
@@ -33,7 +34,7 @@ _UNREADABLE += (KeyError, zlib.error, zipfile.BadZipFile)
 class Columns(NamedTuple):
     """The columns of one table."""
 
-    cells: dict[str, Sequence]
+    cells: dict[str, Sequence | np.ndarray]
     """Name -> cells, as the file has them: numbers, text or None."""
     numbers: Numbers
     """How cells of text write numbers."""
@@ -153,7 +154,10 @@ def _read_texts(cells: list[str], what: str, numbers: Numbers, leave_out: str) -
 
 
 def _named(
-    names: Iterable[str], columns: Sequence[Sequence], path: Path, numbers: Numbers = WAYS[0]
+    names: Iterable[str],
+    columns: Sequence[Sequence | np.ndarray],
+    path: Path,
+    numbers: Numbers = WAYS[0],
 ) -> Columns:
     """Columns by name; one without a name is called by its number, from 0."""
     written = [str(name).strip() for name in names]
@@ -322,7 +326,7 @@ def load_npz(
         raise _unreadable(path, "cannot be read as arrays", error) from error
 
 
-def _require_size(file: BinaryIO, size: int) -> None:
+def _require_size(file: IO[bytes], size: int) -> None:
     """Raise ValueError where an array states more than is there: NumPy would make room for it."""
     version = np.lib.format.read_magic(file)
     old = version == (1, 0)

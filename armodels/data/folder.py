@@ -82,7 +82,7 @@ class OwnPictures(Source):
         return names
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         name = f"{self.name}-{self.format.name}"
         if (self.shares.valid, self.shares.test) != (VALID, TEST):
             name += f"-split{self.shares.valid:g}-{self.shares.test:g}"
@@ -90,7 +90,7 @@ class OwnPictures(Source):
         form = self.format
         return DataSpec(name, "image", form.shape, form.levels, "probability", contexts=contexts)
 
-    def load(self):
+    def load(self) -> Splits:
         spec, collection = self.spec, self._collection
         labels = self._classes if self.labels else None
         settings = [spec.name, *(["labels"] if labels else []), *(["near"] if self.near else [])]
@@ -177,7 +177,7 @@ class Folder(OwnPictures):
             cache=cache,
         )
 
-    def missing(self):
+    def missing(self) -> str:
         return f"data.path is {self.path}, which does not exist; name a folder, zip or npz"
 
 

@@ -204,12 +204,12 @@ class MNIST(_GreyImages):
         super().__init__(binarization, root, download)
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         # The shared drawing came without labels.
         spec = _spec(self)
         return dataclasses.replace(spec, contexts=()) if self.binarization == "fixed" else spec
 
-    def load(self):
+    def load(self) -> Splits:
         if self.binarization != "fixed":
             return _load(self)
         contents = read_files(
@@ -220,10 +220,10 @@ class MNIST(_GreyImages):
         )
         return Splits(self.spec, *map(_parse_amat, contents))
 
-    def images(self):
+    def images(self) -> list[Tensor]:
         return list(map(_parse_idx, self.read(self.checksums)))
 
-    def labels(self):
+    def labels(self) -> list[Tensor]:
         return list(map(_parse_idx_labels, self.read(self.label_checksums)))
 
 
@@ -264,16 +264,16 @@ class FashionMNIST(_GreyImages):
         super().__init__(binarization, root, download)
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         return _spec(self)
 
-    def load(self):
+    def load(self) -> Splits:
         return _load(self)
 
-    def images(self):
+    def images(self) -> list[Tensor]:
         return list(map(_parse_idx, self.read(self.checksums)))
 
-    def labels(self):
+    def labels(self) -> list[Tensor]:
         return list(map(_parse_idx_labels, self.read(self.label_checksums)))
 
 
@@ -315,16 +315,16 @@ class KMNIST(_GreyImages):
         super().__init__(binarization, root, download)
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         return _spec(self)
 
-    def load(self):
+    def load(self) -> Splits:
         return _load(self)
 
-    def images(self):
+    def images(self) -> list[Tensor]:
         return _unverified(self, self.checksums, self.sizes, (28, 28))
 
-    def labels(self):
+    def labels(self) -> list[Tensor]:
         return _unverified(self, self.label_checksums, self.sizes, ())
 
 
@@ -387,17 +387,17 @@ class EMNIST(_GreyImages):
         super().__init__(binarization, root, download)
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         return _spec(self)
 
-    def load(self):
+    def load(self) -> Splits:
         return _load(self)
 
-    def images(self):
+    def images(self) -> list[Tensor]:
         turned = _unverified(self, self.checksums, self.sizes, (28, 28))
         return [images.transpose(2, 3).contiguous() for images in turned]
 
-    def labels(self):
+    def labels(self) -> list[Tensor]:
         first = 1 if self.split == "letters" else 0  # There, a is 1.
         read = _unverified(self, self.label_checksums, self.sizes, ())
         return [labels - first for labels in read]

@@ -35,7 +35,7 @@ class _NaturalImages(Source):
         self.download = download
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         levels = self.format.levels
         name = self.name if levels == 256 else f"{self.name}-L{levels}"
         label = ContextSpec("label", (), 10)
@@ -54,7 +54,7 @@ class _NaturalImages(Source):
     def _fetch(self) -> None:
         """Download the files."""
 
-    def load(self):
+    def load(self) -> Splits:
         contents = read_files(
             self._folder,
             self.checksums,
@@ -102,14 +102,14 @@ class CIFAR10(_NaturalImages):
     }
 
     @property
-    def _folder(self):
+    def _folder(self) -> Path:
         return self.root / "cifar-10-batches-py"
 
-    def _parse(self, contents):
+    def _parse(self, contents: bytes) -> Part:
         batch = pickle.loads(contents, encoding="latin1")  # Its md5 is right: nobody changed it.
         return batch["data"].reshape(-1, 3, 32, 32), np.array(batch["labels"], np.uint8)
 
-    def _fetch(self):
+    def _fetch(self) -> None:
         import torchvision  # slow to import
 
         torchvision.datasets.CIFAR10(self.root, download=True)
@@ -139,18 +139,18 @@ class SVHN(_NaturalImages):
     }
 
     @property
-    def _folder(self):
+    def _folder(self) -> Path:
         there = (self.root / "train_32x32.mat").exists()
         return self.root if there else self.root / "SVHN"
 
-    def _parse(self, contents):
+    def _parse(self, contents: bytes) -> Part:
         from scipy.io import loadmat  # slow to import
 
         arrays = loadmat(io.BytesIO(contents))
         images = np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1))
         return images, (arrays["y"][:, 0] % 10).astype(np.uint8)  # There, a zero is 10.
 
-    def _fetch(self):
+    def _fetch(self) -> None:
         import torchvision  # slow to import
 
         for split in ("train", "test"):

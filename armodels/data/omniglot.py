@@ -59,12 +59,12 @@ class Omniglot(Source):
         self.download = download
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         form = self.format
         name = f"omniglot-{form.name}"
         return DataSpec(name, "image", form.shape, form.levels, "probability")
 
-    def load(self):
+    def load(self) -> Splits:
         folder = self.root / FOLDER
         read_files(
             folder,

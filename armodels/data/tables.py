@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from armodels import show
 from armodels.checks import Between, Range, Seed, checked
 from armodels.data import files
 from armodels.data.base import PARTS, Source, Splits, data_root, read_files, split_rows
-from armodels.data.dialect import say_once, warn_once
+from armodels.data.dialect import FEW_ROWS, say_once, warn_once
 from armodels.data.marks import Options
 from armodels.data.scale import merged, standardization
 from armodels.spec import Coding, DataSpec, Standardization
@@ -87,7 +87,7 @@ class BinaryUCI(Source):
         self.root = data_root(root)
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         if self.name in UCI_SIZES:
             width, name = UCI_SIZES[self.name], f"binary_uci-{self.name}"
         else:
@@ -124,7 +124,7 @@ class BinaryUCI(Source):
                 )
         return contents, [part.astype(np.uint8) for part in parts]
 
-    def load(self):
+    def load(self) -> Splits:
         return Splits(self.spec, *map(torch.from_numpy, self._read[1]))
 
 
@@ -164,10 +164,10 @@ class RedWine(Source):
         self.root = data_root(root)
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         return DataSpec(f"red_wine-fold{self.fold}", "vector", (WINE_DIMS,), None, "density")
 
-    def load(self):
+    def load(self) -> Splits:
         (contents,) = read_files(self.root / "tabular", WINE_CHECKSUMS, None, NO_DOWNLOAD)
         rows = _wine_rows(contents).astype(np.float64)
         size = len(rows) // NUM_FOLDS
@@ -278,10 +278,11 @@ class Table(Source):
         Missing cells are NaN.
         """
         tables = files.read_columns(self.path, self.array, self.options)
-        names, arrays = None, {}
+        names: list[str] = []
+        arrays: dict[str, np.ndarray] = {}
         for part, table in tables.items():
             found = self._choose(table)
-            if names not in (None, found):
+            if arrays and names != found:
                 raise ValueError(
                     f"the arrays of table {self.path} have {len(names)} and {len(found)} columns"
                 )
@@ -361,13 +362,13 @@ class Table(Source):
         return names, [rows[chosen] for chosen in split_rows(len(rows), sizes, self.split_seed)]
 
     @cached_property
-    def spec(self):
+    def spec(self) -> DataSpec:
         names, parts = self._parts
         if not len(parts[0]):
             raise ValueError(f"table {self.path} has no rows to train on")
         values = self._values(names, parts)
         if values is not None:
-            return self._named(names, parts, coding=Coding(names, values))
+            return self._named(names, parts, coding=Coding(tuple(names), tuple(values)))
         scale = standardization(names, parts[0], str(self.path), self._leaving_out)
         spec = self._named(names, parts, standardization=scale)
         self._require_distinct(spec, parts[0])
@@ -414,7 +415,7 @@ class Table(Source):
         some = train[:: -(-len(train) // MERGED[1])]
         standardized = self._encoded(spec, some).numpy()
         for name, raw, now, column in zip(
-            spec.columns, some.T, standardized.T, train.T, strict=True
+            spec.columns or (), some.T, standardized.T, train.T, strict=True
         ):
             if merged(raw, now) > MERGED[0]:
                 raise ValueError(
@@ -430,12 +431,12 @@ class Table(Source):
         except ValueError as error:
             raise ValueError(f"table {self.path}: {error}") from error
 
-    def _named(self, names: Sequence[str], parts: Sequence[np.ndarray], **units) -> DataSpec:
-        checksum = hashlib.md5(repr(list(names)).encode(), usedforsecurity=False)
+    def _named(self, names: Sequence[str], parts: Sequence[np.ndarray], **units: Any) -> DataSpec:
+        digest = hashlib.md5(repr(list(names)).encode(), usedforsecurity=False)
         for part in parts:
-            checksum.update(f"{len(part)} rows".encode() + part.tobytes())
+            digest.update(f"{len(part)} rows".encode() + part.tobytes())
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem)
-        checksum = checksum.hexdigest()
+        checksum = digest.hexdigest()
         name, scale = f"table-{stem}-{checksum[:8]}", units.get("standardization")
         units["checksum"] = checksum
         if scale is not None:
@@ -446,7 +447,7 @@ class Table(Source):
         name += f"-L{levels}"
         return DataSpec(name, "vector", (len(names),), levels, "probability", **units)
 
-    def load(self):
+    def load(self) -> Splits:
         spec, (names, parts) = self.spec, self._parts
         if spec.levels is None:
             self._warn(names, parts)
@@ -455,7 +456,7 @@ class Table(Source):
     def _warn(self, names: list[str], parts: Sequence[np.ndarray]) -> None:
         """Of columns that have no density, or should have none."""
         for name, column in zip(names, self._arrays[1].get("", np.empty((0, 0))).T, strict=False):
-            if len(names) > 1 and len(column) >= files.FEW_ROWS and files.counts_rows(column):
+            if len(names) > 1 and len(column) >= FEW_ROWS and files.counts_rows(column):
                 show.warn(
                     f"column {name!r} numbers the rows of {self.path}; "
                     f"{self._leaving_out(name)} leaves it out"
@@ -469,7 +470,7 @@ class Table(Source):
                 f"such a column has no bound, and nats then say how narrow the model may get"
             )
 
-    def whole(self, *, missing: bool = False):
+    def whole(self, *, missing: bool = False) -> tuple[DataSpec, torch.Tensor]:
         names, arrays = self._arrays
         for part, rows in arrays.items():
             if not missing and np.isnan(rows).any():
@@ -477,5 +478,5 @@ class Table(Source):
         rows = np.concatenate(list(arrays.values()))
         if not len(rows):
             raise ValueError(f"table {self.path} has no rows")
-        raw = Standardization(names, [0.0] * len(names), [1.0] * len(names))
+        raw = Standardization(tuple(names), (0.0,) * len(names), (1.0,) * len(names))
         return self._named(names, [rows], standardization=raw), torch.from_numpy(rows)

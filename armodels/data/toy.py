@@ -8,7 +8,7 @@ Here they are drawn in polar coordinates, p(x) = p(r) p(angle | r) / r, or by ma
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import Literal, NamedTuple, TypeVar, final
 
 import numpy as np
 import torch
@@ -20,21 +20,26 @@ from armodels.spec import DataSpec
 
 LOG_2PI = math.log(2 * math.pi)
 
+Draws = Callable[[np.random.RandomState, int], np.ndarray]
+Density = Callable[[Tensor], Tensor]
+
+Numbers = TypeVar("Numbers", np.ndarray, Tensor)
+
 
 @dataclass(frozen=True)
 class Toy2D:
     """A density on the plane: draws (RandomState, N) -> (N, 2), and log-density of (B, 2)."""
 
-    sample: Callable[[np.random.RandomState, int], np.ndarray]
-    log_prob: Callable[[Tensor], Tensor]
+    sample: Draws
+    log_prob: Density
     box: Box
 
 
 class Line(NamedTuple):
     """A density on the line: draws (RandomState, N) -> (N,), and log-density of (B,)."""
 
-    sample: Callable[[np.random.RandomState, int], np.ndarray]
-    log_prob: Callable[[Tensor], Tensor]
+    sample: Draws
+    log_prob: Density
 
 
 def _square(half: float) -> Box:
@@ -79,10 +84,10 @@ def _constant(inside: Tensor, log_prob: float) -> Tensor:
 def _gaussians(means: Tensor, scale: float, box: Box) -> Toy2D:
     """Equal mixture of round Gaussians: means (M, 2)."""
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         return means.numpy()[rng.randint(len(means), size=n)] + scale * rng.randn(n, 2)
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         z = x[:, None] - means.to(x)  # (B, M, 2)
         return _normal(z, scale).sum(-1).logsumexp(1) - math.log(len(means))
 
@@ -94,12 +99,12 @@ def _regression(
 ) -> Toy2D:
     """x0 from ``first``, then x1 ~ N(mean(x0), scale(x0)^2)."""
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         x0 = torch.from_numpy(first.sample(rng, n))
         x1 = mean(x0) + scale(x0) * torch.from_numpy(rng.randn(n))
         return torch.stack([x0, x1], 1).numpy()
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         x0, x1 = x.unbind(1)
         return first.log_prob(x0) + _normal(x1 - mean(x0), scale(x0))
 
@@ -112,12 +117,12 @@ def _rings(radii: list[float], scale: float, box: Box) -> Toy2D:
     Radii are so many scales from 0 that the mass below 0 is nothing in float64.
     """
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         r = np.asarray(radii)[rng.randint(len(radii), size=n)] + scale * rng.randn(n)
         angle = rng.uniform(-np.pi, np.pi, n)
         return np.stack([r * np.cos(angle), r * np.sin(angle)], 1)
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         r = _radius(x)
         z = r[:, None] - torch.tensor(radii).to(r)  # (B, M)
         return _normal(z, scale).logsumexp(1) - math.log(len(radii)) - LOG_2PI - r.log()
@@ -133,18 +138,18 @@ def _moons(radius: float, scale: float, box: Box) -> Toy2D:
     angle = _plateau(-math.pi / 2, math.pi / 2, 0.1)
     shift = (radius / 2, radius / 4)
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         r = radius + scale * rng.randn(n)
         a = angle.sample(rng, n)
         moon = np.stack([r * np.sin(a) - shift[0], r * np.cos(a) - shift[1]], 1)
         return moon * (1 - 2 * rng.randint(2, size=(n, 1)))
 
-    def log_prob_moon(x):
+    def log_prob_moon(x: Tensor) -> Tensor:
         x = x + torch.tensor(shift).to(x)
         r = _radius(x)
         return _normal(r - radius, scale) + angle.log_prob(torch.atan2(*x.T)) - r.log()
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         return torch.logaddexp(log_prob_moon(x), log_prob_moon(-x)) - math.log(2)
 
     return Toy2D(sample, log_prob, box)
@@ -153,17 +158,17 @@ def _moons(radius: float, scale: float, box: Box) -> Toy2D:
 def _spirals(num_arms: int, radius: Line, rate: float, width: float, box: Box) -> Toy2D:
     """Angle ``rate * r`` plus von Mises noise, such that each arm is about ``width`` across."""
 
-    def concentration(r):
+    def concentration(r: Numbers) -> Numbers:
         # An arm that leaves the circle at a slope is cut obliquely: wider along the circle.
         return (r / width) ** 2 / (1 + (rate * r) ** 2)
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         r = radius.sample(rng, n)
         arm = rng.randint(num_arms, size=n) * (2 * np.pi / num_arms)
         angle = rate * r + arm + rng.vonmises(0, concentration(r))
         return np.stack([r * np.cos(angle), r * np.sin(angle)], 1)
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         r, angle = _radius(x), torch.atan2(x[:, 1], x[:, 0])
         arm = torch.arange(num_arms).to(x) * (2 * math.pi / num_arms)
         kappa = concentration(r)
@@ -187,12 +192,12 @@ def _pinwheel(num_arms: int, radius: float, scales: tuple, rate: float, box: Box
     """Long Gaussians around 0, twisted by ``rate * r``: a rotation of each circle keeps area."""
     arms = torch.arange(num_arms, dtype=torch.double) * (2 * math.pi / num_arms)
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         z = torch.from_numpy(rng.randn(n, 2) * scales + (radius, 0))
         z = _turn(z, arms[torch.from_numpy(rng.randint(num_arms, size=n))])
         return _turn(z, rate * z.norm(dim=1)).numpy()
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         z = _turn(x, -rate * x.norm(dim=1))
         arm = [_turn(z, -angle.to(z).expand(len(z))) for angle in arms]
         logs = [_normal(a[:, 0] - radius, scales[0]) + _normal(a[:, 1], scales[1]) for a in arm]
@@ -204,7 +209,7 @@ def _pinwheel(num_arms: int, radius: float, scales: tuple, rate: float, box: Box
 def _uniform(half: float, box: Box) -> Toy2D:
     """Uniform on a square, edges included."""
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         return _constant((x.abs() <= half).all(1), -2 * math.log(2 * half))
 
     return Toy2D(lambda rng, n: rng.uniform(-half, half, (n, 2)), log_prob, box)
@@ -213,13 +218,13 @@ def _uniform(half: float, box: Box) -> Toy2D:
 def _checkerboard(box: Box) -> Toy2D:
     """Uniform on every other unit square of [-2, 2]^2."""
 
-    def sample(rng, n):
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         cell = rng.randint(4, size=(n, 2))
         cell[:, 1] = 2 * (cell[:, 1] // 2) + cell[:, 0] % 2
         # No draw lies on an edge, not even rounded to float32: the neighbour's density is 0.
         return cell - 2 + (rng.randint(2**20, size=(n, 2)) + 0.5) / 2**20
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         cell = x.floor()
         inside = ((cell >= -2) & (cell <= 1)).all(1) & (cell.sum(1) % 2 == 0)
         return _constant(inside, -math.log(8))
@@ -266,23 +271,23 @@ DENSITIES: dict[str, Toy2D] = {
 """Densities on the plane, by name."""
 
 
-def _copy_chain(num_dims: int):
-    def sample(rng, n):
+def _copy_chain(num_dims: int) -> tuple[Draws, Density]:
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         return rng.randint(2, size=(n, 1)).repeat(num_dims, 1)
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         return _constant((x == x[:, :1]).all(1), -math.log(2))
 
     return sample, log_prob
 
 
-def _parity(num_dims: int):
-    def sample(rng, n):
+def _parity(num_dims: int) -> tuple[Draws, Density]:
+    def sample(rng: np.random.RandomState, n: int) -> np.ndarray:
         x = rng.randint(2, size=(n, num_dims))
         x[:, -1] = x[:, :-1].sum(1) % 2
         return x
 
-    def log_prob(x):
+    def log_prob(x: Tensor) -> Tensor:
         return _constant(x.sum(1) % 2 == 0, -(num_dims - 1) * math.log(2))
 
     return sample, log_prob
@@ -343,14 +348,15 @@ class Toy(Source):
         self.seed = seed
 
     @property
-    def spec(self):
+    def spec(self) -> DataSpec:
         if self.name in DENSITIES:
             return DataSpec(f"toy-{self.name}", "vector", (2,), None, "density")
         # Bits of another length are another distribution.
         name = f"toy-{self.name}-{self.num_dims}"
         return DataSpec(name, "vector", (self.num_dims,), 2, "probability")
 
-    def load(self):
+    def load(self) -> Splits:
+        box: Box | None
         if self.name in DENSITIES:
             density = DENSITIES[self.name]
             sample, log_prob, box = density.sample, density.log_prob, density.box
