@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from armodels import pictures
 from armodels.spec import DataSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Box = tuple[tuple[float, float], tuple[float, float]]
 Density = Callable[[Tensor], Tensor]
@@ -46,7 +51,7 @@ def samples(
         true_log_prob: (B, 2) -> (B,), nats, of a density on the plane.
         log_prob: The same of the model.
     """
-    if box is not None:
+    if box is not None and true_log_prob is not None and log_prob is not None:
         return plane(x, spec, box, true_log_prob, log_prob)
     if is_table(spec):
         return table(x, spec, data)
@@ -65,7 +70,7 @@ def _names(spec: DataSpec) -> Sequence[str]:
 # Drawing
 
 
-def _figure(width: float, height: float, rows: int, columns: int):
+def _figure(width: float, height: float, rows: int, columns: int) -> "tuple[Figure, np.ndarray]":
     """A figure of so many inches, and its axes (rows, columns)."""
     from matplotlib.figure import Figure  # a second to import: only where a chart is drawn
 
@@ -73,7 +78,7 @@ def _figure(width: float, height: float, rows: int, columns: int):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _drawn(figure) -> Tensor:
+def _drawn(figure: "Figure") -> Tensor:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -81,7 +86,7 @@ def _drawn(figure) -> Tensor:
     return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)
 
 
-def _ticks(axes) -> None:
+def _ticks(axes: "Axes") -> None:
     """Few and small ticks, for panels are narrow."""
     axes.tick_params(labelsize=7, length=2)
     axes.locator_params(nbins=4)

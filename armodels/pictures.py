@@ -68,7 +68,8 @@ def _hatched(images: Tensor, known: Tensor, least: int) -> Tensor:
     images, known = _magnified(images, least), _magnified(known, least)
     height, width = images.shape[-2:]
     stripe = (torch.arange(height)[:, None] + torch.arange(width)) // 3 % 2 == 0
-    hatch = torch.where(stripe, *(torch.tensor(one).view(3, 1, 1) for one in _HATCH))
+    stripes, gaps = (torch.tensor(one).view(3, 1, 1) for one in _HATCH)
+    hatch = torch.where(stripe, stripes, gaps)
     hidden = torch.where(known.any(1), ~known.all(1) & stripe, True)
     return torch.where(hidden[:, None], hatch.to(torch.uint8), images)
 

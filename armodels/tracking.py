@@ -11,7 +11,7 @@ import csv
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -99,7 +99,7 @@ def hparams(config: Mapping) -> dict[str, float | bool | str]:
     return {FIRST.get(key, key): value for key, value in flat.items()}
 
 
-def _session(tag: str, **info) -> Summary:
+def _session(tag: str, **info: object) -> Summary:
     """A summary of the HParams plugin, as its own writer (which needs TensorFlow) makes it."""
     data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **info)
     value = Summary.Value(
@@ -108,7 +108,7 @@ def _session(tag: str, **info) -> Summary:
     return Summary(value=[value])
 
 
-def _open_writer(directory: Path, **options) -> SummaryWriter:
+def _open_writer(directory: Path, **options: Any) -> SummaryWriter:
     """A writer whose file comes after all others in the directory.
 
     Files are read in the order of their names, which hold the second and then the process: a run
@@ -175,10 +175,14 @@ class Tracker:
             else:
                 info.hparams[name].string_value = value
         summary = _session(metadata.SESSION_START_INFO_TAG, session_start_info=info)
-        self.writer.file_writer.add_summary(summary)
+        self._add(summary)
         typed = {"overrides": config.get("overrides"), "started": config.get("started")}
         lines = [f"    {key}: {value}" for key, value in typed.items() if value]  # as code
         self.writer.add_text("run", "\n".join(lines))
+
+    def _add(self, summary: Summary) -> None:
+        writer: Any = self.writer.file_writer  # which torch declares as None
+        writer.add_summary(summary)
 
     def row(self, step: int, epoch: float, seconds: float, values: Mapping[str, float]) -> None:
         """One row of metrics.csv and its points.
@@ -225,5 +229,5 @@ class Tracker:
         status = api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
         info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
         summary = _session(metadata.SESSION_END_INFO_TAG, session_end_info=info)
-        self.writer.file_writer.add_summary(summary)
+        self._add(summary)
         self.writer.close()

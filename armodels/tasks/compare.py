@@ -111,14 +111,16 @@ def read(run: RunDirectory) -> Facts:
     return Facts(run.path, config, status, metrics)
 
 
-_NUMBER = (int, float)
-_METRICS = {
+_NUMBER: tuple[type, ...] = (int, float)
+_METRICS: dict[str, type | tuple[type, ...]] = {
     "data": str, "measure": str, "seed": int, "parameters": int, "seconds": _NUMBER,
     "test.nats": _NUMBER, "test.bits_per_dim": _NUMBER,
     "test.nats_ci95": (*_NUMBER, type(None)), "gap_to_truth": (*_NUMBER, type(None)),
     "warning": (str, type(None)),
 }  # fmt: skip
-_CONFIG = {"seed": int, "choices": dict, "overrides": list, "data": dict, "tags": (list, str)}
+_CONFIG: dict[str, type | tuple[type, ...]] = {
+    "seed": int, "choices": dict, "overrides": list, "data": dict, "tags": (list, str)
+}  # fmt: skip
 
 
 def _require_metrics(metrics: Mapping, path: Path) -> None:
@@ -209,7 +211,7 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
         if not config or run.metrics is None or run.status["status"] != "done":
             same = {"alone": str(run.path)}  # has no number to average
         groups[json.dumps(same, sort_keys=True, default=str)].append(run)
-    nothing = [math.nan] * 4
+    nan = math.nan
     for group in groups.values():
         run, config, status = group[0], group[0].config, group[0].status
         if not config or run.metrics is None or run.damage or status["status"] != "done":
@@ -218,10 +220,10 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
                 state += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
-            yield Row(str(data), "", label(config), None, seed, *nothing, None, math.nan,
+            yield Row(str(data), "", label(config), None, seed, nan, nan, nan, nan, None, nan,
                       ",".join(run.tags), state, str(run.path))  # fmt: skip
             continue
-        metrics = [item.metrics for item in group]
+        metrics = [item.metrics for item in group if item.metrics is not None]
         first, tests = metrics[0], [item["test"] for item in metrics]
         values, seeds = [test["nats"] for test in tests], [item["seed"] for item in metrics]
         gaps = [item["gap_to_truth"] for item in metrics if item.get("gap_to_truth") is not None]

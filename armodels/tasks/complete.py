@@ -155,7 +155,7 @@ def _context_of(
     if wanted is not None and not wanted.shape:
         raise ValueError(
             f"the model is conditioned on a label; give the image's: label=0 to "
-            f"label={wanted.levels - 1}"
+            f"label={wanted.num_classes - 1}"
         )
     return None if wanted is None else contexts.derive(wanted.name, x, spec)
 
@@ -219,14 +219,13 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     show.say(f"from   {restored.origin}")
     for method in sorted({one.method for one in done}):
         same = [one for one in done if one.method == method]
+        apart = [one.disagreement for one in same if one.disagreement is not None]
         _tell(
             f"drawn  {sum(len(one.values) for one in same) // answers} rows,",
             replace(
                 same[0],
                 effective_sample_size=torch.cat([one.effective_sample_size for one in same]),
-                disagreement=None
-                if same[0].disagreement is None
-                else torch.cat([one.disagreement for one in same]),
+                disagreement=torch.cat(apart) if apart else None,
                 order_chosen=any(one.order_chosen for one in same),
             ),
             config["num_particles"],
@@ -333,6 +332,7 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
         values: Answers (N, A, *event).
         spec: What a datum is.
     """
+    picture: Tensor | None
     if charts.is_table(spec):
         picture = charts.completions(truth, mask, values, spec)
         return picture, "drawn, given and true values of each column"

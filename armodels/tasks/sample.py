@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def labels(wanted: ContextSpec | None, label: int | None, num: int) -> Tensor | 
     """
     if label is not None:
         return torch.full((num,), contexts.label(wanted, label))
-    return None if wanted is None or wanted.shape else torch.arange(num) % wanted.levels
+    return None if wanted is None or wanted.shape else torch.arange(num) % wanted.num_classes
 
 
 def nearest(x: Tensor, train: Examples, num: int) -> tuple[Tensor, Tensor]:
@@ -59,9 +60,10 @@ def main(config: Mapping) -> None:
     spec, wanted = restored.spec, restored.model.context
     context, truth = labels(wanted, config["label"], num), None
     if wanted is not None and wanted.shape:
-        truth, context = draw_examples(restored, min(inputs, num), config["seed"])
-        num = len(truth) * (num // len(truth))
-        context = context.repeat_interleave(num // len(truth), 0)
+        drawn = draw_examples(restored, min(inputs, num), config["seed"])
+        truth, times = drawn.x, num // len(drawn.x)
+        num = len(truth) * times
+        context = drawn.repeat_interleave(times).context
     x, log_prob = restored.model.sample_with_log_prob(
         num,
         context=None if context is None else context.to(restored.device),
@@ -74,7 +76,7 @@ def main(config: Mapping) -> None:
     name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
     if config["label"] is not None:
         name += f"-label{config['label']}"
-    arrays = {
+    found: dict[str, Tensor | None] = {
         "x": spec.original(x),
         "log_prob": log_prob + spec.log_det,
         "context": context,
@@ -83,10 +85,11 @@ def main(config: Mapping) -> None:
     neighbours = None
     if config["num_neighbours"]:
         _, train = load_split(restored, {}, "train")
-        rows, arrays["distances"] = nearest(x, train, config["num_neighbours"])
+        rows, found["distances"] = nearest(x, train, config["num_neighbours"])
         neighbours = train[rows.flatten()].x.unflatten(0, rows.shape)
-        arrays["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
-    arrays = {key: value.numpy() for key, value in arrays.items() if value is not None}
+        found["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
+    arrays: dict[str, Any]  # NumPy declares that each may be allow_pickle
+    arrays = {key: value.numpy() for key, value in found.items() if value is not None}
     with disk.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
     show.say(f"from   {restored.origin}")
@@ -97,11 +100,11 @@ def main(config: Mapping) -> None:
         disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
         show.say(f"wrote  {folder / name}.csv")
     path = folder / f"{name}.png"
-    if truth is not None:
+    if truth is not None and context is not None and wanted is not None:
         _draw(answers(truth, context, x, wanted, spec), path, " (given, drawn, true)")
-    elif context is not None and wanted.levels <= MAX_ACROSS and config["label"] is None:
-        titles = [(str(label), 1) for label in range(wanted.levels)]
-        picture = pictures.events(x, spec, columns=wanted.levels, titles=titles)
+    elif wanted is not None and wanted.num_classes <= MAX_ACROSS and config["label"] is None:
+        titles = [(str(label), 1) for label in range(wanted.num_classes)]
+        picture = pictures.events(x, spec, columns=wanted.num_classes, titles=titles)
         _draw(picture, path, " (a class each column)")
     else:
         _draw(charts.samples(x, spec, **reference(restored)), path)
