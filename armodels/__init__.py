@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+from typing import TYPE_CHECKING
 
 # OpenMP's idle threads spin for milliseconds by default. That starves whoever else could use the
 # core: the fused kernels, which then run no faster on two threads than on one, and other
@@ -46,8 +47,23 @@ _PUBLIC = {
 
 __all__ = ["__version__", *_PUBLIC]
 
+if TYPE_CHECKING:  # what __getattr__ gives, by its type
+    from armodels.checkpoints import load_model as load_model
+    from armodels.data.base import Splits as Splits
+    from armodels.density.autoregressive import AutoregressiveModel as AutoregressiveModel
+    from armodels.density.base import DensityModel as DensityModel
+    from armodels.density.mixture import OrderMixture as OrderMixture
+    from armodels.evaluation import evaluate as evaluate
+    from armodels.examples import load_data as load_data
+    from armodels.spec import DataSpec as DataSpec
+    from armodels.spec import bits_per_dim as bits_per_dim
+    from armodels.training.fit import fit as fit
+    from armodels.training.result import Result as Result
+    from armodels.training.settings import Settings as Settings
+    from armodels.training.settings import Watching as Watching
 
-def __getattr__(name: str):
+
+def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,9 @@ RASTER = {"order": "raster", "order_seed": 0, "num_orders": 1, "resample_orders"
 """What they are for a network that follows the raster order only, whose YAML lacks them."""
 
 
-def instantiate(node: Mapping, *args, part: str, trust: Trust, kind: type, **objects) -> Any:
+def instantiate(
+    node: Mapping, *args: Any, part: str, trust: Trust, kind: type, **objects: Any
+) -> Any:
     """The object that ``node._target_`` names, of its other keys, ``args`` and ``objects``.
 
     Args:
@@ -99,7 +101,7 @@ _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 def _require_types(target: Any, keys: Mapping, prefix: str) -> None:
     """Raise ValueError unless the arguments are of the kinds that the target's signature names."""
-    made = target.__init__ if isinstance(target, type) else target
+    made = typing.cast(Any, target).__init__ if isinstance(target, type) else target
     try:
         hints = typing.get_type_hints(made, include_extras=True)
     except (NameError, TypeError):  # of the user's own, which names what is not there to look at
@@ -200,7 +202,7 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
     if not isinstance(model, AutoregressiveModel | OrderMixture):
         name = type(model).__name__
         raise ValueError(f"model {name} follows no order; leave eval.num_orders at null")
-    config = RASTER | config
+    config = {**RASTER, **config}
     trained = config["num_orders"]
     if num_orders == trained:
         return model

@@ -6,12 +6,14 @@ import pickletools
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -143,8 +145,8 @@ def load_checkpoint(path: str | Path) -> dict:
             f"checkpoint {path} has format {state['format']} (armodels {state.get('version')}), "
             f"but this armodels {__version__} reads format {FORMAT}"
         )
-    kinds = {"config": dict, "spec": dict, "model": Mapping, "step": int}
-    kinds["ema"] = (Mapping, type(None))
+    kinds: dict[str, type | tuple[type, ...]] = {"config": dict, "spec": dict, "model": Mapping}
+    kinds |= {"step": int, "ema": (Mapping, type(None))}
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(strange)
     require_plain(state["config"], path)
@@ -191,7 +193,9 @@ class Frugal(TorchDispatchMode):
         self.operations = 10_000 + 50 * len(weights)
         self.path = path
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if not any(one.alias_info for one in function._schema.returns):
             where = {"device": "meta"} if "device" in kwargs or not args else {}
@@ -406,7 +410,7 @@ def from_config(config: Mapping) -> Restored:
     return replace(restored, config={**restored.config, "data": data})
 
 
-def load_model(path: str | Path, **options) -> DensityModel:
+def load_model(path: str | Path, **options: Any) -> DensityModel:
     """The model of a run directory or checkpoint, ready to use; options as in ``restore``."""
     return restore(path, **options).model
 
@@ -450,8 +454,6 @@ def environment() -> dict:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Bytes that this process held at most: of main memory, and of an accelerator that counts."""
-    import sys
-
     if sys.platform == "win32":
         import psutil
 
@@ -484,8 +486,6 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    import subprocess
-
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],

@@ -245,7 +245,7 @@ def _wanted(value: Any, hint: Any) -> str | None:
         kind = inner[0]
         if right_length and all(_fits(one, _kind(kind)) for one in value):
             wrong = next(one for one in value if not _fits(one, kind))
-            return _wanted(wrong, kind).replace("it", "each", 1)
+            return (_wanted(wrong, kind) or "").replace("it", "each", 1)
     words = _description(hint)
     if _huge(value):
         words = words.replace("a number", "a finite number")
@@ -256,13 +256,18 @@ def _huge(value: Any) -> bool:
     return isinstance(value, float) and not abs(value) <= LARGEST_FLOAT
 
 
+def _size(number: Any) -> Any:
+    """Its absolute value. The type of ``numbers.Integral`` declares no order."""
+    return abs(number)
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool) and hint in (int, float):
         return False
     if hint is int:
-        return isinstance(value, numbers.Integral) and abs(value) < 2**63
+        return isinstance(value, numbers.Integral) and _size(value) < 2**63
     if hint is float:
-        return isinstance(value, (float, numbers.Integral)) and abs(value) <= LARGEST_FLOAT
+        return isinstance(value, (float, numbers.Integral)) and _size(value) <= LARGEST_FLOAT
     if hint in _WORDS:
         return isinstance(value, hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -273,7 +278,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in _UNIONS:
         if any(_kind(one) in (int, float) for one in inner):
             # A learning rate may also be a tensor, which no config can hold.
-            inner = [one for one in inner if _description(one)]
+            inner = tuple(one for one in inner if _description(one))
         return any(_fits(value, one) for one in inner)
     if origin in (list, Sequence) or (origin is tuple and Ellipsis in inner):
         return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)

@@ -17,9 +17,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from armodels import __version__, checks, errors, limits, names, show, typed
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 class Verb(NamedTuple):
@@ -180,15 +183,15 @@ def _signals() -> Iterator[None]:
 
     A signal that is ignored (nohup, a job in the background of a script) stays so.
     """
-    kept = {}
+    kept: dict[signal.Signals, Any] = {}
     before = sys.unraisablehook
 
-    def stop(number, frame):
+    def stop(number: int, frame: object) -> None:
         for one in kept:
             signal.signal(one, signal.SIG_DFL)
         raise limits.Stopped(number)
 
-    def swallowed(unraisable):
+    def swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
         """Within a destructor nothing can be raised, and a signal may find the program there."""
         error = unraisable.exc_value
         if not isinstance(error, (limits.Stopped, limits.OutOfTime)):
@@ -224,7 +227,7 @@ def _hydra_main(name: str, records: list[dict]) -> None:
     OmegaConf.register_new_resolver("clock", time.strftime, replace=True)
     OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
 
-    def job(config):
+    def job(config: "DictConfig") -> float | None:
         value, record = _job(name, config)
         if record and (file := os.environ["ARMODELS_JOBS"]):
             with open(file, "a", encoding="utf-8") as jobs:
@@ -245,7 +248,7 @@ def _hydra_compatibility() -> dict[str, str]:
     return {"version_base": "1.3"} if version < (1, 4) else {}
 
 
-def _job(name: str, config) -> tuple[float | None, dict]:
+def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     """Run a verb's task. A failure is recorded, not raised, so that a sweep goes on.
 
     Returns:
@@ -257,13 +260,13 @@ def _job(name: str, config) -> tuple[float | None, dict]:
 
     swept = name == "train" and HydraConfig.get().mode == RunMode.MULTIRUN
     plain: dict = {}
-    record = {}
+    record: dict[str, Any] = {}
     value: float | None = float("nan")
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = cast(dict, OmegaConf.to_container(config, resolve=True))
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
@@ -293,7 +296,7 @@ def _job_line(number: int, record: dict) -> str:
     what = f"job {number}  {' '.join(chosen)}".rstrip()
     if "error" in record:
         return f"{what}: failed: {record['error']}"
-    metrics = RunDirectory(record["directory"]).read_metrics()
+    metrics = cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
     valid, test = metrics["valid"]["nats"], metrics["test"]["nats"]
     return f"{what}: valid {valid:.4f}, test {test:.4f} nats, {metrics['seconds']:.0f} s"
 
@@ -407,7 +410,7 @@ def _run_dir(resume: str | None, out: str | None, default: str) -> str:
     return os.path.abspath(resume)
 
 
-def _run_name(seed, name: str | None, tags) -> str:
+def _run_name(seed: object, name: str | None, tags: object) -> str:
     """<data>/<model>/<what differs>-seed<k>-<suffix>, below the folder of outputs."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -420,7 +423,7 @@ def _run_name(seed, name: str | None, tags) -> str:
     return "/".join([*parts, last])
 
 
-def _recipe(data: str | None, *, _root_) -> str:
+def _recipe(data: str | None, *, _root_: "DictConfig") -> str:
     """The recipe that a data set ships with; ``default`` where there is none.
 
     An experiment says all that it needs, so that its numbers stay what they are.
@@ -428,11 +431,11 @@ def _recipe(data: str | None, *, _root_) -> str:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    listed = OmegaConf.to_container(_root_, resolve=False)["defaults"]
+    listed = cast(dict, OmegaConf.to_container(_root_, resolve=False))["defaults"]
     if any(isinstance(item, dict) and item.get("experiment") for item in listed):
         return "default"
     options = GlobalHydra.instance().config_loader().get_group_options("recipe")
-    return data if data in options else "default"
+    return data if data is not None and data in options else "default"
 
 
 def _swept(args: list[str]) -> list[str]:

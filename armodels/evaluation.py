@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -120,8 +121,8 @@ def evaluate(
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
     )
-    if world > 1:
-        sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()
+    if fabric and world > 1:
+        sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
     count, total, squares = sums.tolist()
     if count != len(examples):
         raise RuntimeError(f"evaluated {count:.0f} of {len(examples)} examples")
@@ -143,8 +144,8 @@ def _without_mean(values: Tensor, fabric: Fabric | None, name: str) -> str:
     first = torch.tensor([float(rank + world * rows[0]) if len(rows) else math.inf, len(rows)])
     found = torch.tensor([0.0 if not len(rows) else float(values[rows[0]])])
     both = torch.cat([first, found])[None].double()
-    if world > 1:
-        both = fabric.all_gather(both.to(fabric.device)).view(-1, 3).cpu()
+    if fabric and world > 1:
+        both = cast(Tensor, fabric.all_gather(both.to(fabric.device))).view(-1, 3).cpu()
     row, _, value = both[both[:, 0].argmin()].tolist()
     others = int(both[:, 1].sum()) - 1
     also = f", as {'is' if others == 1 else 'are'} {others} more" if others else ""

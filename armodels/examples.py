@@ -70,7 +70,7 @@ def load_split(
     else:
         spec, rows = source.spec if other else found, None
     asked = spec
-    if None not in (spec.columns, own.columns):
+    if spec.columns is not None and own.columns is not None:
         if spec.columns != own.columns:
             raise ValueError(
                 f"the model was trained on the columns {', '.join(own.columns)} and cannot "

@@ -137,7 +137,7 @@ class Watch:
             self._timer.start()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._timer:
             self._timer.cancel()
         for number, handler in self._kept.items():

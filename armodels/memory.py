@@ -42,6 +42,9 @@ def at_most(limit: int | None, advice: str) -> Iterator[None]:
     Raises:
         TooLarge: One would be.
     """
+    if limit is None:
+        yield
+        return
     counted: dict[int, Tensor] = {}  # holds them, so that no other gets the same id
 
     def count(module: nn.Module, name: str, param: Tensor) -> None:
@@ -53,9 +56,6 @@ def at_most(limit: int | None, advice: str) -> Iterator[None]:
                 f"{param.numel():,}), too many to train on a CPU; {advice}"
             )
 
-    if limit is None:
-        yield
-        return
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
         yield

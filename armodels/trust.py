@@ -59,7 +59,7 @@ class Trust:
         """For a config that this command made: all that it names was named by the user."""
         return cls(frozenset(foreign(config)))
 
-    def refuse(self, why: str, name: str) -> typing.NoReturn:
+    def refuse(self, why: str, name: object) -> typing.NoReturn:
         """Raise ValueError, with the way to allow it where it may be a user's own class."""
         where = f"{self.file} is refused: it" if self.file else "the config"
         text = f"{where} {why}, whose code would run"
@@ -74,7 +74,7 @@ _LIBRARIES = frozenset(
 )
 
 
-def _may_be_own(name: str) -> bool:
+def _may_be_own(name: object) -> bool:
     """Whether a target may be a model, head or data of the user's: no function of a library is.
 
     Advice to trust os.system would be the attack itself. Layers of torch may stand within a model.
@@ -144,7 +144,7 @@ def trusting(config: Mapping) -> dict[str, str | list[str]]:
 
 
 def _targets(node: object) -> Iterator[object]:
-    children = ()
+    children: Iterable[object] = ()
     if isinstance(node, Mapping):
         children = node.values()
         if "_target_" in node:

@@ -103,6 +103,19 @@ def test_public_rooms_and_contracts_are_checked(pattern):
     assert not unchecked_rooms() & set(rooms)
 
 
+def test_what_is_given_by_name_has_its_type():
+    """A type checker reads the imports, a program ``__getattr__``: both give the same."""
+    tree = ast.parse((ROOT / "armodels/__init__.py").read_text())
+    (block,) = [
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imported = [(one.module, name.name, name.asname) for one in block for name in one.names]
+    public = armodels._PUBLIC.items()
+    assert sorted(imported) == sorted((module, name, name) for name, module in public)
+
+
 def test_the_workflow_needs_no_rights():
     assert WORKFLOW["permissions"] == {"contents": "read"}
     assert "secrets." not in (ROOT / ".github/workflows/test.yml").read_text()
