@@ -169,7 +169,7 @@ def nade_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
 
     def by_reference():
         net.zero_grad()
-        params = kernels.reference(*weights, net.table, values[..., None], "relu") + net.bias
+        params = kernels.reference(*weights, net.order_table, values[..., None], "relu") + net.bias
         (-model.head.log_prob(params, values[..., None]).sum() / batch_size).backward()
 
     def fused():

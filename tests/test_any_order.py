@@ -64,7 +64,7 @@ HANDS = {"deep-nade": deep_nade_by_hand, "conv-nade": conv_nade_by_hand}
 def test_any_order_networks_equal_a_loop(name):
     case = CASES[name]
     net, x = case.build(0).net.requires_grad_(False), case.events(1)
-    order = net.table[:, 0].tolist()
+    order = net.order_table[:, 0].tolist()
     for s in range(net.num_steps):
         by_hand = HANDS[name](net, x.flatten(), set(order[:s]))
         torch.testing.assert_close(net(x)[0, s, 0], by_hand[order[s]], rtol=0, atol=1e-12)
@@ -98,7 +98,7 @@ def test_orders_that_are_resampled_are_new_for_each_batch():
     torch.manual_seed(1)  # with some weights, orders of so few units give equal numbers
     model = build.model(made(resample_orders=True), NO_HEAD, BITS)
     assert isinstance(model, AutoregressiveModel)
-    fixed = model.net.table.clone()
+    fixed = model.net.order_table.clone()
     for weight in model.parameters():
         torch.nn.init.normal_(weight)
     x = CASES["made"].events(1)
@@ -106,7 +106,7 @@ def test_orders_that_are_resampled_are_new_for_each_batch():
     objective = model.default_objective()
     drawn = {objective(x).item() for _ in range(20)}
     assert len(drawn) > 15
-    assert torch.equal(model.net.table, fixed)
+    assert torch.equal(model.net.order_table, fixed)
     assert len({model.eval()(x).item() for _ in range(5)}) == 1
     # Training repeats itself from the global stream alone.
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_one_order_with_several_connectivities_is_a_mixture():
     for weight in mixture.parameters():
         torch.nn.init.normal_(weight)
     nets = [mixture.component(i).net for i in range(4)]
-    assert all(torch.equal(net.table, nets[0].table) for net in nets)
+    assert all(torch.equal(net.order_table, nets[0].order_table) for net in nets)
     assert len({tuple(net.mask_output.flatten().tolist()) for net in nets}) == 4
     x = CASES["made"].events(3)
     assert (torch.stack([mixture.component(i).log_prob(x) for i in range(4)]).std(0) > 0).all()
@@ -224,7 +224,7 @@ def test_kernels_of_one_pixel_keep_each_pixel_to_itself(spec, head):
     changed = x.clone()
     changed[..., 1] = (changed[..., 1] + 1) % spec.levels
     moved = (net.params_given(changed, known) != net.params_given(x, known)).any(-1)[0]
-    assert torch.equal(moved, net.table[:, 0] % spec.shape[2] == 1)
+    assert torch.equal(moved, net.order_table[:, 0] % spec.shape[2] == 1)
 
 
 def test_complete_says_that_the_order_was_chosen(tmp_path):

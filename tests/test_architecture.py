@@ -231,8 +231,8 @@ def test_public_names_are_found_lazily():
 
 # Abstract or final
 
-HOOKS = {"__init__", "_set_order"}
-"""Methods of abstract bases that a subclass extends: it calls that of the base, too."""
+HOOKS = {"__init__", "_set_order", "__setattr__"}
+"""Methods of an abstract base or of torch that a subclass extends: it calls that of the base."""
 
 
 def classes(name: str) -> list[tuple[type, ast.ClassDef]]:

@@ -107,7 +107,7 @@ def test_a_step_sees_every_earlier_value_and_no_other(case):
     """Changed values rather than a Jacobian: levels have none, nor need a compiled network."""
     for seed in range(3):
         model, x = case.build(seed), case.events(4, seed)
-        order, before = model.net.table, model.net(x)
+        order, before = model.net.order_table, model.net(x)
         for t, index in enumerate(order.flatten().tolist()):
             step = t // order.shape[1]
             for change in range(1, case.spec.levels or 3):
@@ -127,7 +127,7 @@ def test_a_step_sees_every_earlier_value_and_no_other(case):
 @over_steps
 def test_cached_step_equals_naive_step(case):
     model, x = case.build(0), case.events(5)
-    values = x.flatten(1)[:, model.net.table]
+    values = x.flatten(1)[:, model.net.order_table]
     naive, cached = walked(model.net, values, naive=True), walked(model.net, values)
     torch.testing.assert_close(naive, model.net(x), rtol=0, atol=1e-11)
     torch.testing.assert_close(cached, naive, rtol=0, atol=1e-11)
@@ -154,7 +154,7 @@ def rest(net: Network, values, first: int, state: State, pack):
 def test_a_forked_walk_goes_on_twice(case):
     """From every step, in other rows and with other values: one pack serves all of them."""
     net, x, other = case.build(0).net, case.events(3), case.events(4, seed=5)
-    values, others = (events.flatten(1)[:, net.table] for events in (x, other))
+    values, others = (events.flatten(1)[:, net.order_table] for events in (x, other))
     rows = torch.tensor([2, 0, 0, 1])
     pack, expected = net.pack(), net(x)
     for first in range(1, net.num_steps):
@@ -164,7 +164,7 @@ def test_a_forked_walk_goes_on_twice(case):
         for tensor in state.values():
             assert tensor.shape[0] == 3, "the first dimension of a state counts events"
         whole = torch.empty_like(other).flatten(1)
-        whole[:, net.table.flatten()] = mixed.flatten(1)
+        whole[:, net.order_table.flatten()] = mixed.flatten(1)
         forked = net(whole.view_as(other))[:, first:]
         torch.testing.assert_close(rest(net, mixed, first, fork, pack), forked, rtol=0, atol=1e-11)
         for one in (state, same):
@@ -255,7 +255,7 @@ def test_a_fused_walk_equals_the_loop(case):
 def test_a_walk_that_follows_an_event_scores_it(case):
     """Scoring, drawing and completing are choosers on one walk."""
     model, x = case.build(0), case.events(5)
-    scored = Scored(model.head, follow(x.flatten(1)[:, model.net.table]))
+    scored = Scored(model.head, follow(x.flatten(1)[:, model.net.order_table]))
     written = walk(model.net, 5, scored)
     assert torch.equal(model._to_event(written), x)
     expected = model.conditional_log_prob(x)
@@ -473,7 +473,7 @@ def test_completion_chooses_an_order_for_each_known_part(case):
 def step_alone(model, s: int):
     """Only the values of step s are known."""
     known = torch.zeros(model.spec.num_dims, dtype=torch.bool)
-    known[model.net.table[s]] = True
+    known[model.net.order_table[s]] = True
     return known.view(model.spec.shape)
 
 
@@ -661,7 +661,7 @@ def test_a_mixture_of_orders_trains_one_at_a_time(case):
 
 def every_order(case: Case, model):
     """All orders of whole steps, as the training of a model for all orders draws them."""
-    steps = model.net.table
+    steps = model.net.order_table
     if not model.net.any_order and case.spec.kind == "image":
         steps = orders.make(
             "raster", case.spec.shape, joint=True
@@ -694,7 +694,7 @@ def test_training_for_all_orders_estimates_their_mean_without_bias(case):
         sets = torch.tensor([math.comb(num_steps, int(d)) for d in size]).double()
         chances = 1 / (num_steps * sets)
         params = model.net.params_given(rows, every)
-        log_probs = model.head.log_prob(params, rows.flatten(1)[:, model.net.table])
+        log_probs = model.head.log_prob(params, rows.flatten(1)[:, model.net.order_table])
         mean = (chances * num_steps / (num_steps - size) * (~every * log_probs).sum(1)).sum()
         torch.testing.assert_close(mean, expected.mean(), rtol=0, atol=1e-10)
 
@@ -718,8 +718,10 @@ def test_a_network_for_all_orders_reads_the_known_values_alone(case):
     torch.testing.assert_close(net(x), naive, rtol=0, atol=1e-11)
     known = torch.arange(net.num_steps)[None] == net.num_steps - 1
     before, changed = net.params_given(x, known), x.clone().flatten(1)
-    hidden = changed[:, net.table[0]]
-    changed[:, net.table[0]] = hidden + 1 if x.is_floating_point() else 1 - hidden.clamp(max=1)
+    hidden = changed[:, net.order_table[0]]
+    changed[:, net.order_table[0]] = (
+        hidden + 1 if x.is_floating_point() else 1 - hidden.clamp(max=1)
+    )
     assert torch.equal(net.params_given(changed.view_as(x), known), before)
     # Zeros that are known differ from zeros that are not.
     nothing = torch.zeros_like(x)
@@ -735,7 +737,7 @@ def test_the_exact_conditionals_have_gradients(case):
         gradients = []
         for net in (model.net.__call__, functools.partial(AnyOrderNetwork.forward, model.net)):
             model.zero_grad()
-            model.head.log_prob(net(x), x.flatten(1)[:, model.net.table]).sum().backward()
+            model.head.log_prob(net(x), x.flatten(1)[:, model.net.order_table]).sum().backward()
             gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     for one, other in zip(*gradients, strict=True):
@@ -748,7 +750,7 @@ def test_averaged_logits_are_not_a_distribution():
     by_event = []
     for i in range(len(mixture.orders)):
         net = mixture.component(i).net
-        by_event.append(net(every)[:, orders.ranks(net.table)])
+        by_event.append(net(every)[:, orders.ranks(net.order_table)])
     log_prob = heads.Bernoulli(BITS).log_prob(torch.stack(by_event).mean(0), every[..., None])
     assert abs(float(log_prob.sum(1).logsumexp(0))) > 1e-3
     assert abs(float(mixture.log_prob(every).logsumexp(0))) < 1e-10
@@ -762,9 +764,9 @@ def follows_any_order(case: Case) -> bool:
 def test_with_order_leaves_the_model_as_it_was(case):
     model, x = case.build(0), case.events(4)
     before = model.log_prob(x)
-    view = model.with_order(orders.Order(model.net.table.flip(0)), seed=9)
+    view = model.with_order(orders.Order(model.net.order_table.flip(0)), seed=9)
     again = view.with_order(model.net.order, seed=0)
-    assert torch.equal(view.net.table, model.net.table.flip(0))
+    assert torch.equal(view.net.order_table, model.net.order_table.flip(0))
     assert torch.equal(model.log_prob(x), before)
     if countable(case):
         total = view.log_prob(every_event(case.spec)).logsumexp(0)
@@ -1045,7 +1047,7 @@ def test_log_prob_map_shares_out_the_log_prob(case):
     shares = model.log_prob_map(x)
     assert shares.shape == x.shape
     torch.testing.assert_close(shares.flatten(1).sum(1), model.log_prob(x), rtol=0, atol=1e-10)
-    steps = shares.flatten(1)[:, model.net.table].sum(-1)
+    steps = shares.flatten(1)[:, model.net.order_table].sum(-1)
     torch.testing.assert_close(steps, model.conditional_log_prob(x), rtol=0, atol=1e-10)
 
 
@@ -1079,7 +1081,7 @@ def test_training_starts_at_the_marginals(case):
         weight.zero_()
     x = case.events(300)
     model.initialize([x[:100], x[100:]])
-    values = x.flatten(1)[:, model.net.table]
+    values = x.flatten(1)[:, model.net.order_table]
     expected = model.head.marginal_params(values).expand(4, -1, -1)
     torch.testing.assert_close(model.net(x[:4]), expected.double(), rtol=0, atol=1e-6)
 

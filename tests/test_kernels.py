@@ -312,7 +312,7 @@ def test_nade_shares_its_weights_among_orders():
     tiny = model(NADE, spec((6,)), hidden_size=5)
     other = tiny.with_order(orders.make("random", (6,), seed=4))
     assert other.net.weight is tiny.net.weight
-    assert tiny.net.table.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert tiny.net.order_table.flatten().tolist() == [0, 1, 2, 3, 4, 5]
     every = (torch.arange(64)[:, None] // 2 ** torch.arange(6) % 2).to(torch.uint8)
     for m in (tiny, other):
         total = m.log_prob(every).exp().sum()

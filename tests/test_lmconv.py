@@ -128,7 +128,7 @@ def test_a_head_may_take_the_channels_of_a_pixel_in_any_order():
         expected = net(x)
         turned = net.with_order(orders.Order(order.table[:, [2, 0, 1]]))
         torch.testing.assert_close(turned(x), expected, rtol=0, atol=0)
-        params = walked(turned, x.flatten(1)[:, turned.table])
+        params = walked(turned, x.flatten(1)[:, turned.order_table])
         torch.testing.assert_close(params, expected, rtol=0, atol=1e-11)
 
 

@@ -13,7 +13,7 @@ from armodels.networks.made import MADE
 
 def by_hand(net: MADE, x) -> torch.Tensor:
     """Parameters of every step of one real or binary event, unit by unit: (D,) -> (S, P)."""
-    order = net.table.flatten().tolist()
+    order = net.order_table.flatten().tolist()
     steps, width = len(order), net.num_params
     known_at = {index: t for t, index in enumerate(order)}
     inputs = [float(v) for v in x]
@@ -60,7 +60,7 @@ def test_fvsbn_is_a_chain_of_logistic_regressions():
     case = CASES["fvsbn"]
     model, x = case.build(0), case.events(1)[0]
     net, total = model.net, 0.0
-    order = net.table.flatten().tolist()
+    order = net.order_table.flatten().tolist()
     for s, index in enumerate(order):
         logit = net.bias[index, 0]
         for earlier in order[:s]:

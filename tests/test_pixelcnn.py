@@ -65,7 +65,7 @@ def seen(network, shape, scale=0.5, **keys) -> torch.Tensor:
     net = random_weights(net, scale)
     x = (torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(torch.uint8)
     before, columns = net(x), []
-    for index in net.table[:, 0].tolist():
+    for index in net.order_table[:, 0].tolist():
         changed = x.clone()
         changed.flatten(1)[:, index] ^= 1
         columns.append((net(changed) - before).abs().amax((0, 2)) > 1e-13)
@@ -334,7 +334,7 @@ def test_configs_with_the_keys_of_an_order_load_where_it_is_the_raster():
     keys = {"_target_": "armodels.networks.pixelcnn.PixelCNN", "context": None} | keys
     old = {"order": "raster", "order_seed": 3, "num_orders": 1, "resample_orders": False}
     one, other = (build.model(keys | more, head, GREY) for more in ({}, old))
-    assert torch.equal(one.net.table, other.net.table)
+    assert torch.equal(one.net.order_table, other.net.order_table)
     for config in (keys, keys | old):
         assert build.over_orders(one, config, 1) is one
     with pytest.raises(ValueError, match="^eval.num_orders is 2, but the model was trained on 1 "):

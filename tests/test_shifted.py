@@ -199,7 +199,7 @@ def test_cached_step_equals_naive_step_on_odd_sizes(kind, keys, context):
         case = autoregressive(data("image", *shape, levels=3), head, kind, **keys)
         net, x = case.build(0, context).net, case.events(3)
         contexts = None if context is None else context_values(context, 3)
-        values = x.flatten(1)[:, net.table]
+        values = x.flatten(1)[:, net.order_table]
         params = walked(net, values, contexts)
         torch.testing.assert_close(params, net(x, contexts), rtol=0, atol=1e-11)
 

@@ -76,17 +76,17 @@ class AutoregressiveModel(DensityModel):
         """Room for n events, (n, *event), where the model is."""
         real = self.spec.levels is None
         dtype = next(self.net.parameters()).dtype if real else self.spec.dtype
-        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.table.device)
+        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.order_table.device)
 
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
-        table = self.net.table
+        table = self.net.order_table
         return x.flatten(1).index_select(1, table.flatten()).unflatten(1, table.shape)
 
     def _to_event(self, values: Tensor) -> Tensor:
         """(B, S, K) -> (B, *event)."""
         x = torch.empty_like(values).flatten(1)
-        x[:, self.net.table.flatten()] = values.flatten(1)
+        x[:, self.net.order_table.flatten()] = values.flatten(1)
         return x.view(-1, *self.spec.shape)
 
     def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -123,7 +123,7 @@ class AutoregressiveModel(DensityModel):
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         """A step's log-probability, shared evenly by its K values."""
         steps = self.conditional_log_prob(x, context) / self.net.order.width
-        return steps[:, orders.ranks(self.net.table)].view(-1, *self.spec.shape)
+        return steps[:, orders.ranks(self.net.order_table)].view(-1, *self.spec.shape)
 
     def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Start the output biases at the marginals of the data, and what else the network sets."""
@@ -183,9 +183,9 @@ class AutoregressiveModel(DensityModel):
         self.check_context(context, n)
         if noise is None:
             shape = (n, self.net.num_steps, self.head.num_noise)
-            noise = draw_noise(shape, generator, self.net.table.device)
+            noise = draw_noise(shape, generator, self.net.order_table.device)
         if n == 0:  # No network need reshape tensors without rows.
-            return self.empty(0), self.net.table.new_zeros(0, dtype=torch.float)
+            return self.empty(0), self.net.order_table.new_zeros(0, dtype=torch.float)
         with sampling(self, naive=naive):
             values, log_probs = self._draw(
                 noise, context=context, temperature=temperature, progress=progress, naive=naive
@@ -236,7 +236,7 @@ class AutoregressiveModel(DensityModel):
             "generator": generator,
             "progress": progress,
         }
-        if not self.any_order or known_first(known, self.net.table):
+        if not self.any_order or known_first(known, self.net.order_table):
             return self._weighted(x, known, steps, num_particles, context, options)
         return self._weighted_by_part(x, known, steps, num_particles, context, options)
 
@@ -250,7 +250,7 @@ class AutoregressiveModel(DensityModel):
         options: _DrawOptions,
     ) -> Particles:
         """Particles under the model's own order; known (B, *event), known steps (B, S)."""
-        exact = known_first(known, self.net.table)
+        exact = known_first(known, self.net.order_table)
         n = 1 if exact else num_particles
         values = self._to_steps(x).repeat_interleave(n, 0)
         steps = steps.repeat_interleave(n, 0)
@@ -306,7 +306,7 @@ class AutoregressiveModel(DensityModel):
         if self.net.any_order:
             return unknown
         channels = self.spec.shape[0] if self.spec.kind == "image" else 1
-        pixel = self.net.table[:, 0] % (self.spec.num_dims // channels)
+        pixel = self.net.order_table[:, 0] % (self.spec.num_dims // channels)
         return unknown.new_zeros(self.spec.num_dims).index_add(0, pixel, unknown)[pixel]
 
     def complete(

@@ -80,7 +80,7 @@ class OrderMixture(DensityModel):
         """Each event is drawn under an order chosen at random."""
         check_draw(temperature, n)
         self.check_context(context, n)
-        device = self.model.net.table.device
+        device = self.model.net.order_table.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
         options = {"temperature": temperature, "generator": generator, "progress": progress}
         x = self.model.empty(n)

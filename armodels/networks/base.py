@@ -64,6 +64,10 @@ class Steps(Protocol):
         ...
 
 
+_OWN_NAMES = frozenset({"spec", "num_params", "order", "order_table", "context"})
+"""What ``Network`` keeps for all subclasses, none of which is a weight or a layer."""
+
+
 class Network(nn.Module, ABC):
     """Maps an event to the parameters of the conditional at every step.
 
@@ -90,7 +94,7 @@ class Network(nn.Module, ABC):
     """Gaussians of each conditional on real values, where the user names neither head nor number
     (``head=auto``)."""
 
-    table: Tensor
+    order_table: Tensor
     """(S, K) flat indices of the event, see ``Order``."""
 
     def __init__(
@@ -112,12 +116,21 @@ class Network(nn.Module, ABC):
         self.context = context
         self.order = order
         # Tables follow from the config that a checkpoint stores, as masks do: none is saved twice.
-        self.register_buffer("table", order.table, persistent=False)
+        self.register_buffer("order_table", order.table, persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A weight under one of these names would take the place of what walks and scores read.
+        if name in _OWN_NAMES and isinstance(value, (Tensor, nn.Module)):
+            raise ValueError(
+                f"model {type(self).__name__} sets self.{name}, which every network has for what "
+                f"it is about; call the weights by another name"
+            )
+        super().__setattr__(name, value)
 
     @property
     def num_steps(self) -> int:
         """S."""
-        return len(self.table)
+        return len(self.order_table)
 
     @property
     def random_connectivity(self) -> bool:
@@ -222,7 +235,7 @@ class NaiveSteps:
         # Real values are as precise as the weights: a float32 copy would be another event.
         real = net.spec.levels is None
         dtype = next(net.parameters()).dtype if real else net.spec.dtype
-        x = torch.zeros(n, net.spec.num_dims, dtype=dtype, device=net.table.device)
+        x = torch.zeros(n, net.spec.num_dims, dtype=dtype, device=net.order_table.device)
         return State({"x": x} if context is None else {"x": x, "context": context})
 
     def write(self, values: Tensor | None, s: int, state: State) -> Tensor:
@@ -235,7 +248,7 @@ class NaiveSteps:
         """
         x = state["x"]
         if values is not None:
-            x[:, self.net.table[s - 1]] = values
+            x[:, self.net.order_table[s - 1]] = values
         return x.view(-1, *self.net.spec.shape)
 
     def step(
@@ -317,7 +330,7 @@ class FreeOrderNetwork(Network):
         """
         self.order = order
         table = order.table.to(self.bias.device)
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("order_table", table, persistent=False)
         # Weights are stored with the first value that the step writes; with the pixel, where it
         # writes a whole one.
         self.register_buffer("slots", table[:, 0] % len(table), persistent=False)

@@ -176,8 +176,8 @@ class DeepNADE(AnyOrderNetwork):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, *event) -> (B, S, P), a chunk of steps at a time."""
         first, rest, bias = self._biases(context)
-        inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.table].flatten(2)
-        weight = self.weight[self.table].flatten(1, 2)  # (S, K E, H)
+        inputs = self.encode(x.flatten(1), self.bias.dtype)[:, self.order_table].flatten(2)
+        weight = self.weight[self.order_table].flatten(1, 2)  # (S, K E, H)
         mask_weight, output = self.mask_weight[self.slots], self.output[self.slots]
         total = first.expand(len(x), -1)
         widest = max(self.weight.shape[2], *(layer.out_features for layer in self.hidden), 1)
@@ -197,7 +197,7 @@ class DeepNADE(AnyOrderNetwork):
         """Weights in generation order."""
         first, rest, bias = self._biases(None)
         return DeepNADEPack(
-            self.weight[self.table].flatten(1, 2).unbind(),
+            self.weight[self.order_table].flatten(1, 2).unbind(),
             self.mask_weight[self.slots].unbind(),
             self.output[self.slots].transpose(1, 2).unbind(),
             bias.unbind(),

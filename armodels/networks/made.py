@@ -147,7 +147,7 @@ class MADE(FreeOrderNetwork):
         super()._set_order(order)
         self._seed = self._seed if seed is None else seed
         # On the device of the weights: a mixture of orders makes its masks anew for every batch.
-        ranks = orders.ranks(self.table)  # (D,)
+        ranks = orders.ranks(self.order_table)  # (D,)
         steps = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         outputs = ranks[: self.num_steps].repeat_interleave(self.num_params)  # (S P,)
         seen, lowest = steps, 0
@@ -195,7 +195,7 @@ class MADE(FreeOrderNetwork):
 
     def pack(self) -> MADEPack:
         """Sort every weight by when its input is known."""
-        inputs = self.encode.columns(self.table)
+        inputs = self.encode.columns(self.order_table)
 
         def by_step(weight: Tensor, columns: Tensor) -> Tensor:  # (S P, I) -> (S, P, I)
             return weight[:, columns].unflatten(0, (-1, self.num_params))[self.slots]

@@ -113,8 +113,10 @@ class NADE(FreeOrderNetwork):
             self.weight,
             hidden_bias,
             self.output,
-            self.table,
-            values.index_select(1, self.table.flatten()).unflatten(1, self.table.shape),
+            self.order_table,
+            values.index_select(1, self.order_table.flatten()).unflatten(
+                1, self.order_table.shape
+            ),
             self._activation_name,
         )
         return params + bias
@@ -122,7 +124,7 @@ class NADE(FreeOrderNetwork):
     def pack(self) -> NADEPack:
         """Weights in generation order."""
         hidden_bias, bias = self._biases(None)
-        weight = self.weight[self.table].flatten(1, 2)
+        weight = self.weight[self.order_table].flatten(1, 2)
         output = self.output[self.slots].transpose(1, 2)
         return NADEPack(weight.unbind(), output.unbind(), bias.unbind(), hidden_bias)
 
@@ -155,7 +157,7 @@ class NADE(FreeOrderNetwork):
             self.hidden_bias,
             self.output,
             self.bias[self.slots],
-            self.table,
+            self.order_table,
             self.encode.scale,
             self._activation_name,
             noise,

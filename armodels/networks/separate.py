@@ -110,7 +110,7 @@ class SeparateMLPs(FreeOrderNetwork):
     def _set_order(self, order: Order, seed: int | None = None) -> None:
         """Derive the mask, too."""
         super()._set_order(order)
-        ranks = orders.ranks(self.table)  # (D,)
+        ranks = orders.ranks(self.order_table)  # (D,)
         seen = ranks.repeat_interleave(self.encode.num_features)  # (D E,)
         mask = masks.rank_mask(seen, ranks[: self.num_steps], strict=True)  # (S, D E)
         self.register_buffer("mask", mask[:, None].to(self.bias), persistent=False)
@@ -136,7 +136,7 @@ class SeparateMLPs(FreeOrderNetwork):
     def pack(self) -> SeparatePack:
         """Sort the networks, and what they read, by step."""
         first, *weights = (weight[self.slots] for weight in self.weights)
-        first = first[..., self.encode.columns(self.table)]
+        first = first[..., self.encode.columns(self.order_table)]
         biases = (bias[self.slots] for bias in self.biases)
         return SeparatePack(
             first.unbind(), [w.unbind() for w in weights], [b.unbind() for b in biases]
