@@ -172,6 +172,19 @@ def test_a_forked_walk_goes_on_twice(case):
             torch.testing.assert_close(again, expected[:, first:], rtol=0, atol=1e-11)
 
 
+@over_steps
+def test_a_walk_of_no_events_goes_through(case):
+    """From the start, and from a fork in which every event has ended."""
+    net, x = case.build(0).net, case.events(2)
+    values, pack = x.flatten(1)[:, net.order_table], net.pack()
+    for first in range(net.num_steps):
+        state = after(net, values, first, pack).fork(torch.arange(0))
+        params = rest(net, values[:0], first, state, pack)
+        assert params.shape == (0, net.num_steps - first, net.num_params)
+    params = rest(net, values[:0], 0, net.start(pack, 0), pack)
+    assert params.shape == (0, net.num_steps, net.num_params)
+
+
 # 4. The sampler's log-probability is the model's
 
 
@@ -647,7 +660,7 @@ def test_a_mixture_of_orders_averages_joint_probabilities(case):
 def test_a_mixture_of_orders_trains_one_at_a_time(case):
     """What training maximizes is one order's log-probability, a bound on average."""
     mixture, x = case.build(0), case.events(8)
-    views = [mixture.model.with_order(order, seed=seed) for order, seed in mixture.orders]
+    views = [mixture.model.with_order(order, seed=order.seed) for order in mixture.orders]
     parts = torch.stack([view.log_prob(x) for view in views])
     torch.manual_seed(0)
     chosen = torch.zeros(len(parts), dtype=torch.bool)

@@ -387,6 +387,6 @@ class DownRightGrowth(Growth, PixelLayer):
         """The outputs at (i, j), (B, F); x are coarse features where there are new ones."""
         rows = state[f"{self.name}.rows"]
         if x is not None:
-            grown = (x @ pack[0]).view(len(x), 2, 2, -1)
+            grown = (x @ pack[0]).view(len(x), 2, 2, len(self.bias))
             rows[:, :, j : j + 2] = grown + pack[1]
         return rows[:, i % 2, j]
