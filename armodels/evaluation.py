@@ -3,17 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
 from armodels import lines
+from armodels.data.arrays import as_numbers
 from armodels.data.base import Splits
-from armodels.data.rows import Examples, Rows, as_rows
+from armodels.data.rows import Examples, Rows
 from armodels.density.base import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
@@ -90,7 +90,7 @@ class Evaluation:
 
 def evaluate(
     model: DensityModel,
-    examples: Examples | Rows | np.ndarray,
+    examples: Any,
     batch_size: int = 500,
     *,
     fabric: Fabric | None = None,
@@ -104,17 +104,21 @@ def evaluate(
     Args:
         model: Put into evaluation mode.
         examples: What it is evaluated on: such as ``splits.examples("test")`` or, of a model
-            without a context, a tensor (N, *event).
+            without a context, a tensor, an array or a table of pandas (N, *event).
         batch_size: Examples at a time; the numbers do not depend on it.
         fabric: The processes that share the work; None: this one does it all.
         progress: Show a bar.
         name: Of the examples, for the bar and for sentences.
 
     Raises:
+        ValueError: There are no examples.
+        TypeError: They are no such values.
         NoMean: Some example has no finite log-probability.
         RuntimeError: The processes together counted more or fewer examples than there are.
     """
-    examples = examples if isinstance(examples, Examples) else Examples(as_rows(examples))
+    examples = examples if isinstance(examples, Examples) else Examples(as_numbers(examples))
+    if not len(examples):
+        raise ValueError(f"{name or 'the data'} has no examples, and so no mean")
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
     values = log_probs(model, share, batch_size, progress=progress, name=name)

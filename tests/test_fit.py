@@ -1,6 +1,7 @@
 """armodels.fit: the loop of ``armodels train``, for models and data made in Python."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from armodels import heads, orders
 from armodels.checkpoints import load_checkpoint
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
-from armodels.objectives import Likelihood, MixtureOrder
+from armodels.objectives import Likelihood, MixtureOrder, Objective
 from armodels.schedules import Cosine, Schedule
 from armodels.training.learner import Candidate, Learner
 from armodels.training.processes import make_fabric
@@ -182,3 +183,64 @@ def test_default_settings_are_those_of_the_configs():
 
     shipped = yaml.safe_load((CONFIGS / "trainer/default.yaml").read_text())
     assert vars(api.Settings()) == shipped
+
+
+def test_a_trained_model_goes_on_from_its_weights():
+    data, none = splits(), api.Settings(max_steps=0, accelerator="cpu", progress=False)
+    first = api.fit(made(data), data, SETTINGS, quiet=True)
+    weights = {name: value.clone() for name, value in first.model.state_dict().items()}
+    again = api.fit(first.model, data, none, initialize=False, quiet=True)
+    assert again.metrics["valid"] == first.metrics["valid"]
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, weights[name])
+    anew = api.fit(first.model, data, none, quiet=True)
+    assert anew.metrics["valid"] != first.metrics["valid"]
+
+
+class Total(Objective):
+    """The sum over the batch, where each example has its own."""
+
+    def _estimate(self, x, context):
+        return self.model._log_prob(x, context).sum()
+
+
+def test_an_objective_gives_one_number_for_each_example():
+    data = splits()
+    with pytest.raises(ValueError, match=r"objective Total gives .* shape \(\) for 8 examples"):
+        api.fit(made(data), data, SETTINGS, objective=Total, quiet=True)
+
+
+def test_threads_are_as_before():
+    before = torch.get_num_threads()
+    data, settings = splits(), api.Settings(**vars(SETTINGS) | {"threads": before + 1})
+    api.fit(made(data), data, settings, quiet=True)
+    assert torch.get_num_threads() == before
+
+
+def test_what_is_quiet_prints_nothing(caplog, capfd):
+    data, settings = splits(), api.Settings(**vars(SETTINGS) | {"precision": "bf16-mixed"})
+    log = logging.getLogger("lightning_fabric")
+    before, told = log.propagate, log.level
+    log.propagate = True
+    try:
+        api.fit(made(data), data, settings, quiet=True)
+    finally:
+        log.propagate = before
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+    assert log.level == told
+
+
+def test_evaluate_takes_what_splits_takes():
+    import pandas as pd
+
+    data = api.Splits.of(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    model = api.fit(made(data), data, SETTINGS, quiet=True).model
+    own = api.evaluate(model, data.test)
+    assert api.evaluate(model, pd.DataFrame(data.test.numpy(), columns=["a", "b"])) == own
+    with pytest.raises(ValueError, match="the data has no examples, and so no mean"):
+        api.evaluate(model, data.test[:0])
+    with pytest.raises(TypeError, match="rows of data are"):
+        api.evaluate(model, [[0.0, 1.0]])
+    with pytest.raises(TypeError, match="no numbers"):
+        api.evaluate(model, pd.DataFrame({"a": ["x"], "b": ["y"]}))

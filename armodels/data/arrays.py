@@ -47,7 +47,7 @@ def described(
         ValueError: What they are cannot be inferred: says what to state.
         TypeError: They are no such values.
     """
-    rows = [_numbers(part) for part in parts]
+    rows = [as_numbers(part) for part in parts]
     shape = tuple(rows[0].shape[1:])
     for other in rows[1:]:
         if tuple(other.shape[1:]) != shape:
@@ -82,8 +82,12 @@ def _checksum(about: str, tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _numbers(values: Any) -> Rows:
-    """Values as rows, in memory as integers, booleans or floats that torch computes with."""
+def as_numbers(values: Any) -> Rows:
+    """Values as rows, in memory as integers, booleans or floats that torch computes with.
+
+    Raises:
+        TypeError: They are no such values.
+    """
     if hasattr(values, "to_numpy") and hasattr(values, "columns"):
         values = values.to_numpy()
         if values.dtype == object:

@@ -1,6 +1,7 @@
 """``armodels.fit``: the loop of ``armodels train``, for a model and data made in Python."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -42,6 +43,7 @@ def fit(
     watching: Watching | None = None,
     directory: str | Path | None = None,
     resume: bool = False,
+    initialize: bool = True,
     seed: int = 0,
     name: str | None = None,
     quiet: bool = False,
@@ -65,6 +67,9 @@ def fit(
             other; None: nothing is written. Its checkpoints hold weights, but not how the model
             is made: ``armodels.load_model(directory, model=...)`` puts them into one that is.
         resume: Go on with the run of the directory, bit for bit.
+        initialize: Set output biases, and all else that a family finds in closed form, from the
+            training split before the first step, parameters that are frozen included; False: go
+            on from the weights as they are, such as those of a model that is trained already.
         seed: Of every random draw.
         name: Of the model, in metrics; None: its description.
         quiet: Print warnings alone.
@@ -87,8 +92,6 @@ def fit(
     watching = watching or Watching()
     schedule, optimizer = schedule or Cosine(), optimizer or adamw
     budget = limits.Budget(settings.max_minutes)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     torch.manual_seed(stream(WEIGHTS, seed))
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     origin = Origin(name or model.description, seed, started)
@@ -98,10 +101,11 @@ def fit(
         optimizer=optimizer,
         schedule=schedule,
         objective=objective or default_objective,
+        initialize=initialize,
         config=config,
     )
-    fabric = make_fabric(settings)
-    with show.quiet() if quiet else contextlib.nullcontext():
+    with _quiet() if quiet else contextlib.nullcontext(), _threads(settings.threads):
+        fabric = make_fabric(settings)
         with _record(directory, config, resume=resume, first=fabric.is_global_zero) as record:
             trainer = Trainer(
                 [candidate], splits, settings, watching, fabric, record, origin, budget
@@ -109,6 +113,30 @@ def fit(
             if directory is not None and resume and record.has("last"):
                 _take_up(trainer, record, RunDirectory(directory).checkpoint("last"))
             return trainer.run()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the block, neither this package nor Fabric prints more than warnings."""
+    log = logging.getLogger("lightning_fabric")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with show.quiet():
+            yield
+    finally:
+        log.setLevel(before)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Inside the block torch computes in so many threads; None: in as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _require_fit(model: DensityModel, splits: Splits, settings: Settings) -> None:

@@ -34,6 +34,7 @@ class Candidate:
         optimizer: Parameters -> what moves them.
         schedule: Factor on the learning rates, a function of the step.
         objective: Model -> what training maximizes.
+        initialize: Whether the model is initialized from the training split before the steps.
         values: By which it differs from other candidates: dotted key -> value.
         config: What its checkpoints keep, so that the model can be built again.
     """
@@ -42,6 +43,7 @@ class Candidate:
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     schedule: Schedule
     objective: Callable[[DensityModel], Objective] = default_objective
+    initialize: bool = True
     values: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -85,7 +87,9 @@ class Learner:
         self.candidate = candidate
         self.schedule = candidate.schedule
         self.model: DensityModel = placed(model or candidate.model(), settings, fabric.device)
-        self.net: Any = placed(candidate.objective(self.model), settings, fabric.device)
+        objective = candidate.objective(self.model)
+        self._objective = type(objective).__name__
+        self.net: Any = placed(objective, settings, fabric.device)
         params = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = candidate.optimizer(params) if params else None
         self.optimizer: Any = optimizer  # Fabric wraps it before the first step.
@@ -121,6 +125,9 @@ class Learner:
 
         Returns:
             The sum of the objective over this process's examples, and the gradient's norm.
+
+        Raises:
+            ValueError: The objective is not one number for each example.
         """
         fabric = self._fabric
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -128,7 +135,13 @@ class Learner:
         log_prob = torch.zeros((), device=fabric.device)
         for i, part in enumerate(parts):
             with fabric.no_backward_sync(self.net, enabled=i + 1 < len(parts)):
-                objective = self.net(*part).sum()
+                each = self.net(*part)
+                if each.shape != (len(part.x),):
+                    raise ValueError(
+                        f"objective {self._objective} gives values of shape {tuple(each.shape)} "
+                        f"for {len(part.x)} examples; it must give one number for each"
+                    )
+                objective = each.sum()
                 # Processes average their gradients: scaled so that each example counts once.
                 fabric.backward(objective * (-fabric.world_size / num_examples))
             log_prob += objective.detach()

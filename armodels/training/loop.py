@@ -359,7 +359,7 @@ class Trainer:
         """Train one candidate until a limit is reached."""
         state, learner = self.state, self.learner
         self.losses.clear()
-        if state.step == 0:
+        if state.step == 0 and learner.candidate.initialize:
             self._initialize()
         if learner.optimizer is None:
             self._validate_once()
