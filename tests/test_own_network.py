@@ -4,10 +4,12 @@ import re
 
 import pytest
 import torch
-from cases import BITS
+from cases import BITS, PLANE
 from torch import Tensor, nn
 
-from armodels import orders
+from armodels import heads, orders
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.walk import follow, walk
 from armodels.networks.base import Network
 
 
@@ -40,3 +42,47 @@ def test_what_a_network_keeps_is_no_name_for_weights(name):
             setattr(net, name, weights)
     net.table = nn.Parameter(torch.zeros(3))
     assert net.order_table.flatten().tolist() == list(range(net.num_steps))
+
+
+def test_a_network_without_weights_samples_real_values():
+    head = heads.auto(PLANE)
+    model = AutoregressiveModel(Own(PLANE, head.num_params, orders.make("raster", (2,))), head)
+    x = model.sample(3)
+    assert (x.shape, x.dtype) == ((3, 2), torch.float)
+    assert model.log_prob(x).isfinite().all()
+
+
+def test_a_network_that_lacks_what_it_needs_is_refused():
+    class Silent(Network):
+        def forward(self, x, context=None):
+            return x
+
+    class Deaf(Network):
+        kinds = Own.kinds
+
+        def forward(self, x):
+            return x
+
+    with refuses(
+        "model Silent does not say which data it takes; "
+        'set kinds = frozenset({"vector"}) in its class, or the like'
+    ):
+        own(Silent)
+    with refuses("model Deaf must have forward(self, x, context=None), not forward(self, x)"):
+        own(Deaf)
+
+
+def test_parameters_of_another_shape_are_refused():
+    class Flat(Network):
+        kinds = Own.kinds
+
+        def forward(self, x, context=None):
+            return x.new_zeros(len(x), self.num_steps, dtype=torch.float)
+
+    net = own(Flat)
+    x = torch.zeros(4, *BITS.shape, dtype=BITS.dtype)
+    sentence = "model Flat must return parameters (4, 6, 1), (B, S, P), but returned (4, 6)"
+    with refuses(sentence):
+        AutoregressiveModel(net, heads.auto(BITS)).log_prob(x)
+    with refuses(sentence):
+        walk(net, 4, follow(x[:, :, None]))

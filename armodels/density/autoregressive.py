@@ -23,7 +23,7 @@ from armodels.density.walk import (
     walk,
 )
 from armodels.heads import Head
-from armodels.networks.base import AnyOrderNetwork, Network
+from armodels.networks.base import AnyOrderNetwork, Network, check_params
 from armodels.objectives import AllOrders, Likelihood, Objective, RandomOrder
 from armodels.orders import Order
 
@@ -74,9 +74,8 @@ class AutoregressiveModel(DensityModel):
 
     def empty(self, n: int) -> Tensor:
         """Room for n events, (n, *event), where the model is."""
-        real = self.spec.levels is None
-        dtype = next(self.net.parameters()).dtype if real else self.spec.dtype
-        return torch.empty(n, *self.spec.shape, dtype=dtype, device=self.net.order_table.device)
+        dtype, device = self.net.values_dtype, self.net.order_table.device
+        return torch.empty(n, *self.spec.shape, dtype=dtype, device=device)
 
     def _to_steps(self, x: Tensor) -> Tensor:
         """(B, *event) -> (B, S, K), in generation order."""
@@ -95,7 +94,8 @@ class AutoregressiveModel(DensityModel):
         return self._conditional_log_prob(x, context)
 
     def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return score(self.head, self.net(x, context), self._to_steps(x))
+        params = check_params(self.net, self.net(x, context), len(x))
+        return score(self.head, params, self._to_steps(x))
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)

@@ -1,6 +1,7 @@
 """The contract of every network: what do earlier values say about each step?"""
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, final
@@ -68,6 +69,42 @@ _OWN_NAMES = frozenset({"spec", "num_params", "order", "order_table", "context"}
 """What ``Network`` keeps for all subclasses, none of which is a weight or a layer."""
 
 
+def _check_interface(kind: type["Network"]) -> None:
+    """Raise ValueError unless a network says what it takes, and hears a context."""
+    if not hasattr(kind, "kinds"):
+        raise ValueError(
+            f"model {kind.__name__} does not say which data it takes; "
+            f'set kinds = frozenset({{"vector"}}) in its class, or the like'
+        )
+    try:
+        inspect.signature(kind.forward).bind(None, None, None)
+    except TypeError:
+        raise ValueError(
+            f"model {kind.__name__} must have forward(self, x, context=None), "
+            f"not forward{inspect.signature(kind.forward)}"
+        ) from None
+
+
+def check_params(net: "Network", params: Tensor, n: int) -> Tensor:
+    """Parameters of n events as a network's forward pass returned them.
+
+    Args:
+        net: The network.
+        params: What it returned.
+        n: Events, B.
+
+    Raises:
+        ValueError: They are not (B, S, P).
+    """
+    expected = (n, net.num_steps, net.num_params)
+    if params.shape != expected:
+        raise ValueError(
+            f"model {type(net).__name__} must return parameters {expected}, (B, S, P), "
+            f"but returned {tuple(params.shape)}"
+        )
+    return params
+
+
 class Network(nn.Module, ABC):
     """Maps an event to the parameters of the conditional at every step.
 
@@ -105,6 +142,7 @@ class Network(nn.Module, ABC):
         context: ContextSpec | None = None,
     ):
         super().__init__()
+        _check_interface(type(self))
         if spec.kind not in self.kinds:
             raise ValueError(
                 f"model {type(self).__name__} takes {' or '.join(sorted(self.kinds))} data, "
@@ -131,6 +169,13 @@ class Network(nn.Module, ABC):
     def num_steps(self) -> int:
         """S."""
         return len(self.order_table)
+
+    @property
+    def values_dtype(self) -> torch.dtype:
+        """Of the events that it writes."""
+        # Real values are as precise as the weights: a float32 copy would be another event.
+        weights = None if self.spec.levels else next(self.parameters(), None)
+        return self.spec.dtype if weights is None else weights.dtype
 
     @property
     def random_connectivity(self) -> bool:
@@ -232,10 +277,8 @@ class NaiveSteps:
             context: (B, *context.shape), where the network has one.
         """
         net = self.net
-        # Real values are as precise as the weights: a float32 copy would be another event.
-        real = net.spec.levels is None
-        dtype = next(net.parameters()).dtype if real else net.spec.dtype
-        x = torch.zeros(n, net.spec.num_dims, dtype=dtype, device=net.order_table.device)
+        device = net.order_table.device
+        x = torch.zeros(n, net.spec.num_dims, dtype=net.values_dtype, device=device)
         return State({"x": x} if context is None else {"x": x, "context": context})
 
     def write(self, values: Tensor | None, s: int, state: State) -> Tensor:
@@ -263,7 +306,7 @@ class NaiveSteps:
             pack: None.
         """
         x = self.write(values, s, state)
-        return self.net(x, state.get("context"))[:, s], state
+        return check_params(self.net, self.net(x, state.get("context")), len(x))[:, s], state
 
 
 class RasterNetwork(Network):
