@@ -47,7 +47,7 @@ ONLY = {
     "charts": {"pictures", "spec"},
     "objectives": {"orders", "spec"},
     "density": {"networks.base", "heads", "objectives", "orders", "spec"},
-    "evaluation": {"data.base", "data.rows", "density", "lines", "spec"},
+    "evaluation": {"data.arrays", "data.base", "data.rows", "density", "lines", "spec"},
     # It is called with objects: nothing in it reads a config.
     "training": {
         "charts",

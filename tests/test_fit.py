@@ -15,7 +15,7 @@ from armodels import heads, orders
 from armodels.checkpoints import load_checkpoint
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
-from armodels.objectives import Likelihood, MixtureOrder, Objective
+from armodels.objectives import AllOrders, Likelihood, MixtureOrder, Objective
 from armodels.schedules import Cosine, Schedule
 from armodels.training.learner import Candidate, Learner
 from armodels.training.processes import make_fabric
@@ -244,3 +244,49 @@ def test_evaluate_takes_what_splits_takes():
         api.evaluate(model, [[0.0, 1.0]])
     with pytest.raises(TypeError, match="no numbers"):
         api.evaluate(model, pd.DataFrame({"a": ["x"], "b": ["y"]}))
+
+
+WRONG = {
+    "net": (lambda: {"model": made(splits()).net}, "model is of type MADE; .* DensityModel"),
+    "array": (lambda: {"splits": torch.zeros(9, 2)}, "splits is of type Tensor; .* Splits"),
+    "settings": (lambda: {"settings": {"max_steps": 1}}, "settings is of type dict; .* Settings"),
+    "schedule": (lambda: {"schedule": 0.1}, "schedule is of type float"),
+    "watching": (lambda: {"watching": {}}, "watching is of type dict"),
+    "adam": (
+        lambda: {"optimizer": torch.optim.Adam(made(splits()).parameters())},
+        "optimizer is of type Adam; it must be a function",
+    ),
+    "name": (lambda: {"optimizer": "adam"}, "optimizer is of type str; it must be a function"),
+    "no optimizer": (lambda: {"optimizer": len}, "optimizer makes int of the parameters"),
+    "lbfgs": (lambda: {"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss anew"),
+    "objective": (
+        lambda: {"objective": Likelihood(made(splits()))},
+        "objective is of type Likelihood; it must be a function",
+    ),
+    "no objective": (lambda: {"objective": lambda model: model}, "makes AutoregressiveModel"),
+    "all orders": (lambda: {"objective": AllOrders}, "AllOrders does not suit the model, MADE"),
+    "mixture": (lambda: {"objective": MixtureOrder}, "MixtureOrder does not suit the model"),
+    "negative": (lambda: {"seed": -1}, "seed is -1; it must be from 0"),
+    "letter": (lambda: {"seed": "a"}, "seed is 'a'; it must be a whole number"),
+    "half": (lambda: {"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+    "directory": (lambda: {"directory": 3}, "directory is 3; it must be text"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_refused_in_a_sentence(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change, sentence = wrong
+    arguments = {"model": made(splits()), "splits": splits(), "settings": SETTINGS}
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        api.fit(**arguments | {"directory": "run", "quiet": True} | change())
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_and_a_home_are_taken(tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = api.Settings(**vars(SETTINGS) | {"batch_size": np.int64(8), "ema": np.float64(0.5)})
+    api.fit(made(splits()), splits(), settings, directory="~/x", seed=np.int64(3), quiet=True)
+    assert "seed: 3" in (tmp_path / "x/config.yaml").read_text()

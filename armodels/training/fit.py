@@ -1,19 +1,23 @@
 """``armodels.fit``: the loop of ``armodels train``, for a model and data made in Python."""
 
 import contextlib
+import inspect
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from armodels import contexts, limits, show
+from armodels.checks import Seed, checked
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
-from armodels.objectives import Objective
+from armodels.objectives import AllOrders, MixtureOrder, Objective, RandomOrder
 from armodels.run import RunDirectory
 from armodels.schedules import Cosine, Schedule
 from armodels.training.learner import Candidate, default_objective
@@ -32,6 +36,7 @@ def adamw(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-3)
 
 
+@checked
 def fit(
     model: DensityModel,
     splits: Splits,
@@ -41,10 +46,10 @@ def fit(
     schedule: Schedule | None = None,
     objective: Callable[[DensityModel], Objective] | None = None,
     watching: Watching | None = None,
-    directory: str | Path | None = None,
+    directory: str | os.PathLike | None = None,
     resume: bool = False,
     initialize: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     name: str | None = None,
     quiet: bool = False,
 ) -> Result:
@@ -78,29 +83,36 @@ def fit(
         The model, its numbers and its curves.
 
     Raises:
-        ValueError: The model and the data do not go together, or settings are refused.
+        TypeError: An argument is not what its type says.
+        ValueError: The model, the data and the objective do not go together, settings are
+            refused, or the run that goes on is another one.
         FileExistsError: The directory holds something.
         FileNotFoundError: There is no run to go on with.
         FloatingPointError: A loss is not finite.
         limits.OutOfTime: ``settings.max_minutes`` holds no exact evaluation.
         KeyboardInterrupt: A signal asked for an end; with a directory everything is saved.
     """
+    _require_types(model, splits, settings, schedule, watching)
     settings = settings or Settings(max_minutes=5)
     _require_fit(model, splits, settings)
     if directory is None and resume:
         raise ValueError("resume=True goes on with the run of a directory: name it")
     watching = watching or Watching()
-    schedule, optimizer = schedule or Cosine(), optimizer or adamw
+    schedule, seed = schedule or Cosine(), int(seed)
+    optimizer = adamw if optimizer is None else _optimizer(optimizer)
+    directory = None if directory is None else Path(directory).expanduser()
     budget = limits.Budget(settings.max_minutes)
     torch.manual_seed(stream(WEIGHTS, seed))
+    trained = _objective(objective or default_objective, model)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     origin = Origin(name or model.description, seed, started)
     config = _described(origin, splits, settings, watching, optimizer, schedule)
+    config["objective"] = {"_target_": _class_of(trained)}
     candidate = Candidate(
         model=lambda: model,
         optimizer=optimizer,
         schedule=schedule,
-        objective=objective or default_objective,
+        objective=lambda _: trained,
         initialize=initialize,
         config=config,
     )
@@ -154,6 +166,86 @@ def _require_fit(model: DensityModel, splits: Splits, settings: Settings) -> Non
         raise ValueError("fit trains one model; to choose among several, call it for each")
 
 
+def _require_types(
+    model: object, splits: object, settings: object, schedule: object, watching: object
+) -> None:
+    """Raise TypeError unless each is an object of its class; the last three may be None."""
+    wanted: list[tuple[str, object, type, str]] = [
+        ("model", model, DensityModel, "such as armodels.AutoregressiveModel(net, head)"),
+        ("splits", splits, Splits, "such as armodels.Splits.of(array)"),
+        ("settings", settings, Settings, "such as armodels.Settings(max_epochs=10)"),
+        ("schedule", schedule, Schedule, "such as armodels.schedules.Cosine()"),
+        ("watching", watching, Watching, "such as Watching(num_samples=0)"),
+    ]
+    for name, value, kind, example in wanted:
+        optional = value is None and name not in ("model", "splits")
+        if not optional and not isinstance(value, kind):
+            raise TypeError(
+                f"{name} is of type {type(value).__name__}; it must be of type {kind.__name__}, "
+                f"{example}"
+            )
+
+
+def _optimizer(make: Optimizer) -> Optimizer:
+    """What makes the optimizer.
+
+    Raises:
+        TypeError: It makes none.
+        ValueError: Its optimizer asks for more than a gradient.
+    """
+    example = "lambda params: torch.optim.Adam(params, lr=0.001)"
+    if isinstance(make, torch.optim.Optimizer) or not callable(make):
+        raise TypeError(
+            f"optimizer is of type {type(make).__name__}; it must be a function of the "
+            f"parameters, such as {example}"
+        )
+    made = make([torch.nn.Parameter(torch.zeros(1))])
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer makes {type(made).__name__} of the parameters; it must make a "
+            f"torch.optim.Optimizer, as {example} does"
+        )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer {type(made).__name__} evaluates the loss anew within a step, which fit "
+            f"cannot do; choose another, such as {example}"
+        )
+    return make
+
+
+def _objective(make: Callable[[DensityModel], Objective], model: DensityModel) -> Objective:
+    """What training maximizes.
+
+    Raises:
+        TypeError: It is no objective.
+        ValueError: The model is not of the kind that it trains.
+    """
+    if isinstance(make, torch.nn.Module) or not callable(make):
+        raise TypeError(
+            f"objective is of type {type(make).__name__}; it must be a function of the model, "
+            f"such as the class armodels.objectives.Likelihood"
+        )
+    made = make(model)
+    if not isinstance(made, Objective):
+        raise TypeError(
+            f"objective makes {type(made).__name__} of the model; it must make an "
+            f"armodels.objectives.Objective"
+        )
+    own = made.model
+    suits = {
+        AllOrders: getattr(getattr(own, "net", None), "any_order", False),
+        RandomOrder: hasattr(own, "with_order"),
+        MixtureOrder: hasattr(own, "component"),
+    }
+    if not suits.get(type(made), True):
+        raise ValueError(
+            f"objective {type(made).__name__} does not suit the model, {model.description}; "
+            f"objective=None trains what suits it"
+        )
+    return made
+
+
 def _described(
     origin: Origin,
     splits: Splits,
@@ -166,7 +258,7 @@ def _described(
     moves = optimizer([torch.nn.Parameter(torch.zeros(1))])
     rates = {k: v for k, v in moves.defaults.items() if isinstance(v, (int, float, str))}
     shape = {k: v for k, v in vars(schedule).items() if isinstance(v, (int, float, str))}
-    return {
+    described = {
         "seed": origin.seed,
         "data": {},
         "model": {},
@@ -180,6 +272,14 @@ def _described(
         "overrides": [],
         "started": origin.started,
     }
+    return _plain(described)
+
+
+def _plain(value: Any) -> Any:
+    """The same with NumPy's numbers as Python's own."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _class_of(made: object) -> str:
