@@ -227,13 +227,15 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
             own = takes.get(choice, [])
             if last in own or not own:
                 continue
-            if near := difflib.get_close_matches(last, own, 1):
+            target = _read(options[choice]).get("_target_", "")
+            raster = last in ORDER_KEYS and target.startswith("armodels.networks.")
+            near = difflib.get_close_matches(last, own, 1)
+            if near and not raster:
                 return f"{key} is no key of armodels {name}; did you mean {group}.{near[0]}?"
             others = [other for other in sorted(takes) if last in takes[other]]
             several = " or another" if len(others) > 3 else ""
             hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
-            target = _read(options[choice]).get("_target_", "")
-            if last in ORDER_KEYS and target.startswith("armodels.networks."):
+            if raster:
                 return f"{group}={choice} follows the raster order only: it has no {key}{hint}"
             return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
     close = suggest(key, "", name, args)

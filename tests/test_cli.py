@@ -93,6 +93,11 @@ BAD = {
         "model=pixelcnn follows the raster order only: it has no model.order; use "
         "model=conv_nade, deep_nade, fvsbn or another for it",
     ),
+    "orders-of-a-raster-network": (
+        ("train", "model=pixelcnn", "model.num_orders=4"),
+        "model=pixelcnn follows the raster order only: it has no model.num_orders; use "
+        "model=conv_nade, deep_nade, fvsbn or another for it",
+    ),
     "key-of-another-default": (
         ("train", "head.mixing=uniform"),
         "head=auto has no key mixing, only num_components; use head=gaussian_mixture for it",
