@@ -56,7 +56,8 @@ class Head(ABC):
             (..., L) log p(value k = level | params, earlier).
 
         Raises:
-            ValueError: The head is of real values, which have a density and no levels.
+            ValueError: The head is of real values, which have a density and no levels; or k is K
+                or more.
         """
 
     @abstractmethod
@@ -75,6 +76,15 @@ class Head(ABC):
     @abstractmethod
     def marginal_params(self, values: Tensor) -> Tensor:
         """Parameters that fit each step alone: (N, S, K) -> (S, P); where training starts."""
+
+
+def _check_earlier(head: Head, earlier: Tensor, num_values: int) -> None:
+    """Raise ValueError unless the earlier values of a step (..., k) leave one in question."""
+    if earlier.shape[-1] >= num_values:
+        raise ValueError(
+            f"head {head.family} has {num_values} values a step, so at most {num_values - 1} are "
+            f"earlier, but got earlier values of shape {tuple(earlier.shape)}"
+        )
 
 
 def precise(params: Tensor) -> Tensor:
@@ -127,6 +137,7 @@ class Bernoulli(Head):
         return -F.softplus(logits * (1 - 2 * values[..., 0].to(logits.dtype)))
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
+        _check_earlier(self, earlier, 1)
         levels = torch.arange(2, device=params.device)[:, None]
         return self.log_prob(precise(params)[..., None, :], levels)
 
@@ -164,6 +175,7 @@ class Categorical(Head):
         return self.level_log_probs(params, values[..., :0]).gather(-1, values.long()).squeeze(-1)
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
+        _check_earlier(self, earlier, 1)
         return precise(params).log_softmax(-1)
 
     def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
@@ -403,6 +415,7 @@ class DiscretizedLogisticMixture(Head):
         return torch.logsumexp(self._joint_log_prob(self._parts(params), values), -1)
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
+        _check_earlier(self, earlier, self.channels)
         # The levels fill an axis of their own; tensors of (..., L, M) numbers are held.
         parts, earlier = self._parts(precise(params)[..., None, :]), earlier[..., None, :]
         levels = torch.arange(self.levels, device=params.device)

@@ -1,6 +1,7 @@
 """Every head alone: sums, independent formulas, samplers, marginals, extremes."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -225,6 +226,21 @@ def test_levels_of_a_channel_are_conditionals_of_the_enumerated_pixel():
         torch.testing.assert_close(green, red_green[r] - red[r], rtol=0, atol=1e-12)
     nothing = torch.empty(0, dtype=torch.long)
     torch.testing.assert_close(head.level_log_probs(params, nothing), red, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"),
+    [(heads.Bernoulli, 1), (heads.Categorical, 1), (heads.DiscretizedLogisticMixture, 3)],
+)
+def test_all_values_of_a_step_leave_no_level_in_question(kind, channels):
+    head = kind(data("image", channels, 1, 2, levels=2))
+    for k in (channels, channels + 1):
+        sentence = (
+            f"head {head.family} has {channels} values a step, so at most {channels - 1} are "
+            f"earlier, but got earlier values of shape (4, {k})"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+            head.level_log_probs(random_params(head, (4,)), torch.zeros(4, k, dtype=torch.long))
 
 
 def levels_of_pixels(head, params, levels):

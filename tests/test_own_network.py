@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from armodels import heads, orders
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.walk import follow, walk
-from armodels.networks.base import Network
+from armodels.networks.base import Network, State
 
 
 class Own(Network):
@@ -86,3 +86,22 @@ def test_parameters_of_another_shape_are_refused():
         AutoregressiveModel(net, heads.auto(BITS)).log_prob(x)
     with refuses(sentence):
         walk(net, 4, follow(x[:, :, None]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([0, 1], "list"),
+        (torch.tensor([True, False, True]), "bool (3,)"),
+        (torch.tensor([0, 1], dtype=torch.int32), "int32 (2,)"),
+        (torch.tensor([[0, 1]]), "int64 (1, 2)"),
+    ],
+    ids=["list", "mask", "int32", "two-dimensional"],
+)
+def test_a_state_is_forked_by_rows_alone(rows, what):
+    state = State({"x": torch.zeros(3, 2)})
+    with refuses(
+        f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
+        f"of a mask that is mask.nonzero()[:, 0]"
+    ):
+        state.fork(rows)

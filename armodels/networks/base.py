@@ -32,9 +32,20 @@ class State(dict[str, Tensor]):
 
         Args:
             rows: (N,) int64, the event that each of N events goes on from; None: each from itself.
+
+        Raises:
+            ValueError: The rows are no int64 tensor (N,).
         """
         if rows is None:
             return State({name: tensor.clone() for name, tensor in self.items()})
+        if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.ndim != 1:
+            what = type(rows).__name__
+            if isinstance(rows, Tensor):
+                what = f"{str(rows.dtype).removeprefix('torch.')} {tuple(rows.shape)}"
+            raise ValueError(
+                f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
+                f"of a mask that is mask.nonzero()[:, 0]"
+            )
         return State({name: tensor.index_select(0, rows) for name, tensor in self.items()})
 
 
