@@ -1,5 +1,6 @@
 """Rows in memory and on disk: read in parts, checked, split, with their contexts."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -62,7 +63,9 @@ def test_a_map_is_checked_at_its_start_and_then_where_it_is_read(stored):
     good, bad = numbers(3000), numbers(3000)
     bad[2500, 1] = 9
     rest = (good[:9], good[:9])
-    with pytest.raises(ValueError, match=r"^data 'bits' has levels 0\.\.3, got values in 0\.\.9"):
+    with pytest.raises(
+        ValueError, match=r"^row 2500 of train: data 'bits' has levels 0\.\.3, got"
+    ):
         Splits(SPEC, bad, *rest)  # in memory: all of it
     with pytest.raises(ValueError, match=r"^data 'bits' has levels 0\.\.3"):
         Splits(SPEC, stored(bad[::-1][400:]), *rest)  # among the first
@@ -97,7 +100,9 @@ def test_frozen_values_of_a_map_are_the_same_however_they_are_read(stored):
     assert torch.equal(train[990:1010], whole[990:1010])
     added = whole - torch.from_numpy(rows)
     assert set(added.unique().tolist()) == {0, 1}
-    assert not torch.equal(added[:1000], added[1000:2000])
+    blocks = added[:1000], added[1000:2000], added[2000:]
+    for one, other in itertools.combinations(blocks, 2):
+        assert not torch.equal(one[:500], other[:500])  # each block has noise of its own
     in_memory = Splits(SPEC, rows, rows[:9], rows[:9], transform=draw).split("train")
     assert isinstance(in_memory, torch.Tensor)
 
@@ -297,6 +302,77 @@ def test_a_table_of_pandas_is_a_table_of_numbers():
 def test_what_is_ambiguous_is_asked_in_one_sentence(values, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         Splits.of(values, **options)
+
+
+def masked(*rows):
+    return np.ma.masked_array(numbers(40), np.isin(np.arange(40), rows)[:, None].repeat(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (masked(3, 7), {}, "^6 values of the array are masked, so it is not known what they are"),
+        (None, {}, "^rows of data are a tensor, an array, .* not NoneType$"),
+        (torch.eye(9).to_sparse(), {}, "^a tensor that is sparse, nested or without storage"),
+        (torch.eye(9, device="meta"), {}, "^a tensor that is sparse, nested or without storage"),
+        (torch.eye(9).to(torch.float8_e5m2), {}, "^values of torch.float8_e5m2 are no numbers"),
+        (np.eye(9, dtype=np.longdouble), {}, "^values of float128 are no numbers of a data set$"),
+        (numbers(9), {"levels": "2"}, "^levels is '2'; it must be a whole number, None for real"),
+        (numbers(9), {"levels": 4.0}, "^levels is 4.0; it must be a whole number, None for real"),
+        (numbers(9), {"levels": True}, "^levels is True; it must be a whole number, None for r"),
+        (np.full((9, 2), 2**63, np.uint64), {}, "^the largest integer is 92233720368547758"),
+        (torch.full((9, 2), 2**63, dtype=torch.uint64), {}, "^the largest integer is 9223372"),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_is_refused_in_one_sentence(values, options, message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        Splits.of(values, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_without_masked_values_is_its_data():
+    assert Splits.of(masked()).spec == Splits.of(numbers(40)).spec
+
+
+def test_the_first_wrong_row_in_memory_is_named():
+    rows = numbers(40) / 3
+    rows[[17, 30], 1] = np.nan
+    with pytest.raises(
+        ValueError, match="^row 17 of the rows to be split: data 'own-.* holds NaN"
+    ):
+        Splits.of(rows)
+    with pytest.raises(ValueError, match="^row 2 of valid: data 'own-.* holds NaN"):
+        Splits.of(numbers(40) / 3, rows[15:], rows[:9])
+
+
+def test_equal_values_have_one_name_whatever_their_type():
+    whole = numbers(40)
+    types = (np.uint8, np.int8, ">i2", np.uint16, np.int32, np.int64, np.uint64)
+    arrays = [whole.astype(dtype) for dtype in types]
+    tensors = [torch.from_numpy(whole).to(dtype) for dtype in (torch.int16, torch.uint16)]
+    assert len({Splits.of(values).spec for values in (*arrays, *tensors)}) == 1
+    as_floats = [whole.astype(dtype) for dtype in (np.float16, np.float64)]
+    stated = [Splits.of(values, levels=np.int64(4)).spec for values in (whole, *as_floats)]
+    assert set(stated) == {Splits.of(whole).spec}
+    assert len({Splits.of(values).spec for values in (whole > 1, (whole > 1).astype(int))}) == 1
+    halves = torch.from_numpy(whole / 2)
+    types = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    assert len({Splits.of(halves.to(dtype)).spec for dtype in types}) == 1
+
+
+def test_tables_of_other_columns_are_refused():
+    import pandas
+
+    train = pandas.DataFrame({"a": [0, 1] * 10, "b": [1, 0] * 10})
+    assert Splits.of(train, train, train).spec.shape == (2,)
+    with pytest.raises(
+        ValueError, match="^the columns of valid are not .* train: b, a instead of a, b$"
+    ):
+        Splits.of(train, train[["b", "a"]], train)
+    with pytest.raises(
+        ValueError, match="^the columns of test are not .* train: a, c instead of a, b$"
+    ):
+        Splits.of(train, train, train.rename(columns={"b": "c"}))
 
 
 def test_splits_of_different_events_are_refused():

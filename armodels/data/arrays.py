@@ -1,8 +1,10 @@
 """A user's own values in tensors, arrays and memory maps: what they are, as far as they say."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ class Own(NamedTuple):
 
 
 def described(
-    parts: Sequence[Any],
+    parts: Mapping[str, Any],
     *,
     name: str | None,
     kind: Kind | None,
@@ -36,7 +38,7 @@ def described(
     """Values as rows of the type in which they travel, with their spec.
 
     Args:
-        parts: (N, *event) each: tensors, arrays, memory maps, tables of pandas, or ``Rows``.
+        parts: Split -> (N, *event): tensors, arrays, memory maps, tables of pandas, or ``Rows``.
         name: Of the data; None: ``own-`` and a checksum of all values.
         kind: None: a vector of (D,), an image of (C, H, W).
         levels: L for integers in {0 .. L-1}, None for real values; ``"auto"``: real values where
@@ -47,32 +49,71 @@ def described(
         ValueError: What they are cannot be inferred: says what to state.
         TypeError: They are no such values.
     """
-    rows = [as_numbers(part) for part in parts]
+    levels = _stated(levels)
+    _require_same_columns(parts)
+    rows = [as_numbers(part) for part in parts.values()]
     shape = tuple(rows[0].shape[1:])
     for other in rows[1:]:
         if tuple(other.shape[1:]) != shape:
             raise ValueError(f"splits hold events of shapes {shape} and {tuple(other.shape[1:])}")
     kind = kind or _kind(shape)
     tensors = [one for one in rows if isinstance(one, Tensor)]
-    in_memory, checksum = len(tensors) == len(rows), ""
+    in_memory = len(tensors) == len(rows)
     if levels == "auto" and not in_memory:
         _require_real(rows)
         levels = None
     elif levels == "auto":
         levels = _levels(tensors)
-    if in_memory:
-        tensors = [_cast(one, levels) for one in tensors]
-        checksum = _checksum(repr((kind, shape, levels, drawn)), tensors)
-        name = name or f"own-{checksum[:8]}"
-    if not name:
+    if not name and not in_memory:
         raise ValueError(
             "data on disk is not read at the start, so no checksum tells it from other data: "
             "give it a name, name=..."
         )
     measure = "density" if levels is None else "probability"
-    spec = DataSpec(name, kind, shape, levels, measure, checksum=checksum)
-    parts = [_of_type(one, levels, spec.dtype) for one in (tensors if in_memory else rows)]
-    return Own(spec, parts)
+    spec = DataSpec(name or "own", kind, shape, levels, measure)
+    if not in_memory:
+        return Own(spec, [_of_type(one, levels, spec.dtype) for one in rows])
+    tensors = [_of_type(_cast(one, levels), levels, spec.dtype) for one in tensors]
+    checksum = _checksum(repr((kind, shape, levels, drawn)), tensors)
+    return Own(replace(spec, name=name or f"own-{checksum[:8]}", checksum=checksum), [*tensors])
+
+
+def _stated(levels: object) -> Levels:
+    """Levels as they may be stated.
+
+    Raises:
+        ValueError: They are no such.
+    """
+    if levels is None or levels == "auto":
+        return "auto" if levels else None
+    try:
+        if isinstance(levels, bool):
+            raise TypeError
+        return operator.index(levels)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(
+            f"levels is {levels!r}; it must be a whole number, None for real values, or 'auto'"
+        ) from None
+
+
+def _require_same_columns(parts: Mapping[str, Any]) -> None:
+    """Raise ValueError unless tables have the same columns in the same order."""
+    tables = {part: list(one.columns) for part, one in parts.items() if _is_table(one)}
+    first = next(iter(tables), "")
+    for part, columns in tables.items():
+        if columns != tables[first]:
+            raise ValueError(
+                f"the columns of {part} are not those of {first}: {_listed(columns)} instead of "
+                f"{_listed(tables[first])}"
+            )
+
+
+def _is_table(values: object) -> bool:
+    return hasattr(values, "to_numpy") and hasattr(values, "columns")
+
+
+def _listed(columns: Sequence[object]) -> str:
+    return ", ".join(map(str, columns[:10])) + ", ..." * (len(columns) > 10)
 
 
 def _checksum(about: str, tensors: Sequence[Tensor]) -> str:
@@ -87,18 +128,19 @@ def as_numbers(values: Any) -> Rows:
 
     Raises:
         TypeError: They are no such values.
+        ValueError: Values are masked, or integers beyond those of 64 bits.
     """
-    if hasattr(values, "to_numpy") and hasattr(values, "columns"):
+    if _is_table(values):
         values = values.to_numpy()
         if values.dtype == object:
             raise TypeError("the table has columns that are no numbers; leave them out")
-    if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+    if isinstance(values, np.ndarray) and (
+        values.dtype.kind not in "biuf" or values.dtype.itemsize > 8
+    ):
         raise TypeError(f"values of {values.dtype} are no numbers of a data set")
     rows = as_rows(values)
     if not isinstance(rows, Tensor):
         return rows
-    if rows.is_complex():
-        raise TypeError(f"values of {rows.dtype} are no numbers of a data set")
     return rows.detach().cpu()
 
 
@@ -174,6 +216,10 @@ def _cast(values: Tensor, levels: int | None) -> Tensor:
     return values.long()
 
 
+@overload
+def _of_type(rows: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor: ...
+@overload
+def _of_type(rows: Rows, levels: int | None, dtype: torch.dtype) -> Rows: ...
 def _of_type(rows: Rows, levels: int | None, dtype: torch.dtype) -> Rows:
     """Rows in the type in which they travel, save where it would hide values out of range."""
     if isinstance(rows, Tensor):

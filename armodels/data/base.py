@@ -25,6 +25,7 @@ from armodels.data.rows import (
     FrozenRows,
     Rows,
     as_rows,
+    check_rows,
     num_bytes,
     on_device,
 )
@@ -93,7 +94,7 @@ class Splits:
     def _checked(self, rows: Rows, name: str) -> Rows:
         transform = self.transform if name == "train" else None
         if isinstance(rows, Tensor) and transform is None:
-            self.spec.check(rows)
+            check_rows(rows, self.spec.check, range(len(rows)), name)
             return rows
         first = rows[: max(1, min(1000, FIRST_BYTES * len(rows) // max(num_bytes(rows), 1)))]
         self.spec.check(first if transform is None else _frozen(first, transform))
@@ -130,11 +131,12 @@ class Splits:
             ValueError: It cannot be inferred what the values are, or they are too few to split.
             TypeError: They are no such values.
         """
-        stated = {"train": train, "valid": valid, "test": test}
-        stated = {part: values for part, values in stated.items() if values is not None}
+        others = {"valid": valid, "test": test}
+        stated = {"train": train}
+        stated |= {part: values for part, values in others.items() if values is not None}
         cut = [part for part in PARTS if part not in stated]
         spec, rows = described(
-            list(stated.values()),
+            stated,
             name=name,
             kind=kind,
             levels=levels,
@@ -143,6 +145,8 @@ class Splits:
         parts = dict(zip(stated, rows, strict=True))
         if cut:
             num = len(rows[0])
+            if isinstance(rows[0], Tensor):
+                check_rows(rows[0], spec.check, range(num), "the rows to be split")
             sizes = [max(1, round(shares[PARTS[1:].index(part)] * num)) for part in cut]
             if num <= sum(sizes):
                 raise ValueError(f"{num} rows are too few to cut {' and '.join(cut)} off them")

@@ -97,16 +97,8 @@ class CheckedRows:
             ValueError: A value lies outside the support; names the first such row.
         """
         values = self._rows[rows]
-        try:
-            self._check(values)
-        except ValueError:
-            numbers = rows.tolist() if isinstance(rows, Tensor) else range(len(self))[rows]
-            for number, value in zip(numbers, values.split(1), strict=True):
-                try:
-                    self._check(value)
-                except ValueError as error:
-                    raise ValueError(f"row {number} of {self._name}: {error}") from None
-            raise
+        numbers = rows.tolist() if isinstance(rows, Tensor) else range(len(self))[rows]
+        check_rows(values, self._check, numbers, self._name)
         return values
 
 
@@ -167,14 +159,66 @@ class FrozenRows:
         return self._transform(raw, torch.Generator(raw.device).manual_seed(seed >> 1))
 
 
+def check_rows(
+    values: Tensor, check: Callable[[Tensor], None], numbers: Sequence[int], name: str
+) -> None:
+    """Check values, and name the first row that is wrong.
+
+    Args:
+        values: (B, *event).
+        check: Raises ValueError for values (B, *event) that lie outside the support.
+        numbers: Of the rows, B of them.
+        name: Of the rows, such as ``"train"``; stands in the message.
+
+    Raises:
+        ValueError: A value lies outside the support; names the first such row.
+    """
+    try:
+        check(values)
+    except ValueError:
+        check(values[:0])  # What is wrong without any row is wrong of no row.
+        first, end = 0, len(values)
+        while end - first > 1:
+            middle = (first + end) // 2
+            try:
+                check(values[first:middle])
+            except ValueError:
+                end = middle
+            else:
+                first = middle
+        try:
+            check(values[first:end])
+        except ValueError as error:
+            raise ValueError(f"row {numbers[first]} of {name}: {error}") from None
+        raise
+
+
+NUMBERS = {
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
+"""Types of values that torch computes with."""
+
+WIDE = {torch.uint16, torch.uint32, torch.uint64}
+"""Types that torch only stores."""
+
+
 def as_rows(values: Rows | np.ndarray) -> Rows:
     """Values as rows: an array in memory becomes a tensor, a memory map is left on its disk.
 
     Raises:
-        TypeError: They cannot be read by slices and tensors of row numbers.
+        TypeError: They cannot be read by slices and tensors of row numbers, or are no numbers.
+        ValueError: An array has masked values, or integers beyond those of 64 bits.
     """
     if isinstance(values, Tensor):
-        return values
+        return _computable(values)
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            raise ValueError(
+                f"{np.ma.count_masked(values)} values of the array are masked, so it is not known "
+                f"what they are: leave their rows out, or fill them with x.filled(...)"
+            )
+        values = values.data
     if isinstance(values, np.ndarray):
         if _map_of(values) is not None:
             return MappedRows(values)
@@ -187,9 +231,32 @@ def as_rows(values: Rows | np.ndarray) -> Rows:
     )
 
 
+def _computable(values: Tensor) -> Tensor:
+    """A dense tensor of a type that torch computes with.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: It has integers beyond those of 64 bits.
+    """
+    if values.layout != torch.strided or values.is_nested or values.is_meta:
+        raise TypeError(
+            "a tensor that is sparse, nested or without storage has no rows to be read"
+        )
+    if values.dtype not in NUMBERS | WIDE:
+        raise TypeError(f"values of {values.dtype} are no numbers of a data set")
+    if values.dtype in WIDE:
+        return torch.from_numpy(_simple(values.cpu().numpy()))
+    return values
+
+
 def _simple(array: np.ndarray) -> np.ndarray:
     """An array of a type that torch computes with: the machine's own, unsigned only of a byte."""
     wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
+    if wide and array.dtype.itemsize == 8 and array.size and array.max() >= 2**63:
+        raise ValueError(
+            f"the largest integer is {array.max()}, but integers are below 2**63: give real "
+            f"values as floats"
+        )
     return array.astype(np.int64 if wide else array.dtype.newbyteorder("="), copy=False)
 
 
