@@ -28,7 +28,7 @@ _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "sampl
 
 
 @dataclass(frozen=True)
-class Row:
+class RunSummary:
     """One line of the table: a run, or the runs of several seeds."""
 
     data: str
@@ -202,7 +202,7 @@ def _amiss(metrics: Sequence[Mapping]) -> str:
     return f", {len(warnings)} {first}" if len(metrics) > 1 else f", {first}"
 
 
-def rows(runs: Sequence[Facts]) -> Iterator[Row]:
+def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
     """One row for each group of runs that differ in the seed alone."""
     groups: dict[str, list[Facts]] = defaultdict(list)
     for run in runs:
@@ -220,8 +220,8 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
                 state += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
-            yield Row(str(data), "", label(config), None, seed, nan, nan, nan, nan, None, nan,
-                      ",".join(run.tags), state, str(run.path))  # fmt: skip
+            yield RunSummary(str(data), "", label(config), None, seed, nan, nan, nan, nan,
+                             None, nan, ",".join(run.tags), state, str(run.path))  # fmt: skip
             continue
         metrics = [item.metrics for item in group if item.metrics is not None]
         first, tests = metrics[0], [item["test"] for item in metrics]
@@ -229,7 +229,7 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
         gaps = [item["gap_to_truth"] for item in metrics if item.get("gap_to_truth") is not None]
         several = len(group) > 1
         half = tests[0]["nats_ci95"]
-        yield Row(
+        yield RunSummary(
             first["data"],
             first["measure"],
             label(config),
@@ -247,16 +247,16 @@ def rows(runs: Sequence[Facts]) -> Iterator[Row]:
         )
 
 
-def tables(runs: Sequence[Facts]) -> list[list[Row]]:
+def tables(runs: Sequence[Facts]) -> list[list[RunSummary]]:
     """Rows by data name and measure, best first; runs without a number come last."""
-    parts: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    parts: dict[tuple[str, str], list[RunSummary]] = defaultdict(list)
     for row in rows(runs):
         parts[row.data, row.measure].append(row)
     ordered = sorted(parts.items(), key=lambda part: (part[0][1] == "", part[0]))
     return [sorted(part, key=lambda row: row.nats) for _, part in ordered]
 
 
-def render(parts: Sequence[Sequence[Row]], style: str) -> str:
+def render(parts: Sequence[Sequence[RunSummary]], style: str) -> str:
     """The tables as text.
 
     Raises:
