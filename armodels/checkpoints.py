@@ -386,9 +386,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Pa
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(
-            f"checkpoint {path} does not fit the model that its config describes: {first}"
-        ) from error
+        raise ValueError(f"checkpoint {path} does not fit the model: {first}") from error
 
 
 def from_config(config: Mapping) -> Restored:

@@ -24,6 +24,12 @@ PARTS = ("data", "model", "head", "optimizer", "schedule")
 PATH_KEYS = ("path", "root", "cache")
 """Keys of a data config that say where the data lies, but not what it is."""
 
+HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
+    "max_minutes", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
+    "devices",
+)))  # fmt: skip
+"""Keys that change what is shown or where a step is computed, but not what the step is."""
+
 LARGEST = 2**31 - 1
 """No size, count or number of steps is larger; PyTorch's own sizes end near it."""
 

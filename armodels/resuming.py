@@ -5,12 +5,6 @@ from typing import Any
 
 from armodels import build, checks, run
 
-HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
-    "max_minutes", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
-    "devices",
-)))  # fmt: skip
-"""Keys that change what is shown or where a step is computed, but not what the step is."""
-
 
 def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str]]:
     """The config and directory of a run to continue, and the keys that change.
@@ -40,7 +34,7 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
                 f"resume continues the same run, whose {name} cannot change; "
                 f"start a new run instead"
             )
-        if saved["trainer"].get("select") and not name.startswith(HARMLESS):
+        if saved["trainer"].get("select") and not name.startswith(checks.HARMLESS):
             raise ValueError(
                 f"the run chooses by trainer.select, and among candidates that were trained "
                 f"alike: its {name} cannot change; start a new run instead"

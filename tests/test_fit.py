@@ -290,3 +290,43 @@ def test_numbers_of_numpy_and_a_home_are_taken(tmp_path, monkeypatch):
     settings = api.Settings(**vars(SETTINGS) | {"batch_size": np.int64(8), "ema": np.float64(0.5)})
     api.fit(made(splits()), splits(), settings, directory="~/x", seed=np.int64(3), quiet=True)
     assert "seed: 3" in (tmp_path / "x/config.yaml").read_text()
+
+
+OTHERS = {
+    "seed": ({"seed": 1}, "seed=0, and cannot go on with 1"),
+    "batch": ({"settings": {"batch_size": 9}}, "batch_size=8, and cannot go on with 9"),
+    "ema": ({"settings": {"ema": 0.5}}, "ema=None"),
+    "accumulate": ({"settings": {"accumulate": 2}}, "accumulate=1"),
+    "norm": ({"settings": {"max_grad_norm": 1.0}}, "max_grad_norm=None"),
+    "optimizer": ({"optimizer": torch.optim.SGD}, r"optimizer=torch.*AdamW, .* go on with .*SGD"),
+    "objective": ({"objective": Total}, r"objective=armodels.*Likelihood, .* go on with .*Total"),
+    "data": ({"splits": {"name": "other"}}, "was trained on tiny-image, not on other"),
+}
+
+
+def test_only_the_same_run_goes_on(tmp_path):
+    from dataclasses import replace
+
+    data = splits()
+    keys = {"model": made(data), "directory": tmp_path / "run", "quiet": True}
+    api.fit(splits=data, settings=SETTINGS, **keys)
+    before = snapshot(tmp_path)
+    for change, sentence in OTHERS.values():
+        own = dict(change)
+        settings = api.Settings(**vars(SETTINGS) | own.pop("settings", {}))
+        other = replace(data, spec=replace(data.spec, **own.pop("splits", {})))
+        with pytest.raises(ValueError, match=sentence):
+            api.fit(splits=other, settings=settings, resume=True, **keys, **own)
+        assert snapshot(tmp_path) == before
+    ends = api.Settings(**vars(SETTINGS) | {"max_steps": 13, "log_every": 3, "patience": 9})
+    assert api.fit(splits=data, settings=ends, resume=True, **keys).metrics["steps"] == 13
+
+
+def test_no_sentence_speaks_of_a_command_line(tmp_path, capfd):
+    data, settings = splits(), api.Settings(**vars(SETTINGS) | {"max_minutes": 1e-7})
+    with pytest.raises(RuntimeError, match="give it more time"):
+        api.fit(made(data), data, settings)
+    assert "saves" not in capfd.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match=r"directory=\.\.\., or go on .* resume=True"):
+        api.fit(made(data), data, SETTINGS, directory=tmp_path)

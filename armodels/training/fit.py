@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from armodels import contexts, limits, show
-from armodels.checks import Seed, checked
+from armodels.checks import HARMLESS, Seed, checked
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.objectives import AllOrders, MixtureOrder, Objective, RandomOrder
-from armodels.run import RunDirectory
+from armodels.run import RunDirectory, require_shape
 from armodels.schedules import Cosine, Schedule
 from armodels.training.learner import Candidate, default_objective
 from armodels.training.loop import Trainer
@@ -71,7 +71,8 @@ def fit(
         directory: A new run directory, which ``armodels compare`` and TensorBoard read as any
             other; None: nothing is written. Its checkpoints hold weights, but not how the model
             is made: ``armodels.load_model(directory, model=...)`` puts them into one that is.
-        resume: Go on with the run of the directory, bit for bit.
+        resume: Go on with the run of the directory, bit for bit. Its limits and evaluations may
+            change, and the values of its optimizer and schedule; what else makes a step may not.
         initialize: Set output biases, and all else that a family finds in closed form, from the
             training split before the first step, parameters that are frozen included; False: go
             on from the weights as they are, such as those of a model that is trained already.
@@ -294,7 +295,9 @@ def _record(
     if directory is None:
         yield InMemory()
         return
-    run = RunDirectory.open(directory) if resume else RunDirectory.vacant(directory)
+    run = RunDirectory.open(directory) if resume else _vacant(directory)
+    if resume:
+        _require_same(run, config)
 
     def command(**changes: object) -> str:
         keys = ", ".join(f"{key.removeprefix('trainer__')}={v}" for key, v in changes.items())
@@ -310,6 +313,52 @@ def _record(
             if first and run.read_status()["status"] == "running":  # it was not interrupted
                 run.write_status("failed", str(error))
             raise
+
+
+def _vacant(path: str | Path) -> RunDirectory:
+    """The directory of a new run.
+
+    Raises:
+        FileExistsError: It exists and holds something.
+    """
+    try:
+        return RunDirectory.vacant(path)
+    except FileExistsError:
+        raise FileExistsError(
+            f"directory {path} exists and is not empty; choose another with directory=..., or "
+            f"go on with its run with resume=True"
+        ) from None
+
+
+_ENDS = ("max_epochs", "max_steps", "patience", "eval_every")
+"""Settings that say when a training ends or is evaluated: a run may go on under others."""
+
+
+def _require_same(run: RunDirectory, config: dict[str, Any]) -> None:
+    """Raise ValueError unless a run goes on by the steps that it was begun with."""
+    saved = run.read_config()
+    require_shape(saved, run.path / "config.yaml")
+    if saved["model"]:
+        raise ValueError(
+            f"the run of {run.path} was trained by armodels train; go on with: "
+            f"armodels train {show.override('resume', run.path)}"
+        )
+    was, now = saved["choices"].get("data"), config["choices"]["data"]
+    if was != now:
+        raise ValueError(f"the run of {run.path} was trained on {was}, not on {now}")
+    kept = [key for key in config["trainer"] if not f"trainer.{key}".startswith(HARMLESS)]
+    pairs = [("seed", saved["seed"], config["seed"])]
+    for part in ("optimizer", "objective"):  # Older runs lack an objective.
+        own = config[part]["_target_"]
+        pairs.append((part, saved.get(part, {}).get("_target_", own), own))
+    for key in kept:
+        pairs.append((key, saved["trainer"].get(key), config["trainer"][key]))
+    for name, before, after in pairs:
+        if name not in _ENDS and before != after:
+            raise ValueError(
+                f"the run of {run.path} was begun with {name}={before}, and cannot go on with "
+                f"{after}; train into another directory instead"
+            )
 
 
 def _take_up(trainer: Trainer, record: Record, path: Path) -> None:

@@ -366,7 +366,8 @@ class Trainer:
             return
         with self._at_once("measuring how long an evaluation takes"):
             size = self.watching.batch_size
-            holds_evaluations = self.times.plan(learner.model, self.splits, size)
+            saves = self.record.command() is not None
+            holds_evaluations = self.times.plan(learner.model, self.splits, size, saves=saves)
         learner.set_up()
         if not self.record.has("last"):
             self.save_last()

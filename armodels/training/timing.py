@@ -81,13 +81,16 @@ class Timetable:
         share = (self.budget.spent - began) / (end - began) if end > began else 1.0
         return largest(self._fabric, min(share, 1.0))
 
-    def plan(self, model: DensityModel, splits: Splits, batch_size: int) -> bool:
+    def plan(
+        self, model: DensityModel, splits: Splits, batch_size: int, *, saves: bool = True
+    ) -> bool:
         """Measure how long the evaluations take; whether the time of the run holds them.
 
         Args:
             model: Evaluated on a few examples of valid.
             splits: The data.
             batch_size: Examples evaluated at a time.
+            saves: Whether weights are kept where the time ends.
         """
         if self.max_minutes is None:
             return True
@@ -114,8 +117,9 @@ class Timetable:
             limit, until = limits.spoken(self.budget.limit), limits.spoken(self.budget.end)
             show.say(f"time   {limit} in all, training until {until}: {cost}")
         else:
+            then = "saves, and says how to evaluate" if saves else "and ends without numbers"
             show.warn(
                 f"trainer.max_minutes={self.max_minutes:g} holds no exact evaluation "
-                f"({cost}): the run trains until then, saves, and says how to evaluate"
+                f"({cost}): the run trains until then, {then}"
             )
         return fits
