@@ -4,14 +4,17 @@ import itertools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from command import TINY, armodels
 
+from armodels import heads
 from armodels.data.base import PARTS, Splits
 from armodels.data.rows import Batch, Examples, MappedRows, Rows, as_rows, on_device, take
+from armodels.density import autoregressive
 from armodels.spec import ContextSpec, DataSpec
 
 SPEC = DataSpec("bits", "vector", (3,), 4, "probability")
@@ -442,3 +445,26 @@ def test_20_gb_reach_their_first_batch_in_little_memory(tmp_path):
     assert found["on_disk"] < 10_000_000
     assert (found["rows"], found["sum"]) == (100, 0)
     assert found["growth"] < 300_000_000
+
+
+@pytest.mark.parametrize(("levels", "most"), [(2, 700), (17, 700), (None, 23 * 61)])
+def test_a_start_widens_few_values_at_once(levels, most, monkeypatch):
+    """Levels are counted a few steps at a time, to the same bits; real values all at once."""
+    measure = "density" if levels is None else "probability"
+    head = heads.auto(DataSpec("some", "vector", (61,), levels, measure))
+    values = torch.rand(23, 61, 1) if levels is None else torch.randint(levels, (23, 61, 1))
+    expected, sizes = head.marginal_params(values), []
+
+    count = type(head).marginal_params
+
+    def counted(self, values):
+        sizes.append(values.numel())
+        return count(self, values)
+
+    monkeypatch.setattr(type(head), "marginal_params", counted)
+    monkeypatch.setattr(autoregressive, "MAX_WIDENED", 700)
+    model = SimpleNamespace(head=head)
+    found = autoregressive.AutoregressiveModel._marginal_params(model, values.split(10))
+    assert torch.equal(found, expected)
+    assert max(sizes) <= most
+    assert sum(sizes) == 23 * 61

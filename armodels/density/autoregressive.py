@@ -3,7 +3,7 @@
 Shapes: B batch, S steps, K values per step, P parameters per step, N particles.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypedDict, final
 
 import torch
@@ -26,6 +26,9 @@ from armodels.heads import Head
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
 from armodels.objectives import AllOrders, Likelihood, Objective, RandomOrder
 from armodels.orders import Order
+
+MAX_WIDENED = 4_000_000
+"""Values that are widened at once where their marginals are counted: 32 MB of float64."""
 
 
 @final
@@ -136,9 +139,21 @@ class AutoregressiveModel(DensityModel):
             size += chunks[-1].numel()
             if size > 100_000_000:
                 break
-        self.net.set_marginals(self.head.marginal_params(torch.cat(chunks)))
+        self.net.set_marginals(self._marginal_params(chunks))
         assert first is not None  # Without batches there was nothing to concatenate.
         self.net.initialize(first)
+
+    def _marginal_params(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Of chunks (B, S, K): (S, P), a few steps at a time where heads count levels.
+
+        Counting widens the values: of 100 million bits at once, to 800 MB. Other heads thin out
+        all values alike before they take quantiles, so steps apart would give other numbers.
+        """
+        if self.head.family not in ("bernoulli", "categorical"):
+            return self.head.marginal_params(torch.cat(list(chunks)))
+        size = max(1, MAX_WIDENED // sum(len(chunk) for chunk in chunks))
+        parts = zip(*(chunk.split(size, 1) for chunk in chunks), strict=True)
+        return torch.cat([self.head.marginal_params(torch.cat(part)) for part in parts])
 
     def _draw(
         self,
