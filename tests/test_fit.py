@@ -17,6 +17,7 @@ from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.objectives import AllOrders, Likelihood, MixtureOrder, Objective
 from armodels.schedules import Cosine, Schedule
+from armodels.spec import ContextSpec
 from armodels.training.learner import Candidate, Learner
 from armodels.training.processes import make_fabric
 from armodels.training.streams import WEIGHTS, stream
@@ -330,3 +331,15 @@ def test_no_sentence_speaks_of_a_command_line(tmp_path, capfd):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match=r"directory=\.\.\., or go on .* resume=True"):
         api.fit(made(data), data, SETTINGS, directory=tmp_path)
+
+
+def test_a_context_that_is_promised_alone_is_refused():
+    from dataclasses import replace
+
+    data, label = splits(), ContextSpec("label", (), 3)
+    data = replace(data, spec=replace(data.spec, contexts=(label,)), contexts={})
+    head = heads.auto(data.spec)
+    order = orders.make("raster", data.spec.shape, joint=head.joint)
+    net = MADE(data.spec, head.num_params, order, hidden_sizes=[6], context=label)
+    with pytest.raises(ValueError, match=r"promises, but Splits\(contexts=...\) does not hold"):
+        api.fit(api.AutoregressiveModel(net, head), data, SETTINGS, quiet=True)

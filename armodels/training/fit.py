@@ -163,6 +163,11 @@ def _require_fit(model: DensityModel, splits: Splits, settings: Settings) -> Non
     if (wanted := model.context) is not None:
         if contexts.available(spec).get(wanted.name) != wanted:
             raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
+        if wanted in spec.contexts and wanted.name not in splits.contexts:
+            raise ValueError(
+                f"the model is conditioned on {wanted.name}, which the spec of {spec.name} "
+                f"promises, but Splits(contexts=...) does not hold"
+            )
     if settings.select:
         raise ValueError("fit trains one model; to choose among several, call it for each")
 
