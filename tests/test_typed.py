@@ -114,7 +114,7 @@ def is_text(hint: object) -> bool:
     # Python 3.10 makes typing.Optional of an argument that is None by default.
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     inner = typing.get_args(hint) if union else (hint,)
-    return {*inner} - {types.NoneType} <= {str, Path}
+    return {*inner} - {types.NoneType} <= {str, Path, os.PathLike}
 
 
 CHOICES = {"model": {"order", "activation", "connectivity", "encoding", "covariance_type"}}
