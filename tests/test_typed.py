@@ -117,6 +117,11 @@ def is_text(hint: object) -> bool:
     return {*inner} - {types.NoneType} <= {str, Path, os.PathLike}
 
 
+def is_choice(hint: object) -> bool:
+    """Whether a value of this annotation is one of some texts."""
+    return all(isinstance(one, str) for one in typing.get_args(hint) or (None,))
+
+
 CHOICES = {"model": {"order", "activation", "connectivity", "encoding", "covariance_type"}}
 
 
@@ -132,7 +137,7 @@ def test_every_key_of_a_config_that_takes_any_text_is_known_as_text(path):
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for key in config:
         if key in typed.TEXT:
-            assert is_text(hints[key]), f"{key} is not text alone"
+            assert is_text(hints[key]) or is_choice(hints[key]), f"{key} is not text alone"
         elif key in hints and is_text(hints[key]):
             comment = re.search(rf"^{key}:[^#]*#(.*)$", path.read_text(encoding="utf-8"), re.M)
             assert config[key] is not None, key
