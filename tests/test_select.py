@@ -139,7 +139,7 @@ def test_time_is_shared_out_evenly(tmp_path, monkeypatch):
         trainer.budget.seconds += 1
 
     monkeypatch.setattr(Trainer, "_step", ticking)
-    monkeypatch.setattr(Timetable, "plan", lambda *args: True)
+    monkeypatch.setattr(Timetable, "plan", lambda *args, **options: True)
     monkeypatch.setattr(limits.Budget, "end", 50.0)
     train_tiny(tmp_path, "trainer.select={optimizer.lr:[1e-1,1e-2,1e-3,1e-4,1e-5]}",
                "trainer.max_minutes=1", "trainer.max_steps=null", "trainer.max_epochs=null",
