@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from armodels import __version__, checks, errors, limits, names, show, typed
+from armodels import __version__, checks, disk, errors, limits, names, show, typed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -200,7 +200,7 @@ def _signals() -> Iterator[None]:
         if isinstance(error, limits.Stopped) and signal.getsignal(error.number) == signal.SIG_DFL:
             for one in kept:
                 signal.signal(one, stop)
-            threading.Timer(0.01, signal.raise_signal, (error.number,)).start()
+            threading.Timer(0.01, limits.interrupt, (signal.Signals(error.number),)).start()
         return None
 
     sys.unraisablehook = swallowed
@@ -400,8 +400,9 @@ def _translate(name: str, args: list[str]) -> list[str]:
 
 
 def _run_dir(resume: str | None, out: str | None, default: str) -> str:
-    """Where a run writes; a run to resume is looked up before anything is created."""
+    """Where a run writes; that, or a run to resume, is looked at before anything is made."""
     if not resume:
+        disk.require_place(out)
         return out or default
     if not (Path(resume) / "config.yaml").is_file():
         raise FileNotFoundError(

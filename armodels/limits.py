@@ -41,6 +41,16 @@ class OutOfTime(RuntimeError):
     """The time of a run is over before its work is done."""
 
 
+def interrupt(number: signal.Signals) -> None:
+    """Send a signal to the main thread, which hears it also where it waits for something."""
+    if hasattr(signal, "pthread_kill"):
+        main = threading.main_thread().ident
+        assert main is not None  # it runs
+        signal.pthread_kill(main, number)
+    else:  # Windows
+        _thread.interrupt_main(number)
+
+
 @contextlib.contextmanager
 def unhidden() -> Iterator[None]:
     """A request to stop leaves the block as itself, whatever it broke where it was raised."""
@@ -146,8 +156,8 @@ class Watch:
 
     def _ring(self) -> None:
         self._late = True
-        if self._kept:  # a handler of ours runs in the main thread, as if the signal had come
-            _thread.interrupt_main(next(iter(self._kept)))
+        if self._kept:  # a handler of ours runs in the main thread
+            interrupt(signal.Signals(next(iter(self._kept))))
 
     def _handle(self, number: int, frame: Any) -> None:
         if self._late and not self._told:  # the bell, not a signal
