@@ -198,10 +198,13 @@ def copy_tree(source: Path, folder: Path) -> None:
     shutil.copy(source / "pyproject.toml", folder)
 
 
-def run_tests(folder: Path, tests: list[str], seconds: float | None) -> tuple[bool, str]:
+def run_tests(
+    folder: Path, tests: list[str], seconds: float | None = None, processes: str = "0"
+) -> tuple[bool, str]:
     """Did they pass within so many seconds, and the first that failed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-m", "not slow", *(f"tests/{name}" for name in tests)]
+    command += ["-n", processes, "--dist", "loadfile", "-m", "not slow"]
+    command += [f"tests/{name}" for name in tests]
     # The copy is imported, not an installed package: `-m` puts its folder first on the path.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
@@ -244,7 +247,7 @@ def main(words: list[str]) -> int:
         clean = Path(name)
         copy_tree(ROOT, clean)
         tests = sorted({test for bug in bugs for test in bug.tests})
-        passed, test = run_tests(clean, tests, None)  # all of them: minutes where it is busy
+        passed, test = run_tests(clean, tests, processes="auto")
         if not passed:
             raise SystemExit(f"without any bug, {test} fails")
         for bug, survived, test, seconds in pool.map(try_bug, bugs, [clean] * len(bugs)):
