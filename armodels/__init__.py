@@ -42,6 +42,7 @@ _PUBLIC = {
     "bits_per_dim": "armodels.spec",
     "AutoregressiveModel": "armodels.density.autoregressive",
     "DensityModel": "armodels.density.base",
+    "Network": "armodels.networks.base",
     "OrderMixture": "armodels.density.mixture",
 }
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # what __getattr__ gives, by its type
     from armodels.density.mixture import OrderMixture as OrderMixture
     from armodels.evaluation import evaluate as evaluate
     from armodels.examples import load_data as load_data
+    from armodels.networks.base import Network as Network
     from armodels.spec import DataSpec as DataSpec
     from armodels.spec import bits_per_dim as bits_per_dim
     from armodels.training.fit import fit as fit

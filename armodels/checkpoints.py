@@ -1,13 +1,9 @@
 """Checkpoints: how a model is saved, and how it comes back. A stranger's is data, never code."""
 
 import contextlib
-import os
 import pickletools
-import platform
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,9 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build, earlier
+from armodels import __version__, build, earlier, machine
 from armodels.density.base import DensityModel
 from armodels.disk import LARGEST, atomic, no_room, size_of
+from armodels.networks.base import Network
 from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
 from armodels.spec import DataSpec
 from armodels.trust import Trust, foreign
@@ -342,8 +339,8 @@ def restore(
         device: Where the model goes.
         num_orders: Orders of the mixture that it becomes; None: as it was trained.
         trust: Dotted names of your own classes that the run may name; code of others never runs.
-        model: Gets the weights, in place; None: it is built as the run's config says. A run of
-            ``armodels.fit`` does not say it.
+        model: Gets the weights, in place, of a run whose orders are its own; None: it is built as
+            the run's config says. A run of ``armodels.fit`` does not say it.
 
     Raises:
         FileNotFoundError: There is no such run or checkpoint.
@@ -357,6 +354,8 @@ def restore(
     spec = spec_of(state, file)
     if model is None:
         spec, model = rebuild(state, file, allowed)
+    else:
+        require_fit(model, state, file)
     floats = {t.dtype for t in state["model"].values() if t.is_floating_point()}
     if len(floats) == 1:
         model.to(floats.pop())  # a run in float64 is evaluated in float64
@@ -369,6 +368,36 @@ def restore(
     model.eval().requires_grad_(False).to(device)
     used = "ema" if average else "raw"
     return Restored(model, state["config"], spec, used, state["step"], file, allowed)
+
+
+def orders_of(model: DensityModel) -> list[str]:
+    """What tells the orders of a model's networks from others; weights do not hold them."""
+    return [one.order.fingerprint for one in model.modules() if isinstance(one, Network)]
+
+
+def require_fit(model: DensityModel, state: Mapping, path: Path) -> None:
+    """Raise ValueError unless a model made in Python is the one of a checkpoint.
+
+    Its weights stay as they are, also those that would fit.
+
+    Args:
+        model: Made as the one that was saved, or not.
+        state: The checkpoint.
+        path: Its file, for sentences.
+    """
+    own, saved = model.state_dict(), state["model"]
+    for name in [*saved, *(name for name in own if name not in saved)]:
+        here, there = (tuple(w[name].shape) if name in w else "none" for w in (own, saved))
+        if here != there:
+            raise ValueError(
+                f"checkpoint {path} does not fit the model: {name} is {there} in it, but {here} "
+                f"in the model"
+            )
+    begun = state["config"].get("orders")  # older runs do not say it
+    if begun is not None and begun != (now := orders_of(model)):
+        raise ValueError(
+            f"checkpoint {path} does not fit the model: its order is {begun}, the model's {now}"
+        )
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -400,7 +429,7 @@ def from_config(config: Mapping) -> Restored:
         weights=config["eval"]["weights"],
         num_orders=config["eval"].get("num_orders"),  # of verbs that report a likelihood
         trust=config["trust"],
-        device=pick_device(config["device"]),
+        device=machine.pick_device(config["device"]),
     )
     if "_target_" in config["data"]:  # other data
         return restored
@@ -411,88 +440,3 @@ def from_config(config: Mapping) -> Restored:
 def load_model(path: str | Path, **options: Any) -> DensityModel:
     """The model of a run directory or checkpoint, ready to use; options as in ``restore``."""
     return restore(path, **options).model
-
-
-def pick_device(name: str, key: str = "device") -> str:
-    """``auto``: the accelerator if there is one, else the CPU; other names as torch has them.
-
-    Args:
-        name: Such as ``cpu``, ``cuda`` or ``cuda:1``.
-        key: Of the config that names it, for sentences.
-
-    Raises:
-        ValueError: There is no such device here.
-    """
-    kind, _, index = name.partition(":")
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next((one for one, there in found.items() if there), "cpu")
-    if kind not in ("cpu", *found) or not (index or "0").isdigit():
-        raise ValueError(f"{key} is {name!r}; choose auto, cpu, cuda or mps")
-    if not found.get(kind, True):
-        raise ValueError(f"{key}={name}: torch finds no such device here; use {key}=cpu")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{key}={name}: there are {torch.cuda.device_count()}, from cuda:0 on")
-    return name
-
-
-def environment() -> dict:
-    """Versions, hardware and commit that a number depends on."""
-    return {
-        "armodels": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(),
-    }
-
-
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes that this process held at most: of main memory, and of an accelerator that counts."""
-    if sys.platform == "win32":
-        import psutil
-
-        peak = psutil.Process().memory_info().peak_wset
-    else:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = {"peak_memory_bytes": peak}
-    if device.type == "cuda":
-        memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-    return memory
-
-
-def processor() -> str:
-    """The accelerator or processor, as the system names it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    """Commit of the source tree that this package runs from, with + if it was edited."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip()

@@ -67,20 +67,25 @@ def atomic(path: Path) -> Iterator[Any]:
         part.unlink(missing_ok=True)
 
 
-def require_place(out: str | None, *, mark: str | None = None) -> None:
+def require_place(out: str | Path | None, *, mark: str | None = None, option: str = "out") -> None:
     """Raise ValueError where ``out`` cannot be written, before any work for it is done.
 
     Args:
         out: What the user named; None: nothing.
         mark: What stands near the beginning of the verb's own files, the only ones that are
             written over; None: the verb wants a folder.
+        option: By which it was named, for sentences.
     """
     path = Path(out or ".")
     if out is None:
         return
     if mark is None:
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"out is {path}, which is no folder; name one for the files")
+        for folder in (path, *path.parents):
+            if os.path.lexists(folder) and not folder.is_dir():
+                which = "which" if folder == path else f"but {folder}"
+                raise ValueError(
+                    f"{option} is {path}, {which} is no folder; name one for the files"
+                )
         return
     if path.is_dir():
         raise ValueError(f"out is {path}, which is a folder; name a file in it")

@@ -7,6 +7,7 @@ one another: R, G, B of one pixel, then the next pixel.
 ``s_curve`` runs to and fro, row by row (Jain et al., 2020, https://arxiv.org/abs/2006.12486).
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
@@ -44,6 +45,12 @@ class Order:
     def joint(self) -> bool:
         """Whether a step writes all channels of a pixel, of which there are several."""
         return self.width > 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A word or two by which it is known again, whatever it is called."""
+        table = self.table.cpu().numpy().tobytes()
+        return f"{self.name}, seed {self.seed}, checksum {zlib.crc32(table):08x}"
 
     def permuted(self, steps: Tensor) -> "Order":
         """The same steps in another sequence: ``steps`` (S,) are their numbers."""

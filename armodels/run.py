@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import yaml
 from filelock import FileLock, Timeout
@@ -25,30 +25,46 @@ class RunDirectory:
 
     Args:
         path: The directory; ``vacant`` for a new run, found by ``open``.
+        option: What names it, for sentences: ``out`` of a command, ``directory`` of ``fit``.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, option: Literal["out", "directory"] = "out") -> None:
         self.path = Path(path)
+        self._option = option
         self._begun = False
 
     @classmethod
-    def vacant(cls, path: str | Path) -> "RunDirectory":
+    def vacant(
+        cls, path: str | Path, option: Literal["out", "directory"] = "out"
+    ) -> "RunDirectory":
         """A place for a new run; nothing is made there yet.
+
+        Args:
+            path: The directory.
+            option: What names it, for sentences.
 
         Raises:
             FileExistsError: It exists and holds something.
+            ValueError: A file stands where it would be.
         """
-        run = cls(path)
+        run = cls(path, option)
         run._require_vacant()
         return run
 
     def _require_vacant(self) -> None:
-        """Raise FileExistsError where it holds more than a start leaves that was killed early."""
+        """Raise an error where it holds more than a start leaves that was killed early.
+
+        Raises:
+            FileExistsError: It does.
+            ValueError: A file stands where it would be.
+        """
+        disk.require_place(self.path, option=self._option)
         if self.path.is_dir() and not all(map(self._is_leftover, self.path.iterdir())):
-            go_on = show.override("resume", self.path)
+            resume = show.override("resume", self.path)
+            go_on = resume if self._option == "out" else "resume=True"
             raise FileExistsError(
                 f"output directory {self.path} exists and is not empty; "
-                f"choose another with out=, or continue it with {go_on}"
+                f"choose another with {self._option}=, or continue it with {go_on}"
             )
 
     @staticmethod
@@ -123,17 +139,21 @@ class RunDirectory:
             time.sleep(0.02)
         return (
             f"{self.path} is being trained by {who}; wait until it ends or stop it, or choose "
-            f"another directory with out="
+            f"another directory with {self._option}="
         )
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunDirectory":
+    def open(cls, path: str | Path, option: Literal["out", "directory"] = "out") -> "RunDirectory":
         """The directory of an earlier run.
+
+        Args:
+            path: The directory.
+            option: What names it, for sentences.
 
         Raises:
             FileNotFoundError: It is none.
         """
-        run = cls(path)
+        run = cls(path, option)
         if not (run.path / "config.yaml").is_file():
             raise FileNotFoundError(f"{run.path} is not a run directory: it has no config.yaml")
         return run

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from armodels import heads, orders
-from armodels.checkpoints import processor
 from armodels.data.base import Splits, binarize
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.walk import draw_noise
 from armodels.kernels import nade as kernels
+from armodels.machine import processor
 from armodels.networks.base import Network
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv

@@ -16,6 +16,7 @@ from armodels.checkpoints import load_checkpoint
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.objectives import AllOrders, Likelihood, MixtureOrder, Objective
+from armodels.run import RunDirectory
 from armodels.schedules import Cosine, Schedule
 from armodels.spec import ContextSpec
 from armodels.training.learner import Candidate, Learner
@@ -33,9 +34,7 @@ def splits(**keys) -> api.Splits:
 def made(data: api.Splits) -> api.AutoregressiveModel:
     """The model that ``model=made model.hidden_sizes=[6]`` names."""
     torch.manual_seed(stream(WEIGHTS, 0))
-    head = heads.auto(data.spec)
-    order = orders.make("raster", data.spec.shape, joint=head.joint)
-    return api.AutoregressiveModel(MADE(data.spec, head.num_params, order, hidden_sizes=[6]), head)
+    return api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[6])
 
 
 def fused(params):
@@ -323,13 +322,60 @@ def test_only_the_same_run_goes_on(tmp_path):
     assert api.fit(splits=data, settings=ends, resume=True, **keys).metrics["steps"] == 13
 
 
+def others(data):
+    """Models that are not the one of ``made``: in size, in a layer's name, in order."""
+    yield api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[7]), "masked weights|weight is"
+    yield api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[6, 6]), "none in it|none"
+    head = heads.auto(data.spec)
+    for name, seed in (("reverse", 0), ("random", 1)):
+        order = orders.make(name, data.spec.shape, seed=seed)
+        net = MADE(data.spec, head.num_params, order, hidden_sizes=[6])
+        sentence = rf"its order is \['raster.*the model's \['{name}, seed {seed}"
+        yield api.AutoregressiveModel(net, head), sentence
+
+
+def test_another_model_gets_no_weights_of_a_run(tmp_path):
+    data = splits()
+    keys = {"directory": tmp_path / "run", "quiet": True}
+    api.fit(made(data), data, SETTINGS, **keys)
+    before = snapshot(tmp_path)
+    for model, sentence in others(data):
+        weights = {name: w.clone() for name, w in model.state_dict().items()}
+        for gets in (
+            lambda m: api.fit(m, data, SETTINGS, resume=True, **keys),
+            lambda m: api.load_model(tmp_path / "run", model=m),
+        ):
+            with pytest.raises(ValueError, match=f"does not fit the model: .*({sentence})"):
+                gets(model)
+            assert all(w.equal(weights[name]) for name, w in model.state_dict().items())
+            assert snapshot(tmp_path) == before
+
+
+def test_a_directory_that_cannot_be_is_one_sentence(tmp_path):
+    data = splits()
+    (tmp_path / "file").write_text("mine")
+    before = snapshot(tmp_path)
+    for name in ("file", "file/below/it"):
+        with pytest.raises(ValueError, match="directory is .*file,? .*is no folder; name one"):
+            api.fit(made(data), data, SETTINGS, directory=tmp_path / name)
+        told = armodels(tmp_path, "train", *QUICK, f"out={name}")
+        assert f"out is {name}, {'which' if name == 'file' else 'but file'} is no" in told.error
+    assert snapshot(tmp_path) == before
+    api.fit(made(data), data, SETTINGS, directory=tmp_path / "run", quiet=True)
+    with (
+        RunDirectory.open(tmp_path / "run").claimed(new=False),
+        pytest.raises(BlockingIOError, match="or choose another directory with directory="),
+    ):
+        api.fit(made(data), data, SETTINGS, directory=tmp_path / "run", resume=True)
+
+
 def test_no_sentence_speaks_of_a_command_line(tmp_path, capfd):
     data, settings = splits(), api.Settings(**vars(SETTINGS) | {"max_minutes": 1e-7})
     with pytest.raises(RuntimeError, match="give it more time"):
         api.fit(made(data), data, settings)
     assert "saves" not in capfd.readouterr().err
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError, match=r"directory=\.\.\., or go on .* resume=True"):
+    with pytest.raises(FileExistsError, match=r"with directory=, or continue it with resume=True"):
         api.fit(made(data), data, SETTINGS, directory=tmp_path)
 
 

@@ -4,12 +4,12 @@ Shapes: B batch, S steps, K values per step, P parameters per step, N particles.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypedDict, final
+from typing import Any, TypedDict, final
 
 import torch
 from torch import Tensor
 
-from armodels import orders
+from armodels import heads, orders
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.walk import (
@@ -26,6 +26,7 @@ from armodels.heads import Head
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
 from armodels.objectives import AllOrders, Likelihood, Objective, RandomOrder
 from armodels.orders import Order
+from armodels.spec import DataSpec
 
 MAX_WIDENED = 4_000_000
 """Values that are widened at once where their marginals are counted: 32 MB of float64."""
@@ -58,6 +59,20 @@ class AutoregressiveModel(DensityModel):
         self.context = net.context
         self.net = net
         self.head = head
+
+    @classmethod
+    def of(cls, network: type[Network], spec: DataSpec, **options: Any) -> "AutoregressiveModel":
+        """A network of that class with the head and the order that suit the data.
+
+        Args:
+            network: Such as ``armodels.networks.made.MADE``, or a class of your own.
+            spec: What a datum is, such as ``splits.spec``.
+            options: Of the network's class.
+        """
+        few = None if spec.levels else network.num_components
+        head = heads.auto(spec, num_components=few)
+        order = orders.make("raster", spec.shape, joint=head.joint)
+        return cls(network(spec, head.num_params, order, **options), head)
 
     @property
     def description(self) -> str:
@@ -102,6 +117,37 @@ class AutoregressiveModel(DensityModel):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)
+
+    def require_causal(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Look whether the network hears a value before its step, as far as a few steps tell.
+
+        Args:
+            x: (1, *event); its values are changed from a step on, the parameters up to that
+                step must stay.
+            context: (1, *context.shape), where the model has one.
+
+        Raises:
+            ValueError: They do not, and what is called a likelihood would be none.
+        """
+        values, last = self._to_steps(x), self.net.num_steps - 1
+        steps = sorted({0, last // 3, 2 * last // 3, last})
+        levels = self.spec.levels
+        other = values + 1 if levels is None else ((values.long() + 1) % levels).to(values.dtype)
+        several = values.repeat(1 + len(steps), 1, 1)
+        for row, s in enumerate(steps, 1):
+            several[row, s:] = other[0, s:]
+        contexts = None if context is None else context.expand(len(several), *context.shape[1:])
+        params = check_params(self.net, self.net(self._to_event(several), contexts), len(several))
+        bound = torch.finfo(params.dtype).eps ** 0.5 * (1 + params[0].abs().amax())
+        for row, s in enumerate(steps, 1):
+            moved = (params[row, : s + 1] - params[0, : s + 1]).abs().flatten(1).amax(1) > bound
+            if moved.any():
+                raise ValueError(
+                    f"model {type(self.net).__name__} has no likelihood: its parameters of step "
+                    f"{int(moved.nonzero()[0])} change with values that are written at step {s} "
+                    f"or later (or from call to call); row s of what forward returns may depend "
+                    f"only on values written before step s"
+                )
 
     def log_prob_given_known(
         self, x: Tensor, known: Tensor, context: Tensor | None = None

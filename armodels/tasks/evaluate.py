@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from armodels import checkpoints, disk, show
+from armodels import disk, machine, show
 from armodels.evaluation import NoMean, describe, evaluate
 from armodels.examples import asked_for
 
@@ -42,7 +42,7 @@ def main(config: Mapping) -> None:
         **result.report(spec),
         "seconds": time.monotonic() - started,
         "overrides": config["overrides"],
-        "environment": checkpoints.environment(),
+        "environment": machine.environment(),
     }
     about = f"D = {spec.num_dims}, levels {spec.levels}, {measure}"
     show.say(f"data   {report['data']} ({about})")

@@ -1,11 +1,12 @@
 """``armodels.fit``: the loop of ``armodels train``, for a model and data made in Python."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from armodels import contexts, limits, show
+from armodels import checkpoints, contexts, limits, show
 from armodels.checks import HARMLESS, Seed, checked
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
@@ -27,6 +28,9 @@ from armodels.training.record import InFiles, InMemory, Record
 from armodels.training.result import Origin, Result
 from armodels.training.settings import Settings, Watching
 from armodels.training.streams import WEIGHTS, stream
+
+State = Mapping[str, Any]
+"""A checkpoint's content."""
 
 Optimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -86,7 +90,8 @@ def fit(
     Raises:
         TypeError: An argument is not what its type says.
         ValueError: The model, the data and the objective do not go together, settings are
-            refused, or the run that goes on is another one.
+            refused, the run that goes on is another one, the directory cannot be made, or the
+            network hears values before their step.
         FileExistsError: The directory holds something.
         FileNotFoundError: There is no run to go on with.
         FloatingPointError: A loss is not finite.
@@ -109,6 +114,7 @@ def fit(
     origin = Origin(name or model.description, seed, started)
     config = _described(origin, splits, settings, watching, optimizer, schedule)
     config["objective"] = {"_target_": _class_of(trained)}
+    config["orders"] = checkpoints.orders_of(model)
     candidate = Candidate(
         model=lambda: model,
         optimizer=optimizer,
@@ -119,12 +125,16 @@ def fit(
     )
     with _quiet() if quiet else contextlib.nullcontext(), _threads(settings.threads):
         fabric = make_fabric(settings)
-        with _record(directory, config, resume=resume, first=fabric.is_global_zero) as record:
+        run = None if directory is None else _run(directory, config, resume=resume)
+        find = functools.partial(_last, model=model, splits=splits) if resume else None
+        with _record(run, config, find, first=fabric.is_global_zero) as (record, last):
             trainer = Trainer(
                 [candidate], splits, settings, watching, fabric, record, origin, budget
             )
-            if directory is not None and resume and record.has("last"):
-                _take_up(trainer, record, RunDirectory(directory).checkpoint("last"))
+            if run and last:
+                trainer.take_up(last, run.checkpoint("last"))
+                if trainer.state.step:
+                    show.say(f"going on from step {trainer.state.step}")
             return trainer.run()
 
 
@@ -292,47 +302,70 @@ def _class_of(made: object) -> str:
     return f"{type(made).__module__}.{type(made).__qualname__}"
 
 
+def _run(directory: Path, config: dict[str, Any], *, resume: bool) -> RunDirectory:
+    """The directory of a new run, or of one that goes on.
+
+    Raises:
+        FileExistsError: That of a new run holds something.
+        FileNotFoundError: There is no run to go on with.
+        ValueError: The run goes on by other steps than it was begun with, or the directory of
+            a new one cannot be made.
+    """
+    if not resume:
+        return RunDirectory.vacant(directory, option="directory")
+    run = RunDirectory.open(directory, option="directory")
+    _require_same(run, config)
+    return run
+
+
+def _last(run: RunDirectory, model: DensityModel, splits: Splits) -> State | None:
+    """The checkpoint from which a run goes on; None: it was stopped before its first.
+
+    Raises:
+        ValueError: It is of other data, or of another model.
+    """
+    path = run.checkpoint("last")
+    if not path.is_file():
+        return None
+    last = checkpoints.load_checkpoint(path)
+    was, now = last["spec"]["name"], splits.spec.name
+    if was != now:
+        raise ValueError(f"the run of {run.path} was trained on {was}, not on {now}")
+    checkpoints.require_fit(model, last, path)
+    return last
+
+
 @contextlib.contextmanager
 def _record(
-    directory: str | Path | None, config: dict[str, Any], *, resume: bool, first: bool
-) -> Iterator[Record]:
-    """Where the training puts what it leaves behind; a directory is held inside the block."""
-    if directory is None:
-        yield InMemory()
+    run: RunDirectory | None,
+    config: dict[str, Any],
+    find: Callable[[RunDirectory], State | None] | None,
+    *,
+    first: bool,
+) -> Iterator[tuple[Record, State | None]]:
+    """Where the training puts what it leaves behind, and what it goes on from.
+
+    A directory is held inside the block. What ``find`` refuses leaves it as it was.
+    """
+    if run is None:
+        yield InMemory(), None
         return
-    run = RunDirectory.open(directory) if resume else _vacant(directory)
-    if resume:
-        _require_same(run, config)
 
     def command(**changes: object) -> str:
         keys = ", ".join(f"{key.removeprefix('trainer__')}={v}" for key, v in changes.items())
         settings = f", Settings({keys})" if changes else ""
-        return f"armodels.fit(model, splits{settings}, directory={str(directory)!r}, resume=True)"
+        return f"armodels.fit(model, splits{settings}, directory={str(run.path)!r}, resume=True)"
 
-    with run.claimed(new=not resume) if first else contextlib.nullcontext():
+    with run.claimed(new=find is None) if first else contextlib.nullcontext():
+        last = find(run) if find else None
         if first:
             run.begin(config)
         try:
-            yield InFiles(run, config if first else None, command)
+            yield InFiles(run, config if first else None, command), last
         except Exception as error:
             if first and run.read_status()["status"] == "running":  # it was not interrupted
                 run.write_status("failed", str(error))
             raise
-
-
-def _vacant(path: str | Path) -> RunDirectory:
-    """The directory of a new run.
-
-    Raises:
-        FileExistsError: It exists and holds something.
-    """
-    try:
-        return RunDirectory.vacant(path)
-    except FileExistsError:
-        raise FileExistsError(
-            f"directory {path} exists and is not empty; choose another with directory=..., or "
-            f"go on with its run with resume=True"
-        ) from None
 
 
 _ENDS = ("max_epochs", "max_steps", "patience", "eval_every")
@@ -364,18 +397,3 @@ def _require_same(run: RunDirectory, config: dict[str, Any]) -> None:
                 f"the run of {run.path} was begun with {name}={before}, and cannot go on with "
                 f"{after}; train into another directory instead"
             )
-
-
-def _take_up(trainer: Trainer, record: Record, path: Path) -> None:
-    """Go on from the last checkpoint of the directory.
-
-    Raises:
-        ValueError: It is of other data, or of another model.
-    """
-    last = record.load("last")
-    was, now = last["spec"]["name"], trainer.splits.spec.name
-    if was != now:
-        raise ValueError(f"the run of {record.path} was trained on {was}, not on {now}")
-    trainer.take_up(last, path)
-    if trainer.state.step:
-        show.say(f"going on from step {trainer.state.step}")

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from armodels import checkpoints, checks
+from armodels import checks, machine
 from armodels.training.settings import Settings
 
 
@@ -21,7 +21,7 @@ def make_fabric(settings: Settings) -> Fabric:
     Raises:
         ValueError: There is no such device, or several are asked for without torchrun.
     """
-    checkpoints.pick_device(settings.accelerator, "trainer.accelerator")
+    machine.pick_device(settings.accelerator, "trainer.accelerator")
     if not checks.started_by_torchrun():
         if settings.devices > 1:
             raise ValueError(

@@ -1,13 +1,13 @@
 """What comes of a training: the best model, and its numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from armodels import checkpoints
+from armodels import machine
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.training.state import State
@@ -46,7 +46,7 @@ class Result:
 
     model: DensityModel
     metrics: dict[str, Any]
-    history: list[dict[str, float]]
+    history: list[dict[str, float]] = field(repr=False)
     directory: Path | None = None
 
 
@@ -102,10 +102,10 @@ def final_metrics(
     if splits.true_log_prob is not None:
         truth = splits.true_log_prob(splits.test[:]).double().mean()
         metrics["gap_to_truth"] = reports["test"]["nats"] + float(truth)
-    metrics |= checkpoints.peak_memory(device)
+    metrics |= machine.peak_memory(device)
     if warning is not None:
         metrics["warning"] = warning
     return metrics | {
         "overrides": list(origin.overrides),
-        "environment": checkpoints.environment(),
+        "environment": machine.environment(),
     }

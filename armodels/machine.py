@@ -1,0 +1,96 @@
+"""This machine: its devices, and what a number depends on beside the code and its config."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from armodels import __version__
+
+
+def pick_device(name: str, key: str = "device") -> str:
+    """``auto``: the accelerator if there is one, else the CPU; other names as torch has them.
+
+    Args:
+        name: Such as ``cpu``, ``cuda`` or ``cuda:1``.
+        key: Of the config that names it, for sentences.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    kind, _, index = name.partition(":")
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((one for one, there in found.items() if there), "cpu")
+    if kind not in ("cpu", *found) or not (index or "0").isdigit():
+        raise ValueError(f"{key} is {name!r}; choose auto, cpu, cuda or mps")
+    if not found.get(kind, True):
+        raise ValueError(f"{key}={name}: torch finds no such device here; use {key}=cpu")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{key}={name}: there are {torch.cuda.device_count()}, from cuda:0 on")
+    return name
+
+
+def environment() -> dict:
+    """Versions, hardware and commit that a number depends on."""
+    return {
+        "armodels": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that this process held at most: of main memory, and of an accelerator that counts."""
+    if sys.platform == "win32":
+        import psutil
+
+        peak = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = {"peak_memory_bytes": peak}
+    if device.type == "cuda":
+        memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return memory
+
+
+def processor() -> str:
+    """The accelerator or processor, as the system names it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree that this package runs from, with + if it was edited."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip()
