@@ -14,6 +14,7 @@ from armodels import lines
 from armodels.data.arrays import as_numbers
 from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.spec import DataSpec, bits_per_dim, nats
 
@@ -40,7 +41,8 @@ def log_probs(
         name: Of the examples, for the bar.
 
     Raises:
-        ValueError: The batch size is below 1, or a value lies outside the support.
+        ValueError: The batch size is below 1, a value lies outside the support, or the network
+            hears values before their step.
     """
     if batch_size < 1:
         raise ValueError(f"eval.batch_size is {batch_size}; it must be at least 1")
@@ -57,9 +59,19 @@ def log_probs(
     convolutions = torch.backends.cudnn
     with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
         for batch in examples.batches(batch_size):
-            parts.append(model.log_prob(*batch.to(device)).double().cpu())
+            x, context = batch.to(device)
+            parts.append(model.log_prob(x, context).double().cpu())
+            if len(parts) == 1:
+                _require_causal(model, x[:1], None if context is None else context[:1])
             bar.update(len(batch.x))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.double)
+
+
+def _require_causal(model: DensityModel, x: Tensor, context: Tensor | None) -> None:
+    """Raise ValueError where a network hears values before their step."""
+    for part in model.modules():
+        if isinstance(part, AutoregressiveModel):
+            part.require_causal(x, context)
 
 
 @dataclass(frozen=True)

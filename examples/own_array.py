@@ -4,15 +4,12 @@ import numpy as np
 import torch
 
 import armodels
-from armodels import heads, orders
 from armodels.networks.made import MADE
 
 rows = np.random.default_rng(0).integers(0, 2, (1000, 8))
 rows[:, 4:] = rows[:, :4]  # the second half repeats the first
 splits = armodels.Splits.of(rows)
-spec, head = splits.spec, heads.auto(splits.spec)
-net = MADE(spec, head.num_params, orders.make("raster", spec.shape), hidden_sizes=[100])
-model = armodels.AutoregressiveModel(net, head)
+model = armodels.AutoregressiveModel.of(MADE, splits.spec, hidden_sizes=[100])
 result = armodels.fit(model, splits, optimizer=lambda params: torch.optim.Adam(params, lr=0.02))
 print(f"{result.metrics['test']['nats']:.3f} nats; the truth is {4 * np.log(2):.3f}")
 x = splits.test[:4]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from armodels import heads, orders
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.walk import follow, walk
+from armodels.evaluation import evaluate
 from armodels.networks.base import Network, State
 
 
@@ -105,3 +106,35 @@ def test_a_state_is_forked_by_rows_alone(rows, what):
         f"of a mask that is mask.nonzero()[:, 0]"
     ):
         state.fork(rows)
+
+
+class Leaking(Network):
+    """Weights on all values but those that ``leak`` leaves out, in generation order."""
+
+    kinds = frozenset({"vector"})
+
+    def __init__(self, spec, num_params, order, diagonal):
+        super().__init__(spec, num_params, order)
+        self.weight = nn.Parameter(torch.ones(self.num_steps, self.num_steps))
+        self.diagonal = diagonal
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        weight = self.weight.tril(self.diagonal)
+        steps = x[:, self.order_table[:, 0]].to(weight)
+        return (steps @ weight.T)[..., None].expand(-1, -1, self.num_params)
+
+
+@pytest.mark.parametrize("spec", [BITS, PLANE], ids=["bits", "real"])
+@pytest.mark.parametrize("diagonal", [-1, 0, 1, 9])
+def test_a_network_that_hears_a_value_before_its_step_is_found_out(diagonal, spec):
+    head = heads.auto(spec)
+    net = Leaking(spec, head.num_params, orders.make("reverse", spec.shape), diagonal)
+    model = AutoregressiveModel(net, head)
+    x = torch.zeros(3, *spec.shape, dtype=torch.uint8 if spec.levels else torch.float)
+    if diagonal < 0:
+        assert evaluate(model, x).num_examples == 3
+        return
+    with pytest.raises(
+        ValueError, match="model Leaking has no likelihood: its parameters of step"
+    ):
+        evaluate(model, x)
