@@ -401,6 +401,7 @@ HUGE = """
 import json, os, resource, sys
 import numpy as np, torch
 from armodels.data.base import Splits
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks.made import MADE  # imported before memory is measured
 from armodels.spec import DataSpec
 
@@ -424,27 +425,49 @@ splits = Splits.of(array, levels=256, name="huge", seed=3)
 train = splits.to_train(None, torch.device("cpu"))
 order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
 batch = train[order[:100]]
-print(json.dumps({
+found = {
     "size": about.st_size, "on_disk": about.st_blocks * 512, "rows": len(batch.x),
     "sum": int(batch.x.sum()), "growth": resident() - before,
-}))
+}
+if sys.argv[2:]:
+    model = AutoregressiveModel.of(MADE, splits.spec, hidden_sizes=[8])
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = resident("VmRSS")
+    model.initialize(batch.x for batch in splits.examples("train").batches(1000))
+    found["start"] = resident() - before
+print(json.dumps(found))
 """
+
+
+def on_holes(tmp_path, *args: str) -> dict:
+    """What ``HUGE`` finds of a file of holes, which takes no room on the disk."""
+    path = tmp_path / "huge.bin"
+    try:
+        command = [sys.executable, "-c", HUGE, str(path), *args]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_20_gb_reach_their_first_batch_in_little_memory(tmp_path):
-    """A file of holes takes no room on the disk, and none of it is read before it is needed."""
-    path = tmp_path / "huge.bin"
-    try:
-        command = [sys.executable, "-c", HUGE, str(path)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    finally:
-        path.unlink(missing_ok=True)
-    found = json.loads(out)
+    """None of it is read before it is needed."""
+    found = on_holes(tmp_path)
     assert found["size"] > 19_999_990_000
     assert found["on_disk"] < 10_000_000
     assert (found["rows"], found["sum"]) == (100, 0)
     assert found["growth"] < 300_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_model_starts_on_20_gb_in_little_memory(tmp_path):
+    """For its marginals it reads 100 million values."""
+    start = on_holes(tmp_path, "start")["start"]
+    print(f"the start of a model takes {start / 1e6:.0f} MB at its peak")
+    assert start < 900_000_000
 
 
 @pytest.mark.parametrize(("levels", "most"), [(2, 700), (17, 700), (None, 23 * 61)])

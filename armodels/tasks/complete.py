@@ -324,7 +324,7 @@ def main(config: Mapping) -> None:
 
 
 def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[Tensor | None, str]:
-    """A picture of answers (N, A, *event) beside what is true and given, and what it shows.
+    """A picture of answers (N, A, *event) beside what is true and known, and what it shows.
 
     Args:
         truth: Events (N, *event).
@@ -335,7 +335,7 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
     picture: Tensor | None
     if charts.is_table(spec):
         picture = charts.completions(truth, mask, values, spec)
-        return picture, "drawn, given and true values of each column"
+        return picture, "drawn, known and true values of each column"
     rows = torch.cat([truth[:, None], truth[:, None], values], 1)
     known = torch.ones_like(rows, dtype=torch.bool)
     known[:, 1] = mask
@@ -343,10 +343,10 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
         rows.flatten(0, 1),
         spec,
         columns=rows.shape[1],
-        titles=[("true", 1), ("given", 1), ("drawn", values.shape[1])],
+        titles=[("true", 1), ("known", 1), ("drawn", values.shape[1])],
         known=known.flatten(0, 1),
     )
-    return picture, "true, given with the unknown hatched, drawn"
+    return picture, "true, known with the rest hatched, drawn"
 
 
 def _tell(what: str, result: Completion, particles: int) -> None:

@@ -101,7 +101,7 @@ def main(config: Mapping) -> None:
         show.say(f"wrote  {folder / name}.csv")
     path = folder / f"{name}.png"
     if truth is not None and context is not None and wanted is not None:
-        _draw(answers(truth, context, x, wanted, spec), path, " (given, drawn, true)")
+        _draw(answers(truth, context, x, wanted, spec), path, " (context, drawn, true)")
     elif wanted is not None and wanted.num_classes <= MAX_ACROSS and config["label"] is None:
         titles = [(str(label), 1) for label in range(wanted.num_classes)]
         picture = pictures.events(x, spec, columns=wanted.num_classes, titles=titles)
@@ -153,7 +153,7 @@ def answers(
     x = x.unflatten(0, (len(truth), -1))
     image = pictures.as_event(context[:: x.shape[1]], condition, spec)
     parts = [x, truth[:, None]] if image is None else [image[:, None], x, truth[:, None]]
-    titles = [("given", 1), ("drawn", x.shape[1]), ("true", 1)][image is None :]
+    titles = [("context", 1), ("drawn", x.shape[1]), ("true", 1)][image is None :]
     rows = torch.cat(parts, 1)
     return pictures.events(rows.flatten(0, 1), spec, columns=rows.shape[1], titles=titles)
 
