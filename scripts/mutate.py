@@ -194,8 +194,12 @@ def check(refile: bool) -> int:
 def copy_tree(source: Path, folder: Path) -> None:
     """What the tests need, and nothing else."""
     for part in ("armodels", "configs", "tests"):
-        shutil.copytree(source / part, folder / part, ignore=shutil.ignore_patterns("*.pyc"))
+        compiled = shutil.ignore_patterns("*.pyc")
+        shutil.copytree(source / part, folder / part, symlinks=True, ignore=compiled)
     shutil.copy(source / "pyproject.toml", folder)
+    # As in a wheel: without it Hydra finds the configs of the package that is installed.
+    if not (found := folder / "armodels/configs").exists():
+        found.symlink_to("../configs")
 
 
 def run_tests(

@@ -97,6 +97,15 @@ def test_code_is_refused_and_never_executed(how, copied):
         assert trace.exists()
 
 
+def test_torch_itself_runs_no_code(copied, monkeypatch):
+    """A second wall, should what looks at the file before torch ever overlook something."""
+    path, trace = copied / "checkpoints/best.pt", copied / "executed"
+    torch.save({**load_checkpoint(path), "state": Code(trace)}, path)
+    monkeypatch.setattr(checkpoints, "_require_honest", lambda path: None)
+    assert "is truncated or corrupted" in refusal(path)
+    assert not trace.exists()
+
+
 def test_another_version(copied):
     path = copied / "checkpoints/best.pt"
     torch.save({**load_checkpoint(path), "format": 99, "version": "9.9"}, path)
