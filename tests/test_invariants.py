@@ -207,9 +207,12 @@ def test_no_events_have_a_shape_too(case):
     assert model.log_prob(none).shape == (0,)
     # A part of a batch, or a process's share of it, may be empty.
     assert model.train().default_objective()(none).shape == (0,)
-    done = model.eval().complete(none, torch.zeros(case.spec.shape, dtype=torch.bool))
-    assert done.values.shape == none.shape
-    assert done.effective_sample_size.shape == (0,)
+    some = torch.zeros(case.spec.num_dims, dtype=torch.bool)
+    some[1::2] = True
+    for known in (some, some & False):
+        done = model.eval().complete(none, known.view(case.spec.shape), num_particles=3)
+        assert done.values.shape == none.shape
+        assert done.effective_sample_size.shape == (0,)
 
 
 @over(lambda case: case is not CASES["least"])

@@ -196,8 +196,6 @@ def complete(
     check_draw(temperature)
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
-    if len(x) == 0:
-        return Completion(x, "exact", x.new_zeros(0, dtype=torch.double), 1)
     parts = [
         model.particles(
             x,
