@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from armodels import __version__, build, earlier, machine
 from armodels.density.base import DensityModel
+from armodels.density.mixture import OrderMixture
 from armodels.disk import LARGEST, atomic, no_room, size_of
 from armodels.networks.base import Network
 from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
@@ -371,8 +372,12 @@ def restore(
 
 
 def orders_of(model: DensityModel) -> list[str]:
-    """What tells the orders of a model's networks from others; weights do not hold them."""
-    return [one.order.fingerprint for one in model.modules() if isinstance(one, Network)]
+    """What tells the orders of a model from others; weights do not hold them."""
+    found = [one.order for one in model.modules() if isinstance(one, Network)]
+    for one in model.modules():
+        if isinstance(one, OrderMixture):
+            found += one.orders
+    return [order.fingerprint for order in found]
 
 
 def require_fit(model: DensityModel, state: Mapping, path: Path) -> None:

@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,12 +55,15 @@ def interrupt(number: signal.Signals) -> None:
 @contextlib.contextmanager
 def unhidden() -> Iterator[None]:
     """A request to stop leaves the block as itself, whatever it broke where it was raised."""
+    handled = sys.exc_info()[1]  # one that came before the block is another story
     try:
         yield
     except Exception as error:
         link: BaseException | None = error
         while link is not None and not isinstance(link, (KeyboardInterrupt, OutOfTime)):
             link = link.__cause__ or link.__context__
+            if link is handled:
+                raise
         if link is None or link is error:
             raise
         raise link from None

@@ -228,7 +228,9 @@ class DataSpec:
         """How values travel: the smallest integer type that holds L levels, or a float."""
         if self.levels is None:
             return torch.get_default_dtype()
-        return torch.uint8 if self.levels <= 256 else torch.int32
+        if self.levels <= 256:
+            return torch.uint8
+        return torch.int32 if self.levels <= 2**31 else torch.int64
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless ``x`` (B, *shape) lies in the support."""

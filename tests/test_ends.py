@@ -237,6 +237,11 @@ def test_a_request_to_stop_is_not_hidden_by_what_it_broke(hidden):
         broken()
     with pytest.raises(KeyError), limits.unhidden():
         {}["no request"]
+    try:
+        raise hidden
+    except type(hidden):  # whoever goes on after a request meets another error
+        with pytest.raises(KeyError), limits.unhidden():
+            {}["no request within the block"]
 
 
 def test_a_signal_within_a_destructor_is_not_lost():

@@ -126,14 +126,16 @@ def test_a_directory_is_a_run(tmp_path):
     assert len([row for row in result.history if "valid/nats" in row]) == 2
 
 
-def test_a_directory_goes_on_bit_for_bit(tmp_path):
+def test_a_directory_goes_on_bit_for_bit(tmp_path, capsys):
     data, short = splits(), api.Settings(max_steps=5, batch_size=8, accelerator="cpu")
     options = {"schedule": Cosine(final=1.0), "quiet": True}
     whole = api.fit(made(data), data, SETTINGS, directory=tmp_path / "whole", **options)
     api.fit(made(data), data, short, directory=tmp_path / "parts", **options)
+    options["quiet"] = False
     parts = api.fit(
         made(data), data, SETTINGS, directory=tmp_path / "parts", resume=True, **options
     )
+    assert "going on from step 5" in capsys.readouterr().out
     states = [load_checkpoint(tmp_path / f"{n}/checkpoints/last.pt") for n in ("whole", "parts")]
     for name, value in states[0]["model"].items():
         assert torch.equal(states[1]["model"][name], value)
@@ -332,6 +334,37 @@ def others(data):
         net = MADE(data.spec, head.num_params, order, hidden_sizes=[6])
         sentence = rf"its order is \['raster.*the model's \['{name}, seed {seed}"
         yield api.AutoregressiveModel(net, head), sentence
+
+
+def mixture(data, *seeds: int) -> api.OrderMixture:
+    several = [orders.make("random", data.spec.shape, seed=seed) for seed in seeds]
+    return api.OrderMixture(made(data), several)
+
+
+def test_a_mixture_of_other_orders_gets_no_weights_of_a_run(tmp_path):
+    data, path = splits(), tmp_path / "run"
+    result = api.fit(mixture(data, 1, 2), data, SETTINGS, directory=path, quiet=True)
+    with pytest.raises(ValueError, match="its order is .*seed 2,.*, the model's .*seed 3,"):
+        api.load_model(path, model=mixture(data, 1, 3))
+    again = api.load_model(path, model=mixture(data, 1, 2))
+    assert again.log_prob(data.test).equal(result.model.log_prob(data.test))
+
+
+def test_a_run_goes_on_under_the_values_that_its_optimizer_has_now(tmp_path):
+    data, path = splits(), tmp_path / "run"
+    for decay, steps in ((0.01, 5), (0.5, 6)):
+        optimizer = lambda p, decay=decay: torch.optim.AdamW(p, lr=0.1, weight_decay=decay)  # noqa: E731
+        settings = api.Settings(**vars(SETTINGS) | {"max_steps": steps})
+        keys = {"directory": path, "resume": steps > 5, "quiet": True}
+        api.fit(made(data), data, settings, optimizer=optimizer, **keys)
+        (group,) = load_checkpoint(path / "checkpoints/last.pt")["optimizer"]["param_groups"]
+        assert group["weight_decay"] == decay
+    before = snapshot(tmp_path)
+    parts = lambda p: torch.optim.AdamW([{"params": p[:1]}, {"params": p[1:]}])  # noqa: E731
+    with pytest.raises(ValueError, match="does not fit the optimizer: .*in the same groups, or"):
+        api.fit(made(data), data, SETTINGS, optimizer=parts, **keys)
+    lost = {name for name, content in before.items() if snapshot(tmp_path).get(name) != content}
+    assert not any("checkpoints" in str(name) for name in lost)
 
 
 def test_another_model_gets_no_weights_of_a_run(tmp_path):

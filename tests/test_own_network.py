@@ -124,6 +124,89 @@ class Leaking(Network):
         return (steps @ weight.T)[..., None].expand(-1, -1, self.num_params)
 
 
+class Sums(Network):
+    """Honest sums of earlier values; subclasses are not."""
+
+    kinds = frozenset({"vector"})
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.earlier(x.float())[..., None]
+
+    def earlier(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x[:, :-1], (1, 0)).cumsum(1)
+
+
+class Writing(Sums):
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x[x > 0] = 0
+        return super().forward(x)
+
+
+class Gated(Sums):
+    """It peeks where the first value is 1 alone."""
+
+    def earlier(self, x: Tensor) -> Tensor:
+        return super().earlier(x) + x[:, :1] * (torch.arange(x.shape[1]) == 3) * x
+
+
+class Sparse(Sums):
+    """It peeks at one step alone."""
+
+    def earlier(self, x: Tensor) -> Tensor:
+        return super().earlier(x) + (torch.arange(x.shape[1]) == 2) * x
+
+
+class Sociable(Sums):
+    """It hears the other events of its batch."""
+
+    def earlier(self, x: Tensor) -> Tensor:
+        return super().earlier(x) + x.mean(0)
+
+
+class Random(Sums):
+    def earlier(self, x: Tensor) -> Tensor:
+        return super().earlier(x) + torch.randn(x.shape)
+
+
+def test_an_honest_network_is_believed():
+    model = AutoregressiveModel.of(Sums, BITS)
+    x = torch.tensor([[0, 1, 0, 0, 1, 1]] * 3, dtype=torch.uint8)
+    assert evaluate(model, x).num_examples == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (Writing, "writes to the events that it is given; let its forward copy them first"),
+        (Gated, "has no likelihood: its parameters of step 3 change with values .* step 3 or"),
+        (Sparse, "has no likelihood: its parameters of step 2 change with values .* step 2 or"),
+        (Sociable, "has no likelihood: .* change with the other events of the batch"),
+        (
+            Random,
+            "has no likelihood: .* change with the other events .*, or from call to call",
+        ),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_other_ways_to_have_no_likelihood_are_found_out(kind, sentence, first):
+    model = AutoregressiveModel.of(kind, BITS)
+    x = torch.tensor([[first, 1, 0, 0, 1, 1]] * 3, dtype=torch.uint8)
+    before = x.clone()
+    with pytest.raises(ValueError, match=f"model {kind.__name__} {sentence}"):
+        evaluate(model, x)
+    if kind is not Writing:
+        assert x.equal(before)
+
+
+def test_what_forward_does_to_its_input_is_not_scored():
+    x = torch.tensor([[1, 1, 0, 0, 1, 1]], dtype=torch.uint8)
+    honest = AutoregressiveModel.of(Sums, BITS).log_prob(x)
+    found = AutoregressiveModel.of(Writing, BITS).log_prob(x)
+    assert found != honest
+    # Every logit is 0 then, but the values are those that the caller had.
+    assert found == pytest.approx(6 * -0.6931, abs=1e-3)
+
+
 @pytest.mark.parametrize("spec", [BITS, PLANE], ids=["bits", "real"])
 @pytest.mark.parametrize("diagonal", [-1, 0, 1, 9])
 def test_a_network_that_hears_a_value_before_its_step_is_found_out(diagonal, spec):

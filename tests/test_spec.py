@@ -131,3 +131,12 @@ def test_only_what_has_levels_has_a_number_of_them():
     assert data("vector", 2, levels=3).num_levels == 3
     with pytest.raises(ValueError, match="real-valued, so it has no levels"):
         _ = data("vector", 2, levels=None).num_levels
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [(256, torch.uint8), (257, torch.int32), (2**31, torch.int32), (2**31 + 1, torch.int64)],
+)
+def test_the_type_of_values_holds_every_level(levels, dtype):
+    assert DataSpec("some", "vector", (2,), levels, "probability").dtype == dtype
+    assert torch.iinfo(dtype).max >= levels - 1

@@ -28,6 +28,9 @@ from armodels.objectives import AllOrders, Likelihood, Objective, RandomOrder
 from armodels.orders import Order
 from armodels.spec import DataSpec
 
+MAX_LOOKED_AT = 16
+"""Steps at which it is looked whether a network hears a value too early."""
+
 MAX_WIDENED = 4_000_000
 """Values that are widened at once where their marginals are counted: 32 MB of float64."""
 
@@ -112,42 +115,64 @@ class AutoregressiveModel(DensityModel):
         return self._conditional_log_prob(x, context)
 
     def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        values = self._to_steps(x)  # first: what forward did to x must not be scored
         params = check_params(self.net, self.net(x, context), len(x))
-        return score(self.head, params, self._to_steps(x))
+        return score(self.head, params, values)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)
 
     def require_causal(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Look whether the network hears a value before its step, as far as a few steps tell.
+        """Look whether the network hears a value before its step, as far as some steps tell.
+
+        Two events, the given one and its opposite, take each other's values from a step on: the
+        parameters up to that step must stay. Neither may the company of other events move them,
+        nor what the network does to its input.
 
         Args:
-            x: (1, *event); its values are changed from a step on, the parameters up to that
-                step must stay.
+            x: (1, *event).
             context: (1, *context.shape), where the model has one.
 
         Raises:
-            ValueError: They do not, and what is called a likelihood would be none.
+            ValueError: What is called a likelihood would be none.
         """
-        values, last = self._to_steps(x), self.net.num_steps - 1
-        steps = sorted({0, last // 3, 2 * last // 3, last})
+        one, last = self._to_steps(x), self.net.num_steps - 1
         levels = self.spec.levels
-        other = values + 1 if levels is None else ((values.long() + 1) % levels).to(values.dtype)
-        several = values.repeat(1 + len(steps), 1, 1)
-        for row, s in enumerate(steps, 1):
-            several[row, s:] = other[0, s:]
-        contexts = None if context is None else context.expand(len(several), *context.shape[1:])
-        params = check_params(self.net, self.net(self._to_event(several), contexts), len(several))
-        bound = torch.finfo(params.dtype).eps ** 0.5 * (1 + params[0].abs().amax())
-        for row, s in enumerate(steps, 1):
-            moved = (params[row, : s + 1] - params[0, : s + 1]).abs().flatten(1).amax(1) > bound
-            if moved.any():
-                raise ValueError(
-                    f"model {type(self.net).__name__} has no likelihood: its parameters of step "
-                    f"{int(moved.nonzero()[0])} change with values that are written at step {s} "
-                    f"or later (or from call to call); row s of what forward returns may depend "
-                    f"only on values written before step s"
-                )
+        other = one + 1 if levels is None else ((one.long() + 1) % levels).to(one.dtype)
+        num = min(last + 1, MAX_LOOKED_AT)
+        steps = sorted({round(i * last / max(num - 1, 1)) for i in range(num)})
+        several = torch.cat([one.repeat(len(steps), 1, 1), other.repeat(len(steps), 1, 1)])
+        changed = several.clone()
+        for row, s in enumerate(steps):
+            changed[row, s:] = other[0, s:]
+            changed[len(steps) + row, s:] = one[0, s:]
+        events = self._to_event(torch.cat([one, other, changed]))
+        contexts = None if context is None else context.expand(len(events), *context.shape[1:])
+        before = events.clone()
+        params = check_params(self.net, self.net(events, contexts), len(events))
+        if not events.equal(before):
+            raise ValueError(
+                f"model {type(self.net).__name__} writes to the events that it is given; let its "
+                f"forward copy them first, x = x.clone()"
+            )
+        alone = check_params(self.net, self.net(x, context), 1)[0]
+        bound = torch.finfo(params.dtype).eps ** 0.5 * (1 + params[:2].abs().amax())
+        if bool(((params[0] - alone).abs() > bound).any()):
+            raise ValueError(
+                f"model {type(self.net).__name__} has no likelihood: its parameters of an event "
+                f"change with the other events of the batch, or from call to call"
+            )
+        for row, s in enumerate(steps):
+            for half in (0, 1):
+                found = params[2 + half * len(steps) + row, : s + 1]
+                moved = (found - params[half, : s + 1]).abs().flatten(1).amax(1) > bound
+                if moved.any():
+                    raise ValueError(
+                        f"model {type(self.net).__name__} has no likelihood: its parameters of "
+                        f"step {int(moved.nonzero()[0])} change with values that are written at "
+                        f"step {s} or later; row s of what forward returns may depend only on "
+                        f"values written before step s"
+                    )
 
     def log_prob_given_known(
         self, x: Tensor, known: Tensor, context: Tensor | None = None

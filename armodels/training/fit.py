@@ -126,7 +126,7 @@ def fit(
     with _quiet() if quiet else contextlib.nullcontext(), _threads(settings.threads):
         fabric = make_fabric(settings)
         run = None if directory is None else _run(directory, config, resume=resume)
-        find = functools.partial(_last, model=model, splits=splits) if resume else None
+        find = functools.partial(_last, model=model) if resume else None
         with _record(run, config, find, first=fabric.is_global_zero) as (record, last):
             trainer = Trainer(
                 [candidate], splits, settings, watching, fabric, record, origin, budget
@@ -318,19 +318,16 @@ def _run(directory: Path, config: dict[str, Any], *, resume: bool) -> RunDirecto
     return run
 
 
-def _last(run: RunDirectory, model: DensityModel, splits: Splits) -> State | None:
+def _last(run: RunDirectory, model: DensityModel) -> State | None:
     """The checkpoint from which a run goes on; None: it was stopped before its first.
 
     Raises:
-        ValueError: It is of other data, or of another model.
+        ValueError: It is of another model.
     """
     path = run.checkpoint("last")
     if not path.is_file():
         return None
     last = checkpoints.load_checkpoint(path)
-    was, now = last["spec"]["name"], splits.spec.name
-    if was != now:
-        raise ValueError(f"the run of {run.path} was trained on {was}, not on {now}")
     checkpoints.require_fit(model, last, path)
     return last
 

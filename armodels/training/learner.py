@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -102,6 +103,30 @@ class Learner:
         """Let the average begin at the weights as they are now."""
         if self.average:
             self.average = Average(self.model, self.average.decay)
+
+    def take_up(self, state: Mapping[str, Any] | None, path: Path) -> None:
+        """Let the optimizer go on from a saved state, under the values that it has now.
+
+        Args:
+            state: Of the optimizer, as it was saved.
+            path: Of the checkpoint, for sentences.
+
+        Raises:
+            ValueError: It is that of other parameters.
+        """
+        if not self.optimizer:
+            return
+        now = [{**group} for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"checkpoint {path} does not fit the optimizer: {error}; make it of the same "
+                f"parameters, in the same groups, or train into another directory"
+            ) from None
+        # The saved state brings the values of the run so far; those of a changed config count.
+        for group, values in zip(self.optimizer.param_groups, now, strict=True):
+            group.update({key: value for key, value in values.items() if key != "params"})
 
     def set_up(self) -> None:
         """Compile the objective and wrap it for devices, precision and processes."""

@@ -172,7 +172,7 @@ class Trainer:
             path: Where it lies, for sentences.
 
         Raises:
-            ValueError: Its weights are those of another model.
+            ValueError: It is of another model, or of an optimizer of other parameters.
         """
         saved = checkpoint["state"]
         self.state = State(**{"own_best_nats": saved["best_nats"], **saved})
@@ -180,8 +180,7 @@ class Trainer:
             self.learner, self.batches = self._take(self.state.candidate)
         learner = self.learner
         checkpoints.load_weights(learner.model, checkpoint["model"], path)
-        if learner.optimizer:
-            learner.optimizer.load_state_dict(checkpoint["optimizer"])
+        learner.take_up(checkpoint["optimizer"], path)
         if learner.average and checkpoint["ema"]:
             learner.average.load_state_dict(checkpoint["ema"])
         self.budget.before = self.state.spent
