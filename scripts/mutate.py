@@ -24,10 +24,13 @@ function moves to another file, ``--refile`` takes its bugs along.
 """
 
 import ast
+import contextlib
+import multiprocessing
+import multiprocessing.context
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +42,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BUGS = ROOT / "scripts" / "bugs"
 SECONDS = 300  # a bug that makes a test hang is caught, too
+HEAVY = ["torch", "torchvision", "lightning_fabric", "numba", "tqdm", "scipy.stats", "pandas"]
+HEAVY += ["sklearn.mixture", "matplotlib.figure", "torch.utils.tensorboard", "pytest", "PIL.Image"]
+"""Packages that tests import; none of them imports the copy of the tree."""
 
 
 class Bug(NamedTuple):
@@ -202,26 +208,55 @@ def copy_tree(source: Path, folder: Path) -> None:
         found.symlink_to("../configs")
 
 
-def run_tests(
-    folder: Path, tests: list[str], seconds: float | None = None, processes: str = "0"
-) -> tuple[bool, str]:
+def run_tests(folder: Path, tests: list[str], seconds: float | None = None) -> tuple[bool, str]:
     """Did they pass within so many seconds, and the first that failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-n", processes, "--dist", "loadfile", "-m", "not slow"]
-    command += [f"tests/{name}" for name in tests]
-    # The copy is imported, not an installed package: `-m` puts its folder first on the path.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment.pop("PYTHONPATH", None)
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        return False, "(the tests hang)"
-    if done.returncode not in (0, 1, 2):
-        raise RuntimeError(f"pytest did not run: {done.stdout}{done.stderr}")
-    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
-    return done.returncode == 0, found.group(1) if found else "(import fails)"
+    with tempfile.NamedTemporaryFile() as told:
+        process = _forks().Process(target=_pytest, args=(folder, tests, told.name))
+        process.start()
+        process.join(seconds)
+        if process.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            return False, "(the tests hang)"
+        output = told.read().decode(errors="replace")
+    if process.exitcode not in (0, 1, 2):
+        raise RuntimeError(f"pytest did not run: {output}")
+    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
+    return process.exitcode == 0, found.group(1) if found else "(import fails)"
+
+
+@cache
+def _forks() -> multiprocessing.context.BaseContext:
+    """Where processes are forks of one that has imported what takes seconds to import."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Locks of bars that a test began are no loss where its process ends at once.
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    return context
+
+
+def _pytest(folder: Path, tests: list[str], told: str) -> None:
+    """Run tests of a tree in this process; what they print goes into a file."""
+    import pytest
+
+    os.setsid()  # what hangs is killed with all that it started
+    os.chdir(folder)
+    # The copy is imported, not an installed package.
+    others = (one for one in sys.path if one and one != str(ROOT / "scripts"))
+    sys.path[:] = [str(folder), *others]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    for name in ("PYTHONPATH", "PYTHONWARNINGS"):
+        os.environ.pop(name, None)
+    sys.dont_write_bytecode = True
+    out = os.open(told, os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    code = pytest.main([*options, *(f"tests/{name}" for name in tests)])
+    sys.stdout.flush()
+    os._exit(code)  # a thread that a broken test left behind must not keep the process
 
 
 def try_bug(bug: Bug, clean: Path) -> tuple[Bug, bool, str, float]:
@@ -250,10 +285,13 @@ def main(words: list[str]) -> int:
         # Run once without a bug; what numba compiles meanwhile is copied with this tree.
         clean = Path(name)
         copy_tree(ROOT, clean)
-        tests = sorted({test for bug in bugs for test in bug.tests})
-        passed, test = run_tests(clean, tests, processes="auto")
-        if not passed:
-            raise SystemExit(f"without any bug, {test} fails")
+        files: dict[str, set[str]] = {}
+        for test in (test for bug in bugs for test in bug.tests):
+            files.setdefault(test.partition("::")[0], set()).add(test)
+        groups = list(map(sorted, files.values()))
+        for passed, test in pool.map(run_tests, [clean] * len(groups), groups):
+            if not passed:
+                raise SystemExit(f"without any bug, {test} fails")
         for bug, survived, test, seconds in pool.map(try_bug, bugs, [clean] * len(bugs)):
             print(f"{bug.name:{wide}} | {'SURVIVES' if survived else test} | {seconds:.0f} s")
             sys.stdout.flush()
