@@ -125,8 +125,9 @@ class Learner:
                 f"parameters, in the same groups, or train into another directory"
             ) from None
         # The saved state brings the values of the run so far; those of a changed config count.
+        # Each step sets its own rate.
         for group, values in zip(self.optimizer.param_groups, now, strict=True):
-            group.update({key: value for key, value in values.items() if key != "params"})
+            group.update({k: value for k, value in values.items() if k not in ("params", "lr")})
 
     def set_up(self) -> None:
         """Compile the objective and wrap it for devices, precision and processes."""
