@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+import yaml
 from cases import CASES
 from command import QUICK, armodels, done, snapshot
 from tiny import Tiny
@@ -206,10 +207,102 @@ class Total(Objective):
         return self.model._log_prob(x, context).sum()
 
 
-def test_an_objective_gives_one_number_for_each_example():
+GIVEN = {
+    "sum": (
+        lambda one: one.sum(),
+        r"gives values of shape \(\) for 8 examples; it must give one number",
+    ),
+    "number": (lambda one: 1.0, "gives float for 8 examples; it must give one number for each"),
+    "nothing": (lambda one: None, "gives NoneType for 8 examples"),
+    "array": (lambda one: one.detach().numpy(), "gives ndarray for 8 examples"),
+    "constant": (lambda one: one.detach(), "gives the model no gradient"),
+    "leaf": (lambda one: one.detach().requires_grad_(), "gives the model no gradient"),
+}
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_an_objective_gives_one_number_for_each_example(given, clipped):
+    class Own(Objective):
+        def _estimate(self, x, context):
+            return given[0](self.model._log_prob(x, context))
+
     data = splits()
-    with pytest.raises(ValueError, match=r"objective Total gives .* shape \(\) for 8 examples"):
-        api.fit(made(data), data, SETTINGS, objective=Total, quiet=True)
+    settings = api.Settings(**vars(SETTINGS) | {"max_grad_norm": 1.0 if clipped else None})
+    with pytest.raises((TypeError, ValueError), match=f"objective Own {given[1]}"):
+        api.fit(made(data), data, settings, objective=Own, quiet=True)
+
+
+CHOOSING = {
+    "matrices": lambda params: torch.optim.Adam([p for p in params if p.ndim == 2]),
+    "by place": lambda params: torch.optim.Adam([{"params": [params[0]]}, {"params": params[1:]}]),
+    "by name": lambda params: torch.optim.SGD([(str(len(p)), p) for p in params[:1]], lr=0.1),
+}
+
+
+@pytest.mark.parametrize("choose", CHOOSING.values(), ids=CHOOSING)
+def test_an_optimizer_chooses_among_the_weights_of_the_model(choose, tmp_path):
+    data = splits()
+    model = made(data)
+    before = [p.clone() for p in model.parameters()]
+    api.fit(model, data, SETTINGS, optimizer=choose, directory=tmp_path / "run", quiet=True)
+    assert any(not p.equal(was) for p, was in zip(model.parameters(), before, strict=True))
+    named = RunDirectory.open(tmp_path / "run").read_config()["optimizer"]["_target_"]
+    assert named.rpartition(".")[2] in ("Adam", "SGD")
+
+
+def test_a_model_without_weights_that_move_needs_no_optimizer():
+    data = splits()
+    model = made(data).requires_grad_(False)
+    settings = api.Settings(**vars(SETTINGS) | {"max_epochs": 0, "max_steps": None})
+    api.fit(model, data, settings, optimizer=CHOOSING["matrices"], quiet=True)
+
+
+class Rateless(torch.optim.Optimizer):
+    """Moves weights by a rate that no group states."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data -= 0.01 * p.grad
+
+
+class Bare(Objective):
+    """An objective that leaves out what makes it one."""
+
+    def __init__(self, model):
+        pass
+
+    def _estimate(self, x, context):
+        return self.model._log_prob(x, context)
+
+
+class Owning(Objective):
+    """An objective with a weight, and with a state, of its own."""
+
+    def __init__(self, model, persistent=True, weight=True):
+        super().__init__(model)
+        if weight:
+            self.weight = nn.Parameter(torch.zeros(()))
+        self.register_buffer("count", torch.ones(()), persistent=persistent)
+
+    def _estimate(self, x, context):
+        return self.model._log_prob(x, context) * self.count
+
+
+def test_an_objective_may_hold_constants_and_a_view_of_the_model():
+    data = splits()
+    reverse = orders.make("reverse", data.spec.shape)
+    for objective in (
+        lambda model: Owning(model, persistent=False, weight=False),
+        lambda model: Likelihood(model.with_order(reverse)),
+    ):
+        model = made(data)
+        before = model.net.bias.clone()
+        api.fit(model, data, SETTINGS, objective=objective, quiet=True)
+        assert not model.net.bias.equal(before)
 
 
 def test_threads_are_as_before():
@@ -261,6 +354,21 @@ WRONG = {
     "name": (lambda: {"optimizer": "adam"}, "optimizer is of type str; it must be a function"),
     "no optimizer": (lambda: {"optimizer": len}, "optimizer makes int of the parameters"),
     "lbfgs": (lambda: {"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss anew"),
+    "rate": (lambda: {"optimizer": Rateless}, "optimizer Rateless has no learning rate"),
+    "foreign weights": (
+        lambda: {"optimizer": lambda _: torch.optim.Adam(made(splits()).parameters())},
+        "optimizer Adam moves weights that are not the model's",
+    ),
+    "bare": (lambda: {"objective": Bare}, "objective Bare holds no model; its __init__ must"),
+    "weight": (lambda: {"objective": Owning}, "Owning has weights of its own, weight, count, wh"),
+    "state": (
+        lambda: {"objective": lambda model: Owning(model, weight=False)},
+        "Owning has weights of its own, count, which fit neither trains nor saves",
+    ),
+    "other model": (
+        lambda: {"objective": lambda _: Likelihood(made(splits()))},
+        "Likelihood holds another model than the one that is trained",
+    ),
     "objective": (
         lambda: {"objective": Likelihood(made(splits()))},
         "objective is of type Likelihood; it must be a function",
@@ -322,6 +430,17 @@ def test_only_the_same_run_goes_on(tmp_path):
         assert snapshot(tmp_path) == before
     ends = api.Settings(**vars(SETTINGS) | {"max_steps": 13, "log_every": 3, "patience": 9})
     assert api.fit(splits=data, settings=ends, resume=True, **keys).metrics["steps"] == 13
+
+
+@pytest.mark.parametrize("part", ["optimizer", "objective"])
+def test_a_damaged_config_is_one_sentence(part, tmp_path):
+    data = splits()
+    keys = {"settings": SETTINGS, "directory": tmp_path / "run", "quiet": True}
+    api.fit(made(data), data, **keys)
+    file = tmp_path / "run/config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {part: "x"}))
+    with pytest.raises(ValueError, match=f"config.yaml is damaged: {part} is not as armodels"):
+        api.fit(made(data), data, resume=True, **keys)
 
 
 def others(data):

@@ -21,7 +21,7 @@ from armodels.density.base import DensityModel
 from armodels.objectives import AllOrders, MixtureOrder, Objective, RandomOrder
 from armodels.run import RunDirectory, require_shape
 from armodels.schedules import Cosine, Schedule
-from armodels.training.learner import Candidate, default_objective
+from armodels.training.learner import Candidate, default_objective, require_rates
 from armodels.training.loop import Trainer
 from armodels.training.processes import make_fabric
 from armodels.training.record import InFiles, InMemory, Record
@@ -105,14 +105,15 @@ def fit(
         raise ValueError("resume=True goes on with the run of a directory: name it")
     watching = watching or Watching()
     schedule, seed = schedule or Cosine(), int(seed)
-    optimizer = adamw if optimizer is None else _optimizer(optimizer)
+    optimizer = adamw if optimizer is None else optimizer
+    moves = _optimizer(optimizer, model)
     directory = None if directory is None else Path(directory).expanduser()
     budget = limits.Budget(settings.max_minutes)
     torch.manual_seed(stream(WEIGHTS, seed))
     trained = _objective(objective or default_objective, model)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     origin = Origin(name or model.description, seed, started)
-    config = _described(origin, splits, settings, watching, optimizer, schedule)
+    config = _described(origin, splits, settings, watching, moves, schedule)
     config["objective"] = {"_target_": _class_of(trained)}
     config["orders"] = checkpoints.orders_of(model)
     candidate = Candidate(
@@ -202,12 +203,12 @@ def _require_types(
             )
 
 
-def _optimizer(make: Optimizer) -> Optimizer:
-    """What makes the optimizer.
+def _optimizer(make: Optimizer, model: DensityModel) -> torch.optim.Optimizer:
+    """What would move the model's weights, which it leaves as they are.
 
     Raises:
-        TypeError: It makes none.
-        ValueError: Its optimizer asks for more than a gradient.
+        TypeError: It is no optimizer.
+        ValueError: It asks for more than a gradient, has no rate, or moves other weights.
     """
     example = "lambda params: torch.optim.Adam(params, lr=0.001)"
     if isinstance(make, torch.optim.Optimizer) or not callable(make):
@@ -215,7 +216,11 @@ def _optimizer(make: Optimizer) -> Optimizer:
             f"optimizer is of type {type(make).__name__}; it must be a function of the "
             f"parameters, such as {example}"
         )
-    made = make([torch.nn.Parameter(torch.zeros(1))])
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:  # Nothing is moved, and no optimizer takes nothing.
+        return adamw([torch.nn.Parameter(torch.zeros(1))])
+    # Only the model's own weights have the shapes that an optimizer may choose by.
+    made = make(params)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer makes {type(made).__name__} of the parameters; it must make a "
@@ -227,7 +232,14 @@ def _optimizer(make: Optimizer) -> Optimizer:
             f"optimizer {type(made).__name__} evaluates the loss anew within a step, which fit "
             f"cannot do; choose another, such as {example}"
         )
-    return make
+    require_rates(made)
+    own = set(map(id, model.parameters()))
+    if any(id(p) not in own for group in made.param_groups for p in group["params"]):
+        raise ValueError(
+            f"optimizer {type(made).__name__} moves weights that are not the model's; it "
+            f"must move the parameters that it is given, as {example} does"
+        )
+    return made
 
 
 def _objective(make: Callable[[DensityModel], Objective], model: DensityModel) -> Objective:
@@ -235,7 +247,7 @@ def _objective(make: Callable[[DensityModel], Objective], model: DensityModel) -
 
     Raises:
         TypeError: It is no objective.
-        ValueError: The model is not of the kind that it trains.
+        ValueError: The model is not of the kind that it trains, or other weights are in it.
     """
     if isinstance(make, torch.nn.Module) or not callable(make):
         raise TypeError(
@@ -248,7 +260,13 @@ def _objective(make: Callable[[DensityModel], Objective], model: DensityModel) -
             f"objective makes {type(made).__name__} of the model; it must make an "
             f"armodels.objectives.Objective"
         )
-    own = made.model
+    name, own = type(made).__name__, getattr(made, "model", None)
+    if not isinstance(own, torch.nn.Module):
+        raise TypeError(
+            f"objective {name} holds no model; its __init__ must begin with "
+            f"super().__init__(model)"
+        )
+    _require_no_other_weights(made, model)
     suits = {
         AllOrders: getattr(getattr(own, "net", None), "any_order", False),
         RandomOrder: hasattr(own, "with_order"),
@@ -256,10 +274,37 @@ def _objective(make: Callable[[DensityModel], Objective], model: DensityModel) -
     }
     if not suits.get(type(made), True):
         raise ValueError(
-            f"objective {type(made).__name__} does not suit the model, {model.description}; "
+            f"objective {name} does not suit the model, {model.description}; "
             f"objective=None trains what suits it"
         )
     return made
+
+
+def _require_no_other_weights(objective: Objective, model: DensityModel) -> None:
+    """Raise ValueError where an objective holds weights that are not those of the model.
+
+    Nothing would move them, and no checkpoint would keep them. What ``persistent=False`` says is
+    made anew by whoever makes the objective.
+    """
+    kept = set(map(id, model.state_dict(keep_vars=True).values()))
+    state = objective.state_dict(keep_vars=True)
+    others = [
+        name
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and id(value) not in kept
+    ]
+    kind = type(objective).__name__
+    if any(name.startswith("model.") for name in others):
+        raise ValueError(
+            f"objective {kind} holds another model than the one that is trained; it must be made "
+            f"of the model that it is given, as armodels.objectives.Likelihood is"
+        )
+    if others:
+        raise ValueError(
+            f"objective {kind} has weights of its own, {', '.join(others)}, which fit neither "
+            f"trains nor saves; put what is trained into the model, and what is constant into "
+            f"buffers with persistent=False"
+        )
 
 
 def _described(
@@ -267,11 +312,10 @@ def _described(
     splits: Splits,
     settings: Settings,
     watching: Watching,
-    optimizer: Optimizer,
+    moves: torch.optim.Optimizer,
     schedule: Schedule,
 ) -> dict[str, Any]:
     """What a run directory says of a training; no model can be made again by it."""
-    moves = optimizer([torch.nn.Parameter(torch.zeros(1))])
     rates = {k: v for k, v in moves.defaults.items() if isinstance(v, (int, float, str))}
     shape = {k: v for k, v in vars(schedule).items() if isinstance(v, (int, float, str))}
     described = {
@@ -385,6 +429,9 @@ def _require_same(run: RunDirectory, config: dict[str, Any]) -> None:
     pairs = [("seed", saved["seed"], config["seed"])]
     for part in ("optimizer", "objective"):  # Older runs lack an objective.
         own = config[part]["_target_"]
+        if not isinstance(saved.get(part, {}), Mapping):
+            file = run.path / "config.yaml"
+            raise ValueError(f"{file} is damaged: {part} is not as armodels wrote it")
         pairs.append((part, saved.get(part, {}).get("_target_", own), own))
     for key in kept:
         pairs.append((key, saved["trainer"].get(key), config["trainer"][key]))

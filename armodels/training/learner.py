@@ -67,6 +67,37 @@ def placed(module: nn.Module, settings: Settings, device: torch.device) -> Any:
     return module.to(device)
 
 
+def require_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless an optimizer has the learning rates that a schedule scales."""
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__} has no learning rate, which the schedule "
+            f'scales at each step; its class must say one in its defaults, {{"lr": 0.001}}, and '
+            f"use it in its steps"
+        )
+
+
+def _unfit(name: str, each: object, num_examples: int) -> Exception:
+    """Why what an objective gave is not one number for each example, with a gradient."""
+    wanted = "it must give one number for each, a tensor"
+    if not isinstance(each, Tensor):
+        kind = type(each).__name__
+        return TypeError(f"objective {name} gives {kind} for {num_examples} examples; {wanted}")
+    if each.shape != (num_examples,):
+        return ValueError(
+            f"objective {name} gives values of shape {tuple(each.shape)} for {num_examples} "
+            f"examples; {wanted}"
+        )
+    return ValueError(_without_gradient(name))
+
+
+def _without_gradient(name: str) -> str:
+    return (
+        f"objective {name} gives the model no gradient: compute it, and what forward of the model "
+        f"or its network returns, by torch, from the weights, without detach or no_grad"
+    )
+
+
 @final
 class Learner:
     """A model with all that moves its weights.
@@ -94,8 +125,11 @@ class Learner:
         params = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = candidate.optimizer(params) if params else None
         self.optimizer: Any = optimizer  # Fabric wraps it before the first step.
+        if optimizer is not None:
+            require_rates(optimizer)
         self.rates: list[float] = [g["lr"] for g in optimizer.param_groups] if optimizer else []
         self.average = Average(self.model, settings.ema) if settings.ema and params else None
+        self._has_moved = False  # Gradients are looked for once: each look takes time.
         self._settings = settings
         self._fabric = fabric
 
@@ -153,7 +187,8 @@ class Learner:
             The sum of the objective over this process's examples, and the gradient's norm.
 
         Raises:
-            ValueError: The objective is not one number for each example.
+            TypeError: The objective is no tensor.
+            ValueError: It is not one number for each example, or has no gradient.
         """
         fabric = self._fabric
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -162,15 +197,17 @@ class Learner:
         for i, part in enumerate(parts):
             with fabric.no_backward_sync(self.net, enabled=i + 1 < len(parts)):
                 each = self.net(*part)
-                if each.shape != (len(part.x),):
-                    raise ValueError(
-                        f"objective {self._objective} gives values of shape {tuple(each.shape)} "
-                        f"for {len(part.x)} examples; it must give one number for each"
-                    )
+                size = len(part.x)
+                if not isinstance(each, Tensor) or each.shape != (size,) or not each.requires_grad:
+                    raise _unfit(self._objective, each, size)
                 objective = each.sum()
                 # Processes average their gradients: scaled so that each example counts once.
                 fabric.backward(objective * (-fabric.world_size / num_examples))
             log_prob += objective.detach()
+        if not self._has_moved:
+            if all(p.grad is None for p in self.model.parameters()):
+                raise ValueError(_without_gradient(self._objective))
+            self._has_moved = True
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
