@@ -226,6 +226,22 @@ def require_fields(made: type, values: Any, prefix: str, *, optional: Sequence[s
             raise ValueError(f"{prefix}{name} is missing")
 
 
+def require_class(name: str, value: object, kind: type, example: str) -> None:
+    """Raise TypeError unless an argument that no config can hold is an object of its class.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        kind: The class.
+        example: What is one, for the sentence: ``"such as splits.spec"``.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}; it must be of type {kind.__name__}, "
+            f"{example}"
+        )
+
+
 def started_by_torchrun() -> bool:
     """Whether this process is one of torchrun's: a variable or two left behind do not say so."""
     variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",

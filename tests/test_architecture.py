@@ -47,8 +47,8 @@ ONLY = {
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
     "objectives": {"orders", "spec"},
-    "density": {"networks.base", "heads", "objectives", "orders", "spec"},
-    "evaluation": {"data.arrays", "data.base", "data.rows", "density", "lines", "spec"},
+    "density": {"checks", "networks.base", "heads", "objectives", "orders", "spec"},
+    "evaluation": {"checks", "data.arrays", "data.base", "data.rows", "density", "lines", "spec"},
     # It is called with objects: nothing in it reads a config.
     "training": {
         "charts",

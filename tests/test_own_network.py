@@ -65,10 +65,17 @@ def test_a_network_that_lacks_what_it_needs_is_refused():
             return x
 
     with refuses(
-        "model Silent does not say which data it takes; "
+        "model Silent does not say which data it takes (kinds is None); "
         'set kinds = frozenset({"vector"}) in its class, or the like'
     ):
         own(Silent)
+    for kinds in (None, "vector", ["tree"]):
+        Silent.kinds = kinds
+        with refuses(
+            f"model Silent does not say which data it takes (kinds is {kinds!r}); "
+            f'set kinds = frozenset({{"vector"}}) in its class, or the like'
+        ):
+            own(Silent)
     with refuses("model Deaf must have forward(self, x, context=None), not forward(self, x)"):
         own(Deaf)
 
@@ -87,6 +94,65 @@ def test_parameters_of_another_shape_are_refused():
         AutoregressiveModel(net, heads.auto(BITS)).log_prob(x)
     with refuses(sentence):
         walk(net, 4, follow(x[:, :, None]))
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (lambda params: None, "NoneType"),
+        (lambda params: (params,), "tuple"),
+        (lambda params: params.numpy(), "ndarray"),
+        (lambda params: params.long(), "integers, torch.int64"),
+    ],
+    ids=["nothing", "tuple", "array", "integers"],
+)
+def test_parameters_that_are_no_floats_in_a_tensor_are_refused(given, what):
+    class Odd(Network):
+        kinds = Own.kinds
+
+        def forward(self, x, context=None):
+            return given(x.new_zeros(len(x), self.num_steps, self.num_params, dtype=torch.float))
+
+    net = own(Odd)
+    sentence = f"model Odd must return parameters (4, 6, 1), (B, S, P), but returned {what}"
+    with refuses(sentence):
+        AutoregressiveModel(net, heads.auto(BITS)).log_prob(torch.zeros(4, 6, dtype=BITS.dtype))
+    with refuses(sentence):
+        walk(net, 4, follow(torch.zeros(4, 6, 1)))
+
+
+def test_what_no_model_is_made_of_is_refused():
+    class Hollow(Own):
+        def __init__(self, spec, num_params, order):
+            nn.Module.__init__(self)
+
+    class Named(Own):
+        def __init__(self, spec, num_params, order, context):
+            super().__init__(spec, num_params, order, context)
+
+    net, head = own(), heads.auto(BITS)
+    made = AutoregressiveModel.of
+    for make, sentence in {
+        lambda: made(Own, "bits"): "spec is of type str; it must be of type DataSpec, such as",
+        lambda: made("made", BITS): "network is str; it must be a class of networks",
+        lambda: made(net, BITS): "network is Own; it must be a class of networks",
+        lambda: made(Named, BITS, context="label"): "context is of type str; .* ContextSpec",
+        lambda: Own(BITS, 1, "raster"): "order is of type str; it must be of type Order",
+        lambda: AutoregressiveModel(net, None): "head is of type NoneType; .* Head, such as",
+        lambda: AutoregressiveModel("made", head): "net is of type str; .* Network, such as",
+        lambda: made(Hollow, BITS): "model Hollow is not made whole; its __init__ must begin",
+        lambda: AutoregressiveModel(net, heads.auto(PLANE)): (
+            "model Own gives 1 parameters a step, but head gaussian_mixture reads 30"
+        ),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            make()
+
+
+@pytest.mark.parametrize("rows", [[0, 5], [-1], [3]])
+def test_a_state_is_forked_by_rows_that_it_has(rows):
+    with refuses(f"a state is forked by rows from 0 to 2, but got {min(rows)} to {max(rows)}"):
+        State({"x": torch.zeros(3, 2)}).fork(torch.tensor(rows))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from armodels import heads, orders
+from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.walk import (
@@ -44,6 +45,22 @@ class _DrawOptions(TypedDict):
     progress: bool
 
 
+def _require_parts(net: Network, head: Head) -> None:
+    """Raise TypeError or ValueError unless a network and a head make a model."""
+    require_class("net", net, Network, "such as armodels.networks.made.MADE(...)")
+    require_class("head", head, Head, "such as armodels.heads.auto(spec)")
+    if not hasattr(net, "num_params"):
+        raise ValueError(
+            f"model {type(net).__name__} is not made whole; its __init__ must begin with "
+            f"super().__init__(spec, num_params, order)"
+        )
+    if net.num_params != head.num_params:
+        raise ValueError(
+            f"model {type(net).__name__} gives {net.num_params} parameters a step, but head "
+            f"{head.family} reads {head.num_params}; make the network with head.num_params"
+        )
+
+
 @final
 class AutoregressiveModel(DensityModel):
     """p(x) = prod{ p(x[order[s]] | x[order[<s]]) : s = 1..S }: an order, a network and a head.
@@ -53,10 +70,16 @@ class AutoregressiveModel(DensityModel):
         head: Says what the network's parameters mean.
         resample_orders: Train each batch under a random order of its own, with random
             connectivity of its own where the network has some.
+
+    Raises:
+        TypeError: The network or the head is of another class.
+        ValueError: The network is not made whole, or gives another number of parameters than
+            the head reads.
     """
 
     def __init__(self, net: Network, head: Head, *, resample_orders: bool = False):
         super().__init__()
+        _require_parts(net, head)
         self.resample_orders = resample_orders
         self.spec = net.spec
         self.context = net.context
@@ -71,7 +94,17 @@ class AutoregressiveModel(DensityModel):
             network: Such as ``armodels.networks.made.MADE``, or a class of your own.
             spec: What a datum is, such as ``splits.spec``.
             options: Of the network's class.
+
+        Raises:
+            TypeError: The class is none of networks, or the spec no DataSpec.
         """
+        if not (isinstance(network, type) and issubclass(network, Network)):
+            what = getattr(network, "__name__", type(network).__name__)
+            raise TypeError(
+                f"network is {what}; it must be a class of networks, such as "
+                f"armodels.networks.made.MADE"
+            )
+        require_class("spec", spec, DataSpec, "such as splits.spec")
         few = None if spec.levels else network.num_components
         head = heads.auto(spec, num_components=few)
         order = orders.make("raster", spec.shape, joint=head.joint)
@@ -185,7 +218,7 @@ class AutoregressiveModel(DensityModel):
             context: What the model is conditioned on.
         """
         assert isinstance(self.net, AnyOrderNetwork)
-        params = self.net.params_given(x, known, context)
+        params = check_params(self.net, self.net.params_given(x, known, context), len(x))
         return score(self.head, params, self._to_steps(x))
 
     def default_objective(self) -> Objective:

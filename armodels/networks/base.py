@@ -3,15 +3,16 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
+from armodels.checks import require_class
 from armodels.networks import layers
 from armodels.orders import Order
-from armodels.spec import ContextSpec, DataSpec
+from armodels.spec import KINDS, ContextSpec, DataSpec
 
 
 @final
@@ -34,7 +35,7 @@ class State(dict[str, Tensor]):
             rows: (N,) int64, the event that each of N events goes on from; None: each from itself.
 
         Raises:
-            ValueError: The rows are no int64 tensor (N,).
+            ValueError: The rows are no int64 tensor (N,), or some are not those of an event.
         """
         if rows is None:
             return State({name: tensor.clone() for name, tensor in self.items()})
@@ -46,7 +47,13 @@ class State(dict[str, Tensor]):
                 f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
                 f"of a mask that is mask.nonzero()[:, 0]"
             )
-        return State({name: tensor.index_select(0, rows) for name, tensor in self.items()})
+        try:
+            return State({name: tensor.index_select(0, rows) for name, tensor in self.items()})
+        except IndexError as error:  # Torch looks at the rows itself: no check of ours takes time.
+            last, found = len(next(iter(self.values()))) - 1, rows.tolist()
+            raise ValueError(
+                f"a state is forked by rows from 0 to {last}, but got {min(found)} to {max(found)}"
+            ) from error
 
 
 class Steps(Protocol):
@@ -82,9 +89,10 @@ _OWN_NAMES = frozenset({"spec", "num_params", "order", "order_table", "context"}
 
 def _check_interface(kind: type["Network"]) -> None:
     """Raise ValueError unless a network says what it takes, and hears a context."""
-    if not hasattr(kind, "kinds"):
+    kinds = getattr(kind, "kinds", None)
+    if isinstance(kinds, str) or not isinstance(kinds, Collection) or not {*kinds} <= {*KINDS}:
         raise ValueError(
-            f"model {kind.__name__} does not say which data it takes; "
+            f"model {kind.__name__} does not say which data it takes (kinds is {kinds!r}); "
             f'set kinds = frozenset({{"vector"}}) in its class, or the like'
         )
     try:
@@ -96,7 +104,7 @@ def _check_interface(kind: type["Network"]) -> None:
         ) from None
 
 
-def check_params(net: "Network", params: Tensor, n: int) -> Tensor:
+def check_params(net: "Network", params: object, n: int) -> Tensor:
     """Parameters of n events as a network's forward pass returned them.
 
     Args:
@@ -105,15 +113,18 @@ def check_params(net: "Network", params: Tensor, n: int) -> Tensor:
         n: Events, B.
 
     Raises:
-        ValueError: They are not (B, S, P).
+        ValueError: They are no floats (B, S, P), in a tensor.
     """
     expected = (n, net.num_steps, net.num_params)
-    if params.shape != expected:
-        raise ValueError(
-            f"model {type(net).__name__} must return parameters {expected}, (B, S, P), "
-            f"but returned {tuple(params.shape)}"
-        )
-    return params
+    if isinstance(params, Tensor) and params.shape == expected and params.is_floating_point():
+        return params
+    what: object = type(params).__name__
+    if isinstance(params, Tensor):
+        what = tuple(params.shape) if params.is_floating_point() else f"integers, {params.dtype}"
+    raise ValueError(
+        f"model {type(net).__name__} must return parameters {expected}, (B, S, P), "
+        f"but returned {what}"
+    )
 
 
 class Network(nn.Module, ABC):
@@ -130,6 +141,7 @@ class Network(nn.Module, ABC):
 
     Raises:
         ValueError: The network does not take data of that kind.
+        TypeError: The spec, the order or the context is of another class.
     """
 
     kinds: ClassVar[frozenset[str]]
@@ -154,6 +166,10 @@ class Network(nn.Module, ABC):
     ):
         super().__init__()
         _check_interface(type(self))
+        require_class("spec", spec, DataSpec, "such as splits.spec")
+        require_class("order", order, Order, "such as armodels.orders.make gives")
+        if context is not None:
+            require_class("context", context, ContextSpec, "such as splits.spec.contexts has")
         if spec.kind not in self.kinds:
             raise ValueError(
                 f"model {type(self).__name__} takes {' or '.join(sorted(self.kinds))} data, "

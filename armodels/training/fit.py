@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from armodels import checkpoints, contexts, limits, show
-from armodels.checks import HARMLESS, Seed, checked
+from armodels.checks import HARMLESS, Seed, checked, require_class
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.objectives import AllOrders, MixtureOrder, Objective, RandomOrder
@@ -196,11 +196,8 @@ def _require_types(
     ]
     for name, value, kind, example in wanted:
         optional = value is None and name not in ("model", "splits")
-        if not optional and not isinstance(value, kind):
-            raise TypeError(
-                f"{name} is of type {type(value).__name__}; it must be of type {kind.__name__}, "
-                f"{example}"
-            )
+        if not optional:
+            require_class(name, value, kind, example)
 
 
 def _optimizer(make: Optimizer, model: DensityModel) -> torch.optim.Optimizer:
