@@ -271,6 +271,8 @@ def _wanted(value: Any, hint: Any) -> str | None:
     words = _description(hint)
     if _huge(value):
         words = words.replace("a number", "a finite number")
+    elif isinstance(value, (list, tuple)) and any(map(_huge, value)):
+        words = words.replace("numbers", "finite numbers")
     return f"it must be {words}"
 
 

@@ -144,6 +144,61 @@ def test_contexts_stand_beside_their_rows(on_disk, stored):
             list(broken.batches(5))
 
 
+@pytest.mark.parametrize("stored_as", [lambda: [numbers(9)] * 2, lambda: None, lambda: 3])
+def test_contexts_are_of_three_splits(stored_as):
+    splits = Splits(SPEC, *[numbers(9)] * 3, contexts={"sides": stored_as})
+    with pytest.raises(
+        ValueError, match=r"^contexts\['sides'\] of data 'bits' gives .* give three"
+    ):
+        splits.examples("test", SIDES)
+    with pytest.raises(TypeError, match="^context is of type str; it must be of type ContextSpec"):
+        splits.examples("test", "sides")
+
+
+class Own:
+    """Rows of a user's own, as good as ``read`` and ``dtype`` are."""
+
+    shape = (30, 3)
+
+    def __init__(self, read, dtype=torch.uint8):
+        self.values, self.read, self.dtype = torch.from_numpy(numbers(30)), read, dtype
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, rows):
+        return self.read(self.values[rows])
+
+
+OWN = {
+    "array": (Own(lambda x: x.numpy()), r"^rows of train \(Own\) are read as ndarray; they must"),
+    "short": (
+        Own(lambda x: x[1:]),
+        r"^30 rows of train \(Own\) are read as .* \(29, 3\); .* be 30",
+    ),
+    "one": (Own(lambda x: x.sum()), r"^30 rows of train \(Own\) are read as values of shape \(\)"),
+    "dtype": (
+        Own(lambda x: x, np.dtype("u1")),
+        "^rows of type Own have the dtype dtype.'uint8'.; ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "sentence"), OWN.values(), ids=OWN)
+def test_rows_of_ones_own_are_tensors_of_as_many(rows, sentence):
+    right = Own(lambda x: x)
+    assert len(Splits.of(right, right, right, levels=4, name="mine").train[3:5]) == 2
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        Splits.of(rows, right, right, levels=4, name="mine")
+
+
+def test_rows_that_end_early_are_found_where_they_are_read():
+    later = Own(lambda x: x if len(x) > 20 else x[1:])
+    splits = Splits.of(later, later, later, levels=4, name="mine")
+    with pytest.raises(ValueError, match=r"^7 rows of test \(Own\) are read as .*; .* must be 7$"):
+        list(splits.examples("test").batches(7))
+
+
 def test_a_context_that_follows_from_the_values_follows_from_the_fresh_ones():
     spec = DataSpec("grey", "image", (1, 2, 2), 256, "probability")
     images = torch.full((5, 1, 2, 2), 100, dtype=torch.uint8)
@@ -279,8 +334,47 @@ def test_a_table_of_pandas_is_a_table_of_numbers():
     splits = Splits.of(frame)
     assert (splits.spec.shape, splits.spec.levels) == ((2,), 2)
     assert bool((splits.train.sum(1) == 1).all())
-    with pytest.raises(TypeError, match="the table has columns that are no numbers"):
-        Splits.of(frame.assign(c="word"))
+    for wrong in ("word", 1j, pandas.Timestamp(2020, 1, 1), pandas.Categorical([0, 1] * 10)):
+        with pytest.raises(TypeError, match="columns of the table are no numbers: c; leave them"):
+            Splits.of(frame.assign(c=wrong))
+
+
+TYPES = ["Int64", "UInt8", "boolean", "bool", "int64[pyarrow]", "bool[pyarrow]", "Sparse[int64]"]
+
+
+@pytest.mark.parametrize("of", TYPES)
+def test_a_table_may_hold_numbers_in_the_types_of_pandas(of):
+    pandas = pytest.importorskip("pandas")
+    if "pyarrow" in of:
+        pytest.importorskip("pyarrow")
+    bits = pandas.DataFrame(numbers(40) % 2, columns=list("aab"))  # two of one name
+    spec = Splits.of(bits).spec
+    assert Splits.of(bits.astype(of)).spec == spec
+    mixed = pandas.concat([bits.iloc[:, :2], bits.iloc[:, 2:].astype(of)], axis=1)
+    assert Splits.of(mixed).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("of", "real"), [("Int64", "Float64"), ("int64[pyarrow]", "double[pyarrow]")]
+)
+def test_a_table_says_what_it_lacks(of, real):
+    pandas = pytest.importorskip("pandas")
+    if "pyarrow" in of:
+        pytest.importorskip("pyarrow")
+    halves = pandas.DataFrame(numbers(40) / 2, columns=list("abc"))
+    assert Splits.of(halves.astype(real)).spec == Splits.of(halves).spec
+    for table in (halves.astype(real), (2 * halves).astype(of)):
+        table.iloc[[3, 5], 1] = None
+        with pytest.raises(ValueError, match="^column b of the table lacks 2 values: leave their"):
+            Splits.of(table)
+
+
+def test_an_empty_table_is_called_so():
+    import pandas
+
+    for empty, what in ((pandas.DataFrame(), "columns"), (pandas.DataFrame({"a": []}), "rows")):
+        with pytest.raises(ValueError, match=f"^the table has no {what}, and so no values$"):
+            Splits.of(empty)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +417,17 @@ def masked(*rows):
         (numbers(9), {"levels": "2"}, "^levels is '2'; it must be a whole number, None for real"),
         (numbers(9), {"levels": 4.0}, "^levels is 4.0; it must be a whole number, None for real"),
         (numbers(9), {"levels": True}, "^levels is True; it must be a whole number, None for r"),
+        (numbers(9), {"shares": 0.1}, "^shares is 0.1; it must be a list of 2 numbers"),
+        (numbers(9), {"shares": (0.1,)}, r"^shares is \(0.1,\); it must be a list of 2 numbers"),
+        (numbers(9), {"shares": (0.1, 0.1, 0.1)}, "^shares is .* it must be a list of 2 numbers"),
+        (numbers(9), {"shares": "ab"}, "^shares is 'ab'; it must be a list of 2 numbers"),
+        (numbers(9), {"shares": (-1, 0.1)}, "^shares is .* each must be at least 0 and below 1"),
+        (numbers(9), {"shares": (0.1, np.nan)}, "^shares is .*; it must be a list of 2 finite nu"),
+        (numbers(9), {"seed": 1.5}, "^seed is 1.5; it must be a whole number$"),
+        (numbers(9), {"seed": "a"}, "^seed is 'a'; it must be a whole number$"),
+        (numbers(9), {"seed": -1}, "^seed is -1; it must be from 0 to 4294967295$"),
+        (numbers(9), {"kind": "tree"}, "^kind is 'tree'; it must be"),
+        (numbers(9), {"name": 5}, "^name is 5; it must be text"),
         (np.full((9, 2), 2**63, np.uint64), {}, "^the largest integer is 92233720368547758"),
         (torch.full((9, 2), 2**63, dtype=torch.uint64), {}, "^the largest integer is 9223372"),
     ],

@@ -112,6 +112,39 @@ def _is_table(values: object) -> bool:
     return hasattr(values, "to_numpy") and hasattr(values, "columns")
 
 
+def _of_table(table: Any) -> np.ndarray:
+    """The numbers of a table (N, D), whatever the types in which its columns hold them.
+
+    Raises:
+        TypeError: A column holds no numbers.
+        ValueError: The table is empty, or values are missing where their type has no NaN.
+    """
+    if not len(table.columns) or not len(table):
+        lacks = "rows" if len(table.columns) else "columns"
+        raise ValueError(f"the table has no {lacks}, and so no values")
+    if not hasattr(table, "iloc"):  # not of pandas
+        return table.to_numpy()
+    kinds = [getattr(kind, "kind", "O") for kind in table.dtypes]
+    named = zip(table.columns, kinds, strict=True)
+    if wrong := [name for name, kind in named if kind not in "biuf"]:
+        raise TypeError(f"columns of the table are no numbers: {_listed(wrong)}; leave them out")
+    own = all(isinstance(kind, np.dtype) for kind in table.dtypes)
+    if own and ("b" not in kinds or {*kinds} == {"b"}):
+        return table.to_numpy()
+    columns = [table.iloc[:, i] for i in range(len(kinds))]
+    for name, column in zip(table.columns, columns, strict=True):
+        # NumPy's own floats have NaN, of which the check of values speaks.
+        if not isinstance(column.dtype, np.dtype) and column.isna().any():
+            raise ValueError(
+                f"column {name} of the table lacks {int(column.isna().sum())} values: leave their "
+                f"rows out with table.dropna(), or fill them"
+            )
+    # A type of pandas says which of NumPy's holds the same numbers; booleans are 0 and 1.
+    return np.column_stack(
+        [column.to_numpy(getattr(column.dtype, "numpy_dtype", None)) for column in columns]
+    )
+
+
 def _listed(columns: Sequence[object]) -> str:
     return ", ".join(map(str, columns[:10])) + ", ..." * (len(columns) > 10)
 
@@ -128,12 +161,11 @@ def as_numbers(values: Any) -> Rows:
 
     Raises:
         TypeError: They are no such values.
-        ValueError: Values are masked, or integers beyond those of 64 bits.
+        ValueError: Values are masked or missing, a table is empty, or integers are beyond those
+            of 64 bits.
     """
     if _is_table(values):
-        values = values.to_numpy()
-        if values.dtype == object:
-            raise TypeError("the table has columns that are no numbers; leave them out")
+        values = _of_table(values)
     if isinstance(values, np.ndarray) and (
         values.dtype.kind not in "biuf" or values.dtype.itemsize > 8
     ):

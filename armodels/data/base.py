@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from armodels import contexts as derived
+from armodels.checks import Seed, Share, require_class, require_types
 from armodels.data.arrays import Kind, Levels, described
 from armodels.data.rows import (
     CheckedRows,
@@ -28,6 +29,7 @@ from armodels.data.rows import (
     check_rows,
     num_bytes,
     on_device,
+    read_rows,
 )
 from armodels.kernels import binarize as kernels
 from armodels.spec import ContextSpec, DataSpec
@@ -42,6 +44,9 @@ FIRST_BYTES = 2**24
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 """Raw rows (B, *event) and a generator on their device -> fresh values on that device."""
+
+_STATED = {"name": str | None, "kind": Kind | None, "shares": tuple[Share, Share], "seed": Seed}
+"""What a user may say of values of their own, beside their levels."""
 
 Box = tuple[tuple[float, float], tuple[float, float]]
 
@@ -96,7 +101,8 @@ class Splits:
         if isinstance(rows, Tensor) and transform is None:
             check_rows(rows, self.spec.check, range(len(rows)), name)
             return rows
-        first = rows[: max(1, min(1000, FIRST_BYTES * len(rows) // max(num_bytes(rows), 1)))]
+        num = max(1, min(1000, FIRST_BYTES * len(rows) // max(num_bytes(rows), 1)))
+        first = read_rows(rows, slice(0, num), name)
         self.spec.check(first if transform is None else _frozen(first, transform))
         return rows if transform else CheckedRows(rows, self.spec.check, name)
 
@@ -110,8 +116,8 @@ class Splits:
         name: str | None = None,
         kind: Kind | None = None,
         levels: Levels = "auto",
-        shares: tuple[float, float] = (0.1, 0.1),
-        seed: int = 0,
+        shares: tuple[Share, Share] = (0.1, 0.1),
+        seed: Seed = 0,
     ) -> "Splits":
         """A user's own values as a data set.
 
@@ -128,9 +134,13 @@ class Splits:
             seed: Of the draw; another one makes another data set, and another name if it is None.
 
         Raises:
-            ValueError: It cannot be inferred what the values are, or they are too few to split.
+            ValueError: It cannot be inferred what the values are, they are too few to split, or
+                what is said of them is no such thing.
             TypeError: They are no such values.
         """
+        stated_as = {"name": name, "kind": kind, "shares": shares, "seed": seed}
+        require_types(stated_as, _STATED)
+        shares, seed = (shares[0], shares[1]), int(seed)
         others = {"valid": valid, "test": test}
         stated = {"train": train}
         stated |= {part: values for part, values in others.items() if values is not None}
@@ -179,7 +189,11 @@ class Splits:
 
         Raises:
             ValueError: There is no split of that name, or contexts are not what the spec promises.
+            TypeError: The context is of another class.
         """
+        if context is not None:
+            example = "such as model.context, or one of splits.spec.contexts"
+            require_class("context", context, ContextSpec, example)
         return self._examples(self.split(name), name, context)
 
     def to_train(self, context: ContextSpec | None, device: torch.device) -> Examples:
@@ -206,10 +220,16 @@ class Splits:
         if context.name not in self.contexts:
             return Examples(rows, derive=partial(derived.derive, context.name, spec=self.spec))
         if context.name not in self._stored:
-            read = zip(PARTS, self.contexts[context.name](), strict=True)
+            read = self.contexts[context.name]()
+            if not isinstance(read, Sequence) or len(read) != len(PARTS):
+                found = f"{len(read)} parts" if isinstance(read, Sequence) else type(read).__name__
+                raise ValueError(
+                    f"contexts[{context.name!r}] of data {self.spec.name!r} gives {found}; it "
+                    f"must give three, the rows of train, valid and test"
+                )
             self._stored[context.name] = {
                 part: self._checked_context(as_rows(values), part, context)
-                for part, values in read
+                for part, values in zip(PARTS, read, strict=True)
             }
         return Examples(rows, self._stored[context.name][name])
 

@@ -96,7 +96,7 @@ class CheckedRows:
         Raises:
             ValueError: A value lies outside the support; names the first such row.
         """
-        values = self._rows[rows]
+        values = read_rows(self._rows, rows, self._name)
         numbers = rows.tolist() if isinstance(rows, Tensor) else range(len(self))[rows]
         check_rows(values, self._check, numbers, self._name)
         return values
@@ -157,6 +157,34 @@ class FrozenRows:
         raw = self._rows[number * self.BLOCK : (number + 1) * self.BLOCK]
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1, np.uint64)[0])
         return self._transform(raw, torch.Generator(raw.device).manual_seed(seed >> 1))
+
+
+def read_rows(rows: Rows, index: Index, name: str) -> Tensor:
+    """Values (B, *event) of some rows of a class that may be a user's own.
+
+    Args:
+        rows: (N, *event).
+        index: Which of them.
+        name: Of the rows, such as ``"train"``; stands in the message.
+
+    Raises:
+        TypeError: What is read is no tensor.
+        ValueError: It has not as many rows as were asked for.
+    """
+    values: object = rows[index]
+    num = len(index) if isinstance(index, Tensor) else len(range(len(rows))[index])
+    if isinstance(values, Tensor) and values.shape[:1] == (num,):
+        return values
+    kind = type(rows).__name__
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"rows of {name} ({kind}) are read as {type(values).__name__}; they must be read as "
+            f"a tensor, such as torch.from_numpy(...)"
+        )
+    raise ValueError(
+        f"{num} rows of {name} ({kind}) are read as values of shape {tuple(values.shape)}; the "
+        f"first number must be {num}"
+    )
 
 
 def check_rows(
@@ -224,6 +252,11 @@ def as_rows(values: Rows | np.ndarray) -> Rows:
             return MappedRows(values)
         return torch.from_numpy(np.require(_simple(values), requirements=("C", "W")))
     if isinstance(values, Rows):
+        if not isinstance(values.dtype, torch.dtype):
+            raise TypeError(
+                f"rows of type {type(values).__name__} have the dtype {values.dtype!r}; it must "
+                f"be one of torch, such as torch.uint8, and what is read of them a tensor"
+            )
         return values
     raise TypeError(
         f"rows of data are a tensor, an array, or an object with shape, dtype, len and indexing "
