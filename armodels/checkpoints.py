@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from armodels import __version__, build, earlier, machine
+from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
-from armodels.disk import LARGEST, atomic, no_room, size_of
+from armodels.disk import LARGEST, as_path, atomic, no_room, size_of
 from armodels.networks.base import Network
 from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
 from armodels.spec import DataSpec
@@ -259,8 +260,9 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
 
     Raises:
         FileNotFoundError: There is no such run, or it has no such checkpoint yet.
+        ValueError: No file can be called so.
     """
-    path = Path(path).expanduser()
+    path = as_path(path, "run")
     if path.is_file():
         return path
     if not path.exists():
@@ -337,7 +339,7 @@ def restore(
         path: A run directory or a checkpoint file.
         checkpoint: ``best`` or ``last``, where ``path`` is a directory.
         weights: ``ema`` (raw where the run kept no average) or ``raw``.
-        device: Where the model goes.
+        device: Where the model goes: auto, cpu, cuda, cuda:1 or mps.
         num_orders: Orders of the mixture that it becomes; None: as it was trained.
         trust: Dotted names of your own classes that the run may name; code of others never runs.
         model: Gets the weights, in place, of a run whose orders are its own; None: it is built as
@@ -346,9 +348,13 @@ def restore(
     Raises:
         FileNotFoundError: There is no such run or checkpoint.
         ValueError: It is damaged, does not say how its model is built, or names a class that is
-            neither this package's nor trusted.
+            neither this package's nor trusted; or there is no such device.
+        TypeError: The model is none.
     """
     check_weights(weights)
+    device = machine.pick_device(str(device))
+    if model is not None:
+        require_class("model", model, DensityModel, "made as it was for its training")
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
     allowed = Trust.of(trust, file)

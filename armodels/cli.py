@@ -404,6 +404,7 @@ def _run_dir(resume: str | None, out: str | None, default: str) -> str:
     if not resume:
         disk.require_place(out)
         return out or default
+    disk.as_path(resume, "resume")
     if not (Path(resume) / "config.yaml").is_file():
         raise FileNotFoundError(
             f"{resume} is not a run directory: it has no config.yaml to resume from"

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ LARGEST = 2**24
 
 LARGEST_TABLE = 2**28
 """Bytes of a table that grows with the steps of a run, at most."""
+
+LONGEST_NAME = 255
+"""Bytes of a file's or a folder's name at most, on any usual file system."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, or a quota, answers."""
@@ -67,6 +71,52 @@ def atomic(path: Path) -> Iterator[Any]:
         part.unlink(missing_ok=True)
 
 
+def as_path(named: str | os.PathLike, option: str) -> Path:
+    """A path as a user named it, below their home where it begins with ``~``.
+
+    Args:
+        named: What the user named.
+        option: By which it was named, for sentences.
+
+    Raises:
+        TypeError: It is neither text nor a path.
+        ValueError: No file can be called so, or there is no such home.
+    """
+    if not isinstance(named, (str, os.PathLike)):
+        raise TypeError(f"{option} is {named!r}; it must be text or a path")
+    path = Path(named)
+    try:
+        longest = max(map(len, map(os.fsencode, path.parts)), default=0)
+    except UnicodeEncodeError:
+        longest = 0
+    if "\0" in str(path) or (path.parts and not longest):
+        raise ValueError(f"{option} is {str(path)!r}, which holds a character that no path can")
+    if longest > LONGEST_NAME:
+        raise ValueError(
+            f"{option} is {str(path)[:50]}..., with a name of {longest} bytes; none may have more "
+            f"than {LONGEST_NAME}"
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{option} is {path}, but no home directory is known of {path.parts[0]}; write the "
+            f"folder in full"
+        ) from error
+
+
+def _require_writable(folder: Path, out: Path, option: str) -> None:
+    """Raise ValueError unless a file can be made in a folder: only a try tells it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{option} is {out}, but no file can be made in {folder} ({error.strerror}); name "
+            f"another place"
+        ) from error
+
+
 def require_place(out: str | Path | None, *, mark: str | None = None, option: str = "out") -> None:
     """Raise ValueError where ``out`` cannot be written, before any work for it is done.
 
@@ -76,9 +126,14 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
             written over; None: the verb wants a folder.
         option: By which it was named, for sentences.
     """
-    path = Path(out or ".")
     if out is None:
         return
+    path = Path(out or ".")
+    if as_path(out, option) != path:
+        raise ValueError(
+            f"{option} is {path}, and no shell has put a home directory in place of "
+            f"{path.parts[0]}; write the folder in full"
+        )
     if mark is None:
         for folder in (path, *path.parents):
             if os.path.lexists(folder) and not folder.is_dir():
@@ -86,11 +141,15 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
                 raise ValueError(
                     f"{option} is {path}, {which} is no folder; name one for the files"
                 )
+        there = next(folder for folder in (path, *path.parents) if folder.is_dir())
+        _require_writable(there, path, option)
         return
     if path.is_dir():
         raise ValueError(f"out is {path}, which is a folder; name a file in it")
     if not path.parent.is_dir():
         raise ValueError(f"out is {path}, but there is no folder {path.parent}; make it first")
+    if not os.path.lexists(path) or path.is_file():  # beside it, as ``atomic`` writes
+        _require_writable(path.parent, path, option)
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as file:
             if mark.encode() not in file.read(1000):

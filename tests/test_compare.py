@@ -518,6 +518,13 @@ def test_verbs_refuse_what_the_model_cannot_do(folder):
         (("eval", "all/made-1", "out=mine.csv"), "a file that this command has not written"),
         (("sample", "all/made-1", "out=file"), "which is no folder; name one for the files"),
         (("complete", "all/made-1", "out=file"), "which is no folder; name one for the files"),
+        (("sample", "all/made-1", f"out={'x' * 300}"), "with a name of 300 bytes; none may have"),
+        (
+            ("score", "all/made-1", "out=~nobodyx.csv"),
+            "no home directory is known of ~nobodyx.csv",
+        ),
+        (("sample", "all/made-1", "out=~/x"), "no shell has put a home directory in place of ~"),
+        (("compare", "all", "out=/proc/x.md"), "but no file can be made in /proc ("),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(args, told, folder):

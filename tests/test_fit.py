@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 import armodels as api
 from armodels import heads, orders
 from armodels.checkpoints import load_checkpoint
+from armodels.disk import require_place
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
 from armodels.objectives import AllOrders, Likelihood, MixtureOrder, Objective
@@ -519,6 +521,56 @@ def test_a_directory_that_cannot_be_is_one_sentence(tmp_path):
         pytest.raises(BlockingIOError, match="or choose another directory with directory="),
     ):
         api.fit(made(data), data, SETTINGS, directory=tmp_path / "run", resume=True)
+
+
+NO_PATHS = {
+    "null byte": ("a\0b", r"'a\\x00b', which holds a character that no path can"),
+    "surrogate": ("a\ud800/b", "which holds a character that no path can"),
+    "long name": ("new/" + "é" * 150, "a name of 300 bytes; none may have more than 255"),
+    "no home": ("~nobodyx/y", "no home directory is known of ~nobodyx; write the folder in full"),
+}
+
+
+@pytest.mark.parametrize(("path", "sentence"), NO_PATHS.values(), ids=NO_PATHS)
+def test_what_is_no_path_is_one_sentence(path, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = splits()
+    with pytest.raises(ValueError, match=f"^directory is .*{sentence}"):
+        api.fit(made(data), data, SETTINGS, directory=path)
+    with pytest.raises(ValueError, match=f"^run is .*{sentence}"):
+        api.load_model(path)
+    with pytest.raises(ValueError, match=f"^out is .*{sentence}"):
+        require_place(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody writes to")
+def test_a_folder_that_takes_no_file_is_one_sentence():
+    data = splits()
+    with pytest.raises(
+        ValueError, match="^directory is /proc/x/y, but no file can be made in /pr"
+    ):
+        api.fit(made(data), data, SETTINGS, directory="/proc/x/y")
+    with pytest.raises(ValueError, match="^out is /proc/x, but no file can be made in /proc "):
+        require_place("/proc/x", mark="mine")
+    require_place("/dev/null", mark="mine")
+
+
+def test_a_model_is_loaded_onto_a_device_that_is_there(tmp_path):
+    data = splits()
+    for wrong, sentence in (
+        ({"device": "nonsense"}, "^device is 'nonsense'; choose auto, cpu, cuda or mps"),
+        ({"device": 3}, "^device is '3'; choose auto"),
+        ({"model": "made"}, "^model is of type str; it must be of type DensityModel, made as it"),
+        ({"model": made(data).net}, "^model is of type MADE; it must be of type DensityModel"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            api.load_model(tmp_path / "run", **wrong)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="^device=cuda: torch finds no such device here"):
+            api.load_model(tmp_path / "run", device="cuda")
+    api.fit(made(data), data, SETTINGS, directory=tmp_path / "run", quiet=True)
+    api.load_model(tmp_path / "run", model=made(data), device=torch.device("cpu"))
 
 
 def test_no_sentence_speaks_of_a_command_line(tmp_path, capfd):

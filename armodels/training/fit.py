@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from armodels import checkpoints, contexts, limits, show
+from armodels import checkpoints, contexts, disk, limits, show
 from armodels.checks import HARMLESS, Seed, checked, require_class
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
@@ -107,7 +107,7 @@ def fit(
     schedule, seed = schedule or Cosine(), int(seed)
     optimizer = adamw if optimizer is None else optimizer
     moves = _optimizer(optimizer, model)
-    directory = None if directory is None else Path(directory).expanduser()
+    directory = None if directory is None else disk.as_path(directory, "directory")
     budget = limits.Budget(settings.max_minutes)
     torch.manual_seed(stream(WEIGHTS, seed))
     trained = _objective(objective or default_objective, model)
