@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels import lines
+from armodels.checks import Count, require_class, require_types
 from armodels.data.arrays import as_numbers
 from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
@@ -123,11 +124,14 @@ def evaluate(
         name: Of the examples, for the bar and for sentences.
 
     Raises:
-        ValueError: There are no examples.
-        TypeError: They are no such values.
+        ValueError: There are no examples, or no such batches.
+        TypeError: They are no such values, or the model is none.
         NoMean: Some example has no finite log-probability.
         RuntimeError: The processes together counted more or fewer examples than there are.
     """
+    example = "such as armodels.AutoregressiveModel(net, head)"
+    require_class("model", model, DensityModel, example)
+    require_types({"batch_size": batch_size}, {"batch_size": Count})
     examples = examples if isinstance(examples, Examples) else Examples(as_numbers(examples))
     if not len(examples):
         raise ValueError(f"{name or 'the data'} has no examples, and so no mean")

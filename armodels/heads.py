@@ -56,8 +56,8 @@ class Head(ABC):
             (..., L) log p(value k = level | params, earlier).
 
         Raises:
-            ValueError: The head is of real values, which have a density and no levels; or k is K
-                or more.
+            ValueError: The head is of real values, which have a density and no levels; k is K or
+                more, earlier values are no levels, or shapes do not go together.
         """
 
     @abstractmethod
@@ -78,12 +78,29 @@ class Head(ABC):
         """Parameters that fit each step alone: (N, S, K) -> (S, P); where training starts."""
 
 
-def _check_earlier(head: Head, earlier: Tensor, num_values: int) -> None:
-    """Raise ValueError unless the earlier values of a step (..., k) leave one in question."""
+def _check_levels(head: Head, params: Tensor, earlier: Tensor, num_values: int) -> None:
+    """Raise ValueError unless parameters are the head's, and earlier values leave one in question.
+
+    Args:
+        head: Of L levels.
+        params: (..., P).
+        earlier: (..., k); of k = 0, as ``log_prob`` asks, no value is read.
+        num_values: K.
+    """
+    if params.shape[-1:] != (head.num_params,):
+        raise ValueError(
+            f"head {head.family} reads {head.num_params} parameters a step, (..., P), but got "
+            f"{tuple(params.shape)}"
+        )
     if earlier.shape[-1] >= num_values:
         raise ValueError(
             f"head {head.family} has {num_values} values a step, so at most {num_values - 1} are "
             f"earlier, but got earlier values of shape {tuple(earlier.shape)}"
+        )
+    if earlier.shape[-1] and earlier.shape[:-1] != params.shape[:-1]:
+        raise ValueError(
+            f"earlier values of shape {tuple(earlier.shape)} do not stand beside parameters of "
+            f"shape {tuple(params.shape)}"
         )
 
 
@@ -137,7 +154,7 @@ class Bernoulli(Head):
         return -F.softplus(logits * (1 - 2 * values[..., 0].to(logits.dtype)))
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
-        _check_earlier(self, earlier, 1)
+        _check_levels(self, params, earlier, 1)
         levels = torch.arange(2, device=params.device)[:, None]
         return self.log_prob(precise(params)[..., None, :], levels)
 
@@ -175,7 +192,7 @@ class Categorical(Head):
         return self.level_log_probs(params, values[..., :0]).gather(-1, values.long()).squeeze(-1)
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
-        _check_earlier(self, earlier, 1)
+        _check_levels(self, params, earlier, 1)
         return precise(params).log_softmax(-1)
 
     def sample(self, params: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
@@ -415,7 +432,9 @@ class DiscretizedLogisticMixture(Head):
         return torch.logsumexp(self._joint_log_prob(self._parts(params), values), -1)
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
-        _check_earlier(self, earlier, self.channels)
+        _check_levels(self, params, earlier, self.channels)
+        if earlier.numel() and not 0 <= earlier.min() <= earlier.max() < self.levels:
+            raise ValueError(f"earlier values must be levels from 0 to {self.levels - 1}")
         # The levels fill an axis of their own; tensors of (..., L, M) numbers are held.
         parts, earlier = self._parts(precise(params)[..., None, :]), earlier[..., None, :]
         levels = torch.arange(self.levels, device=params.device)

@@ -307,6 +307,27 @@ def test_levels_of_half_precision_are_computed_in_float32(kind):
         assert torch.equal(found, head.level_log_probs(params.float(), nothing))
 
 
+@pytest.mark.parametrize(
+    "kind", [heads.Bernoulli, heads.Categorical, heads.DiscretizedLogisticMixture]
+)
+def test_levels_are_of_parameters_and_earlier_values_that_can_be(kind):
+    head, nothing = kind(data("image", 3, 1, 2, levels=2)), torch.zeros(4, 0)
+    params = random_params(head, (4,))
+    for wrong in (params.repeat(1, 2), params[:, :-1], params[0, 0]):
+        sentence = f"head {head.family} reads {head.num_params} parameters a step, (..., P), but"
+        with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+            head.level_log_probs(wrong, nothing)
+    if kind is not heads.DiscretizedLogisticMixture:
+        return
+    for wrong in (-1, 2, 999):
+        with pytest.raises(ValueError, match="^earlier values must be levels from 0 to 1$"):
+            head.level_log_probs(params, torch.tensor([[0, 1], [1, 1], [0, wrong], [0, 0]]))
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 1\) do not stand beside .* shape \(4, 100\)"
+    ):
+        head.level_log_probs(params, torch.zeros(3, 1))
+
+
 def test_real_values_have_no_levels():
     head = heads.GaussianMixture(PLANE)
     with pytest.raises(ValueError, match="gaussian_mixture has no level_log_probs: real values"):

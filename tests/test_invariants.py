@@ -32,6 +32,7 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.completion import DISTRUST, disagreement
 from armodels.density.mixture import OrderMixture, over_orders
 from armodels.density.walk import Scored, draw, draw_noise, follow, walk
+from armodels.evaluation import evaluate
 from armodels.networks.base import AnyOrderNetwork, Network, State
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
@@ -226,6 +227,66 @@ def test_temperatures_that_cannot_be_are_refused(case):
             model.complete(x, unknown, temperature=temperature)
     with refuses("-1 samples cannot be drawn; ask for 0 or more"):
         model.sample(-1)
+    with refuses("temperature is '1'; it must be a number"):
+        model.sample(2, temperature="1")
+    for n in (2.5, "3"):
+        with refuses(f"n is {n!r}; it must be a whole number"):
+            model.sample(n)
+
+
+def of_class(name, kind="ndarray", wanted="Tensor"):
+    """The block must say that an argument is of one class instead of another."""
+    return pytest.raises(
+        TypeError, match=f"^{name} is of type {kind}; it must be of type {wanted}"
+    )
+
+
+@over(lambda case: case is not CASES["least"])
+def test_what_is_no_tensor_is_refused(case):
+    model, x = case.build(0), case.events(3)
+    unknown = torch.zeros(case.spec.shape, dtype=torch.bool)
+    for call in (model.log_prob, lambda array: model.complete(array, unknown)):
+        with of_class("x"):
+            call(x.numpy())
+    with of_class("known"):
+        model.complete(x, unknown.numpy())
+
+
+def test_a_context_that_is_no_tensor_is_refused():
+    case = CASES["made"]
+    model, x = case.build(0, LABEL), case.events(3)
+    unknown = torch.zeros(case.spec.shape, dtype=torch.bool)
+    for call in (
+        lambda context: model.log_prob(x, context),
+        lambda context: model.conditional_log_prob(x, context),
+        lambda context: model.complete(x, unknown, context=context),
+        lambda context: model.sample(3, context=context),
+    ):
+        with of_class("context", "list"):
+            call([0, 1, 1])
+    with of_class("x"):
+        model.conditional_log_prob(x.numpy(), None)
+
+
+def test_noise_is_of_the_shape_of_the_draw():
+    model = CASES["made"].build(0)
+    for shape in ((3, 6, 1), (2, 5, 1), (2, 6, 2), (2, 6)):
+        with pytest.raises(
+            ValueError, match=re.escape(f"noise is {shape}; it must be a tensor (2")
+        ):
+            model.sample(2, noise=torch.rand(shape, dtype=torch.double))
+    with pytest.raises(ValueError, match="^noise is ndarray; it must be a tensor"):
+        model.sample(2, noise=torch.rand(2, 6, 1).numpy())
+
+
+def test_only_a_model_is_evaluated_and_on_whole_batches():
+    case = CASES["made"]
+    model, x = case.build(0), case.events(3)
+    with of_class("model", "MADE", "DensityModel"):
+        evaluate(model.net, x)
+    for size, wanted in ((2.5, "a whole number"), ("5", "a whole number"), (0, "at least 1")):
+        with refuses(f"batch_size is {size!r}; it must be {wanted}"):
+            evaluate(model, x, size)
 
 
 @over_all

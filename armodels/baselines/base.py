@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from armodels.checks import Count, require_types
 from armodels.density.base import DensityModel
 from armodels.density.completion import IMPOSSIBLE, Completion, as_mask, disagreement
 from armodels.density.walk import check_draw
@@ -176,11 +177,10 @@ class Baseline(DensityModel):
                 known has probability 0.
         """
         check_draw(temperature)
+        mask = as_mask(known, x)
         self.check_context(context, len(x))
         self._require_ready()
-        if num_particles < 1:
-            raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
-        mask = as_mask(known, x)
+        require_types({"num_particles": num_particles}, {"num_particles": Count})
         kept = x.masked_fill(~mask, 0)
         self.spec.check(kept)
         flat, flat_mask = kept.flatten(1), mask.flatten(1)

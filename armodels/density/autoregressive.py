@@ -144,6 +144,7 @@ class AutoregressiveModel(DensityModel):
 
     def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(values of step s | earlier steps), nats: (B, *event) -> (B, S)."""
+        require_class("x", x, Tensor, "such as torch.from_numpy(array) makes")
         self.check_context(context, len(x))
         return self._conditional_log_prob(x, context)
 
@@ -297,11 +298,20 @@ class AutoregressiveModel(DensityModel):
 
         ``noise`` (n, S, num_noise) replaces the generator; ``naive`` walks by whole forward
         passes, which gives the same samples, slowly.
+
+        Raises:
+            ValueError: The draw cannot be made so, or the noise has another shape.
         """
         check_draw(temperature, n)
         self.check_context(context, n)
+        shape = (n, self.net.num_steps, self.head.num_noise)
+        if noise is not None and (not isinstance(noise, Tensor) or noise.shape != shape):
+            what = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+            raise ValueError(
+                f"noise is {what}; it must be a tensor {shape} of uniforms in (0, 1), as many for "
+                f"each step of each event as the head draws by"
+            )
         if noise is None:
-            shape = (n, self.net.num_steps, self.head.num_noise)
             noise = draw_noise(shape, generator, self.net.order_table.device)
         if n == 0:  # No network need reshape tensors without rows.
             return self.empty(0), self.net.order_table.new_zeros(0, dtype=torch.float)

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from armodels.checks import require_class
 from armodels.density.completion import Completion
 from armodels.objectives import Likelihood, Objective
 from armodels.spec import ContextSpec, DataSpec
@@ -40,16 +41,19 @@ class DensityModel(nn.Module, ABC):
 
         Raises:
             ValueError: A value lies outside the support.
+            TypeError: The events, or what they are conditioned on, are no tensor.
         """
+        require_class("x", x, Tensor, "such as torch.from_numpy(array) makes")
         self.spec.check(x)
         self.check_context(context, len(x))
         return self._log_prob(x, context)
 
     @final
     def check_context(self, context: Tensor | None, batch_size: int) -> None:
-        """Raise ValueError unless ``context`` is what the model is conditioned on."""
+        """Raise ValueError or TypeError unless ``context`` is what the model is conditioned on."""
         self.require_context(context)
         if self.context is not None and context is not None:
+            require_class("context", context, Tensor, "such as torch.tensor([0, 1])")
             self.context.check(context, batch_size)
 
     @final

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
+from armodels.checks import Count, require_class, require_types
 from armodels.density.walk import check_draw, draw_noise
 
 IMPOSSIBLE = "the known values have probability 0 under the model"
@@ -70,7 +71,10 @@ def as_mask(known: Tensor, x: Tensor) -> Tensor:
 
     Raises:
         ValueError: It is no such mask.
+        TypeError: It, or what it is a mask of, is no tensor.
     """
+    require_class("x", x, Tensor, "such as torch.from_numpy(array) makes")
+    require_class("known", known, Tensor, "such as torch.arange(9) < 5")
     if known.dtype != torch.bool:
         raise ValueError(f"known must be boolean, True = known, got {known.dtype}")
     if known.shape not in (x.shape, x.shape[1:]):
@@ -194,8 +198,7 @@ def complete(
         ValueError: The numbers make no draw, or the known values are impossible.
     """
     check_draw(temperature)
-    if num_particles < 1:
-        raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
+    require_types({"num_particles": num_particles}, {"num_particles": Count})
     parts = [
         model.particles(
             x,

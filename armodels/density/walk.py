@@ -5,6 +5,7 @@ Shapes: B batch, S steps, K values per step, P parameters per step.
 
 import contextlib
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import final
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from armodels.checks import require_types
 from armodels.heads import Head, precise
 from armodels.networks.base import NaiveSteps, Network, Steps
 
@@ -140,6 +142,9 @@ def score(head: Head, params: Tensor, values: Tensor) -> Tensor:
 
 def check_draw(temperature: float, n: int = 0) -> None:
     """Raise ValueError unless ``n`` events can be drawn at this temperature."""
+    require_types({"n": n}, {"n": int})
+    if not isinstance(temperature, numbers.Real):
+        raise ValueError(f"temperature is {temperature!r}; it must be a number")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be finite and 0 or more")
     if n < 0:
