@@ -433,7 +433,7 @@ class DiscretizedLogisticMixture(Head):
 
     def level_log_probs(self, params: Tensor, earlier: Tensor) -> Tensor:
         _check_levels(self, params, earlier, self.channels)
-        if earlier.numel() and not 0 <= earlier.min() <= earlier.max() < self.levels:
+        if earlier.numel() and not 0 <= int(earlier.min()) <= int(earlier.max()) < self.levels:
             raise ValueError(f"earlier values must be levels from 0 to {self.levels - 1}")
         # The levels fill an axis of their own; tensors of (..., L, M) numbers are held.
         parts, earlier = self._parts(precise(params)[..., None, :]), earlier[..., None, :]
