@@ -232,6 +232,8 @@ def test_temperatures_that_cannot_be_are_refused(case):
     for n in (2.5, "3"):
         with refuses(f"n is {n!r}; it must be a whole number"):
             model.sample(n)
+    with of_class("generator", "int", "Generator"):
+        draw_noise((2,), 5, torch.device("cpu"))
 
 
 def of_class(name, kind="ndarray", wanted="Tensor"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from armodels.checks import require_types
+from armodels.checks import require_class, require_types
 from armodels.heads import Head, precise
 from armodels.networks.base import NaiveSteps, Network, Steps
 
@@ -161,6 +161,8 @@ def draw_noise(
         generator: Where it comes from; None: the global one of torch, on ``device``.
         device: Where it is needed.
     """
+    if generator is not None:
+        require_class("generator", generator, torch.Generator, "seeded by its manual_seed(0)")
     source = device if generator is None else generator.device
     noise = torch.rand(shape, dtype=torch.double, generator=generator, device=source)
     return noise.clamp_min_(2.0**-54).to(device)
