@@ -220,6 +220,8 @@ def run_tests(folder: Path, tests: list[str], seconds: float | None = None) -> t
             process.join()
             return False, "(the tests hang)"
         output = told.read().decode(errors="replace")
+    if process.exitcode < 0:
+        return False, "(the tests are killed)"
     if process.exitcode not in (0, 1, 2):
         raise RuntimeError(f"pytest did not run: {output}")
     found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
