@@ -263,6 +263,17 @@ def test_a_refused_start_leaves_nothing(tmp_path):
     assert "nowhere" in told
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
+    def refused_later():
+        run_ = RunDirectory.vacant(tmp_path / "a/c")
+        with run_.claimed(new=True):
+            assert (tmp_path / "a/c/.lock").exists()
+            run_.write_status("running")
+            raise ValueError("refused before its config is written")
+
+    with pytest.raises(ValueError, match="refused before"):
+        refused_later()
+    assert not (tmp_path / "a/c").exists()
+
 
 def test_parts_of_the_killed_are_removed_and_those_of_the_living_stay(copied):
     gone, alive = copied / ".metrics.csv.4194305.part", copied / f".x.{os.getpid()}.part"
