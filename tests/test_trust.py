@@ -22,6 +22,8 @@ from command import QUICK, armodels, done, process
 from armodels import build, checks, earlier
 from armodels.checkpoints import load_checkpoint, load_model, save
 from armodels.data.toy import Toy
+from armodels.networks import made
+from armodels.networks.base import FreeOrderNetwork
 from armodels.run import RunDirectory
 from armodels.spec import ContextSpec, DataSpec
 from armodels.trust import KINDS, Trust, foreign, ours
@@ -110,6 +112,12 @@ def test_the_traps_work(strange):
         call()
         assert (strange / "trace").exists(), name
         (strange / "trace").unlink()
+
+
+def test_what_a_module_has_imported_is_not_its_own():
+    assert vars(made)["FreeOrderNetwork"] is FreeOrderNetwork
+    assert ours("armodels.networks.made.FreeOrderNetwork", KINDS) is None
+    assert ours("armodels.networks.base.FreeOrderNetwork", KINDS) is FreeOrderNetwork
 
 
 @pytest.mark.parametrize("part", checks.PARTS)
@@ -268,8 +276,9 @@ class Net(MADE):
 
 
 def test_own_classes_run_where_this_command_trusts_them(tmp_path):
-    (tmp_path / "mynet.py").write_text(NET)
-    for name in ("numpy", "json", "hydra_plugins"):  # none of these may be found instead
+    late = "colorsys"  # nothing has imported it before
+    (tmp_path / "mynet.py").write_text(f"import {late}\n{NET}")
+    for name in ("numpy", "json", "hydra_plugins", late):  # none of these may be found instead
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
     args = ("train", *TOY, "model.hidden_sizes=[4]", "trainer.max_steps=2", "out=run")
     result = process(tmp_path, *args, "model._target_=mynet.Net", NOBODY)
