@@ -276,7 +276,7 @@ class Net(MADE):
 
 
 def test_own_classes_run_where_this_command_trusts_them(tmp_path):
-    late = "colorsys"  # nothing has imported it before
+    late = "tabnanny"  # nothing has imported it before
     (tmp_path / "mynet.py").write_text(f"import {late}\n{NET}")
     for name in ("numpy", "json", "hydra_plugins", late):  # none of these may be found instead
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')\n")
