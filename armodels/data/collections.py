@@ -1,4 +1,7 @@
-"""Collections of pictures as people have them: folders, zips and npz files."""
+"""Collections of pictures as people have them: folders, zips and npz files.
+
+A folder and a zip may also be asked for files of another kind, such as sound.
+"""
 
 import hashlib
 import io
@@ -10,7 +13,8 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, final
@@ -103,6 +107,36 @@ def first_line(error: BaseException) -> str:
 # Many
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which files of a folder or zip are read.
+
+    Attributes:
+        words: What they are, as in "files that are no ...".
+        suffixes: Their endings, of small letters.
+    """
+
+    words: str
+    suffixes: Callable[[], frozenset[str]]
+
+    def takes(self, name: str) -> bool:
+        """Whether the file is one of them, and not hidden."""
+        return not _is_hidden(name) and PurePosixPath(name).suffix.lower() in self.suffixes()
+
+    def left_out(self, names: Sequence[str]) -> list[str]:
+        """What there is to say about the files that are neither wanted nor hidden."""
+        others = [name for name in names if not _is_hidden(name) and not self.takes(name)]
+        if not others:
+            return []
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "(no ending)" for name in others)
+        most = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+        shown = _some([f"{count} {kind}" for kind, count in most])
+        return [f"files that are no {self.words}: {shown}"]
+
+
+PICTURES = Wanted("pictures of a known kind", suffixes)
+
+
 class Collection(ABC):
     """Pictures in files.
 
@@ -141,15 +175,20 @@ class Collection(ABC):
 
 @final
 class Tree(Collection):
-    """A folder and all its sub-folders, linked ones too; a class is a folder at the top."""
+    """A folder and all its sub-folders, linked ones too; a class is a folder at the top.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The folder.
+        wanted: Which of its files are read.
+    """
+
+    def __init__(self, path: Path, wanted: Wanted = PICTURES):
         self.path = path
         self._loops: list[str] = []
         found = sorted(self._walk(path, PurePosixPath(), ()))
-        self.names = [name for name in found if _is_picture(name)]
+        self.names = [name for name in found if wanted.takes(name)]
         self.classes = _folders(self.names)
-        self.left_out = _others(found)
+        self.left_out = wanted.left_out(found)
         if self._loops:
             shown = _some(self._loops)
             self.left_out.append(f"links to a folder that they lie in, not followed: {shown}")
@@ -185,9 +224,17 @@ class Tree(Collection):
 
 @final
 class Zip(Collection):
-    """A zip of pictures; a class is a folder at the top."""
+    """A zip of pictures; a class is a folder at the top.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The zip.
+        wanted: Which of its members are read.
+
+    Raises:
+        ValueError: It is truncated or corrupted.
+    """
+
+    def __init__(self, path: Path, wanted: Wanted = PICTURES):
         self.path = path
         self._file = _open_zip(path)
         # Some programs of Windows write the backslash that the format forbids.
@@ -199,10 +246,10 @@ class Zip(Collection):
         found.sort(key=lambda pair: pair[0])
         links = [name for name, info in found if stat.S_ISLNK(info.external_attr >> 16)]
         found = [pair for pair in found if pair[0] not in links]
-        self.left_out = _others([name for name, _ in found])
+        self.left_out = wanted.left_out([name for name, _ in found])
         if links:
             self.left_out.append(f"links, which lead nowhere from a zip: {_some(links)}")
-        found = [pair for pair in found if _is_picture(pair[0])]
+        found = [pair for pair in found if wanted.takes(pair[0])]
         self.names = [name for name, _ in found]
         self._infos = [info for _, info in found]  # Two of one name are two pictures.
         self.classes = _folders(self.names)
@@ -306,21 +353,6 @@ def collect(path: Path) -> Collection:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
-def _is_picture(name: str) -> bool:
-    return not _is_hidden(name) and PurePosixPath(name).suffix.lower() in suffixes()
-
-
-def _others(names: Sequence[str]) -> list[str]:
-    """What there is to say about the files that are neither pictures nor hidden."""
-    others = [name for name in names if not _is_hidden(name) and not _is_picture(name)]
-    if not others:
-        return []
-    kinds = Counter(PurePosixPath(name).suffix.lower() or "(no ending)" for name in others)
-    most = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = _some([f"{count} {kind}" for kind, count in most])
-    return [f"files that are no pictures of a known kind: {shown}"]
 
 
 def _some(names: Sequence[str]) -> str:
