@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import itertools
 import math
 import os
 import pickle
@@ -25,12 +26,15 @@ from armodels import contexts
 from armodels.data import base, mnist, natural, omniglot, tables
 from armodels.data.anime import Anime
 from armodels.data.atari import Atari
+from armodels.data.audio import FSDD, SPEAKERS, Audio
 from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
 from armodels.data.digits import Digits
 from armodels.data.folder import Folder
 from armodels.data.mnist import EMNIST, EMNIST_SIZES, KMNIST, MNIST, FashionMNIST
 from armodels.data.natural import CIFAR10, SVHN
 from armodels.data.omniglot import Omniglot
+from armodels.data.sine import Sine
+from armodels.data.sound import NUM_LEVELS, write_wav
 from armodels.data.tables import UCI_SIZES, BinaryUCI, RedWine
 from armodels.data.toy import CODES, DENSITIES, Toy
 from armodels.spec import DataSpec
@@ -178,8 +182,27 @@ def _write_images(root: Path, write, rng, monkeypatch, idx, idx_labels) -> None:
     }
     monkeypatch.setattr(omniglot, "CHECKSUMS", checksums)
     monkeypatch.setattr(omniglot, "NUM_VALID", 5)
+    monkeypatch.setattr("armodels.data.audio.TAKES", (0, 5, 8))
     write(root / "anime/anime_faces.zip", packed("", 60, 16, "RGB", "jpeg"))
     write(root / "pets.zip", packed("a/", 60, 9, "RGB", "png"))
+    _write_sound(root, write, rng)
+
+
+def _write_sound(root: Path, write, rng) -> None:
+    """Own sounds, and three takes of each spoken digit (take 8 is train)."""
+
+    def wav() -> bytes:
+        buffer = io.BytesIO()
+        write_wav(buffer, rng.uniform(-1, 1, 40), 8000)
+        return buffer.getvalue()
+
+    for i in range(10):
+        write(root / f"sounds/{i}.wav", wav())
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for digit, speaker, take in itertools.product(range(10), SPEAKERS, (0, 5, 8)):
+            file.writestr(f"recordings/{digit}_{speaker}_{take}.wav", wav())
+    write(root / "audio/fsdd.zip", buffer.getvalue())
 
 
 SOURCES = {
@@ -219,6 +242,9 @@ SOURCES = {
         episode_frames=5,
         root=str(root),
     ),
+    "audio": lambda root: Audio(str(root / "sounds"), rate=6000, length=10),
+    "fsdd": lambda root: FSDD("linear16", length=16, root=str(root)),
+    "sine": lambda root: Sine(64, num_train=300, num_valid=100, num_test=200),
     **{
         name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)
         for name in [*DENSITIES, *CODES]
@@ -229,7 +255,12 @@ SOURCES = {
 no_ale = pytest.mark.skipif(
     importlib.util.find_spec("ale_py") is None, reason="needs ale-py: pip install '.[atari]'"
 )
-NAMES = [pytest.param(name, marks=no_ale) if name == "atari" else name for name in SOURCES]
+no_soundfile = pytest.mark.skipif(
+    importlib.util.find_spec("soundfile") is None,
+    reason="needs soundfile: pip install '.[audio]'",
+)
+WANTED = {"atari": no_ale, "audio": no_soundfile, "fsdd": no_soundfile}
+NAMES = [pytest.param(name, marks=WANTED.get(name, ())) for name in SOURCES]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -288,6 +319,9 @@ def test_spec_needs_no_files(tmp_path):
         *(RedWine(fold, root=str(tmp_path)).spec for fold in range(10)),
         *(Toy(name).spec for name in [*DENSITIES, *CODES]),
         Toy("parity", num_dims=3).spec,
+        *(Audio("x", encoding=one).spec for one in NUM_LEVELS),
+        *(FSDD(one, root=str(tmp_path)).spec for one in NUM_LEVELS),
+        Sine().spec,
         Digits().spec,
         Digits(2).spec,
         Digits(split_seed=1).spec,

@@ -1,174 +1,27 @@
-"""Sound as sequences of levels: one's own files, spoken digits, and sines of a known entropy.
-
-Every source gives whole clips (``clips``); for now each is cut into windows of equal length that
-do not overlap, and what is left at the end of a clip is in no window.
-"""
+"""Sound in files as sequences of levels: one's own, and spoken digits."""
 
 import hashlib
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, NamedTuple, final
+from typing import NamedTuple, final
 
-import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from armodels import show
-from armodels.checks import Count, Range, Seed, Share, checked
-from armodels.data.base import PARTS, Source, Splits, data_root, split_rows
-from armodels.data.collections import MAX_SHOWN, UNDECODABLE, Collection, Tree, Zip, first_line
+from armodels.checks import Count, Seed, checked
+from armodels.data.base import PARTS, Source, Splits, data_root
+from armodels.data.clips import Clips, Rate, in_windows, read_all, window_spec, with_checksum
+from armodels.data.collections import MAX_SHOWN, Collection, Tree, Zip
 from armodels.data.folder import clean
 from armodels.data.images import Shares
-from armodels.data.sound import (
-    CLIPS,
-    HIGHEST_RATE,
-    NUM_LEVELS,
-    SUFFIXES,
-    Encoding,
-    encode,
-    read_clip,
-    require_soundfile,
-)
+from armodels.data.sound import CLIPS, NUM_LEVELS, SUFFIXES, Encoding
 from armodels.spec import ContextSpec, DataSpec
 
-Clips = dict[str, list[Tensor]]
-"""Split -> clips (T,) of levels, each of its own length."""
-
-Rate = Annotated[int, Range(1, HIGHEST_RATE)]
-"""Samples a second."""
-
 VALID, TEST = 0.1, 0.1
-ORDER_SEED = 0
-"""Of the order of the windows of a split: the first ones, which initialize models, are like all
-others."""
-
-_AT_ONCE = 64
-"""Files in work at once."""
-
-
-# What all of them share
-
-
-def windows(clip: Tensor, length: int) -> Tensor:
-    """A clip (T,) in pieces that do not overlap: (T // length, length); the rest is left out."""
-    num = len(clip) // length
-    return clip[: num * length].view(num, length)
-
-
-def _cut(
-    spec: DataSpec,
-    clips: Clips,
-    labels: Mapping[str, Mapping[str, Sequence[int]]],
-    true_log_prob: Callable[[Tensor], Tensor] | None = None,
-) -> Splits:
-    """Splits of all windows of the clips.
-
-    Args:
-        spec: What a window is.
-        clips: Split -> clips.
-        labels: Context -> split -> label of each clip, which all of its windows have.
-        true_log_prob: As of ``Splits``.
-
-    Raises:
-        ValueError: No clip of a split is as long as a window.
-    """
-    (length,) = spec.shape
-    rows: dict[str, Tensor] = {}
-    contexts: dict[str, list[Tensor]] = {name: [] for name in labels}
-    short = 0
-    for part in PARTS:
-        cut = [windows(clip, length) for clip in clips[part]]
-        counts = torch.tensor([len(one) for one in cut])
-        short += int((counts == 0).sum())
-        num = int(counts.sum())
-        if not num:
-            raise ValueError(
-                f"no clip of {part} is as long as data.length={length} samples, the longest has "
-                f"{max(map(len, clips[part]))}; choose a smaller data.length"
-            )
-        order = torch.from_numpy(split_rows(num, (num,), ORDER_SEED)[0])
-        rows[part] = torch.cat(cut)[order]
-        for name, of_clips in labels.items():
-            each = torch.tensor(of_clips[part], dtype=torch.uint8)
-            contexts[name].append(each.repeat_interleave(counts)[order])
-    if short:
-        whole = sum(map(len, clips.values()))
-        show.say(f"{short} of {whole} clips are shorter than data.length={length} and left out")
-    return Splits(
-        spec,
-        *(rows[part] for part in PARTS),
-        true_log_prob=true_log_prob,
-        contexts={name: partial(contexts.__getitem__, name) for name in labels},
-    )
-
-
-def _with_checksum(spec: DataSpec, clips: Clips) -> DataSpec:
-    """The spec of clips from files, which says by their levels whether two are the same."""
-    digest = hashlib.sha256()
-    for part in PARTS:
-        for clip in clips[part]:
-            digest.update(f"{part} {len(clip)} ".encode() + clip.numpy().tobytes())
-    return replace(spec, checksum=digest.hexdigest())
-
-
-class _One(NamedTuple):
-    clip: Tensor | None
-    digest: bytes
-    trouble: str
-
-
-def _read(
-    collection: Collection, rate: int, encoding: Encoding, advice: str, *, skip: bool = False
-) -> list[_One]:
-    """All clips of a collection as levels, in its order, by several threads.
-
-    Args:
-        collection: Of files of sound.
-        rate: Samples a second that they are brought to.
-        encoding: Of a sample.
-        advice: What to do about a file that cannot be read.
-        skip: Go on after one.
-
-    Raises:
-        ValueError: A file cannot be read, or none can.
-        ModuleNotFoundError: soundfile is not installed.
-    """
-
-    def one(index: int) -> _One:
-        try:
-            contents = collection.contents(index)
-            clip = torch.from_numpy(encode(read_clip(contents, rate), encoding))
-        except UNDECODABLE as error:
-            return _One(None, b"", f"{collection.names[index]}: {first_line(error)}")
-        return _One(clip, hashlib.sha256(contents).digest(), "")
-
-    require_soundfile()
-    num = len(collection.names)
-    found: list[_One] = []
-    bar = tqdm(
-        total=num, desc=show.clean(f"reading {collection.path.name}"), unit="clip", disable=None
-    )
-    with bar, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        # A few are in work at once, so that the first trouble ends the reading.
-        for start in range(0, num, _AT_ONCE):
-            for done in pool.map(one, range(start, min(start + _AT_ONCE, num))):
-                if done.clip is None and not skip:
-                    raise ValueError(
-                        f"a file of {collection.path} cannot be used ({done.trouble}); {advice}"
-                    )
-                found.append(done)
-                bar.update()
-    if all(done.clip is None for done in found):
-        raise ValueError(f"no file of {collection.path} can be read ({found[0].trouble})")
-    return found
 
 
 # Own files
@@ -234,7 +87,7 @@ class Audio(Source):
             name += f"-split{self.shares.valid:g}-{self.shares.test:g}"
         if self.split_seed:
             name += f"-seed{self.split_seed}"
-        return _spec(name, self.length, NUM_LEVELS[self.encoding])
+        return window_spec(name, self.length, NUM_LEVELS[self.encoding])
 
     @cached_property
     def _collection(self) -> Collection:
@@ -264,7 +117,7 @@ class Audio(Source):
         """
         collection = self._collection
         advice = "mend or remove it, or leave such files out with data.skip_corrupt=true"
-        found = _read(collection, self.rate, self.encoding, advice, skip=self.skip_corrupt)
+        found = read_all(collection, self.rate, self.encoding, advice, skip=self.skip_corrupt)
         for sentence in collection.left_out:
             show.say(f"in {self.path}, left out are {sentence}")
         if skipped := [done.trouble for done in found if done.clip is None]:
@@ -287,7 +140,7 @@ class Audio(Source):
 
     def load(self) -> Splits:
         clips = self.clips()
-        return _cut(_with_checksum(self.spec, clips), clips, {})
+        return in_windows(with_checksum(self.spec, clips), clips, {})
 
 
 def parts_of(digests: Sequence[bytes], shares: Shares, seed: int) -> dict[bytes, str] | None:
@@ -313,17 +166,13 @@ def parts_of(digests: Sequence[bytes], shares: Shares, seed: int) -> dict[bytes,
     return {one: next(names, "train") for one in ranked}
 
 
-def _spec(name: str, length: int, levels: int, contexts: tuple[ContextSpec, ...] = ()) -> DataSpec:
-    return DataSpec(name, "sequence", (length,), levels, "probability", contexts=contexts)
-
-
 # Spoken digits
 
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 """Of the spoken digits, in the order of their labels."""
 
-NUM_TAKES = 50
+TAKES = range(50)
 """Each speaker says each digit so many times."""
 
 _OF_TEST, _OF_VALID = range(5), range(5, 8)
@@ -371,7 +220,7 @@ class FSDD(Source):
     def spec(self) -> DataSpec:
         contexts = (ContextSpec("digit", (), 10), ContextSpec("speaker", (), len(SPEAKERS)))
         name = f"fsdd-{self.encoding}-{self.length}"
-        return _spec(name, self.length, NUM_LEVELS[self.encoding], contexts)
+        return window_spec(name, self.length, NUM_LEVELS[self.encoding], contexts)
 
     @cached_property
     def _recordings(self) -> dict[str, list[_Recording]]:
@@ -388,7 +237,7 @@ class FSDD(Source):
             f"{digit}_{speaker}_{index}.wav": (digit, number, index)
             for digit in range(10)
             for number, speaker in enumerate(SPEAKERS)
-            for index in range(NUM_TAKES)
+            for index in TAKES
         }
         names = [name.rpartition("/")[2] for name in collection.names]
         wanted, there = Counter(list(known)), Counter(names)
@@ -396,10 +245,10 @@ class FSDD(Source):
             if odd:
                 raise ValueError(
                     f"{path} {verb} {min(odd)}; it should hold the {len(known):,} recordings of "
-                    f"six speakers, {NUM_TAKES} of each digit, and no others: fetch or copy it "
+                    f"six speakers, {len(TAKES)} of each digit, and no others: fetch or copy it "
                     f"again"
                 )
-        read = _read(collection, self.rate, self.encoding, "fetch or copy the zip again")
+        read = read_all(collection, self.rate, self.encoding, "fetch or copy the zip again")
         found: dict[str, list[_Recording]] = {part: [] for part in PARTS}
         for name, done in zip(names, read, strict=True):
             digit, number, index = known[name]
@@ -425,129 +274,4 @@ class FSDD(Source):
             "speaker": {part: [one.speaker for one in of] for part, of in of_split},
         }
         show.say(f"speakers: {', '.join(f'{i} {name}' for i, name in enumerate(SPEAKERS))}")
-        return _cut(_with_checksum(self.spec, clips), clips, labels)
-
-
-# Sines
-
-
-FREQUENCIES, NUM_PHASES, NOISE, SINE_RATE = (250, 400, 800), 16, 0.2, 8_000
-
-
-@final
-class Sine(Source):
-    """A sine of random frequency and phase, in few levels, with noise: its entropy is known.
-
-    One of F frequencies and of P phases is drawn for a clip, all equally likely; its sine is
-    rounded to the levels 1 to L - 2, and each sample is then moved up or down by one level with
-    probability ``noise``, independently of all others. So a clip is a mixture of F P products of
-    known distributions, and its log-probability an exact sum:
-    log p(x) = log mean over (f, p) of prod over t of p(x_t | f, p). A clip is one window.
-
-    Args:
-        length: Samples of a clip.
-        levels: L, from 4 to 256.
-        frequencies: In hertz, different ones.
-        num_phases: P; they lie equally far apart, the first at 0.
-        noise: Probability that a sample is moved, half of it up and half of it down.
-        rate: Samples a second; frequencies are at most half of it.
-        num_train: Number of draws to train on.
-        num_valid: Number of draws to select by.
-        num_test: Number of draws to test on.
-        seed: Of the draws. Each split has a stream of its own: another ``num_train`` leaves valid
-            and test as they are.
-
-    Raises:
-        ValueError: A frequency stands twice, or is above half of the rate.
-    """
-
-    @checked
-    def __init__(
-        self,
-        length: Count = 256,
-        levels: Annotated[int, Range(4, 256)] = 16,
-        frequencies: Sequence[Count] = FREQUENCIES,
-        num_phases: Count = NUM_PHASES,
-        noise: Share = NOISE,
-        rate: Rate = SINE_RATE,
-        num_train: Count = 20_000,
-        num_valid: Count = 2_000,
-        num_test: Count = 2_000,
-        seed: Seed = 0,
-    ):
-        self.length, self.levels, self.num_phases = length, levels, num_phases
-        self.frequencies, self.noise, self.rate = tuple(frequencies), noise, rate
-        self.sizes, self.seed = (num_train, num_valid, num_test), seed
-        if not self.frequencies:
-            raise ValueError("data.frequencies is empty; name one at least, such as [400]")
-        if len(set(self.frequencies)) < len(self.frequencies):
-            raise ValueError(f"data.frequencies is {list(frequencies)}; each may stand there once")
-        if 2 * max(self.frequencies) > rate:
-            raise ValueError(
-                f"data.frequencies holds {max(self.frequencies)} Hz, which {rate} samples a "
-                f"second cannot show; choose at most {rate // 2}"
-            )
-
-    @property
-    def spec(self) -> DataSpec:
-        name = f"sine-L{self.levels}-{self.length}"
-        if self.frequencies != FREQUENCIES:
-            name += f"-hz{'-'.join(map(str, self.frequencies))}"
-        if self.num_phases != NUM_PHASES:
-            name += f"-phases{self.num_phases}"
-        if self.noise != NOISE:
-            name += f"-noise{self.noise:g}"
-        if self.rate != SINE_RATE:
-            name += f"-rate{self.rate}"
-        return _spec(name, self.length, self.levels)
-
-    def sines(self) -> Tensor:
-        """The F P sequences of levels before noise, (F P, T) int16, by frequency and phase."""
-        time = np.arange(self.length, dtype=np.int64)
-        frequency = np.array(self.frequencies, np.int64)[:, None, None]
-        phase = np.arange(self.num_phases)[:, None] / self.num_phases
-        turns = (frequency * time) % self.rate / self.rate + phase  # (F, P, T)
-        heights = self.levels / 2 + (self.levels / 2 - 1.5) * np.sin(2 * np.pi * turns)
-        # A sine of 0 lies between two levels: the rounding makes every machine take the same one.
-        levels = np.floor(heights.round(9)).astype(np.int16).reshape(-1, self.length)
-        return torch.from_numpy(levels)
-
-    def clips(self) -> Clips:
-        """The draws of each split, of one length."""
-        sines, found = self.sines(), {}
-        for i, (part, size) in enumerate(zip(PARTS, self.sizes, strict=True)):
-            rng = np.random.RandomState([self.seed, i])
-            clean_ones = sines[torch.from_numpy(rng.randint(len(sines), size=size))]
-            moved = rng.random_sample((size, self.length))
-            steps = np.where(moved < self.noise / 2, -1, np.where(moved < self.noise, 1, 0))
-            drawn = clean_ones + torch.from_numpy(steps.astype(np.int16))
-            found[part] = list(drawn.to(torch.uint8))
-        return found
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-probability of clips under the mixture, exact to float64.
-
-        Args:
-            x: (B, T) levels.
-
-        Returns:
-            (B,) nats, on the device of x; -inf where no sine is within a level of x everywhere.
-        """
-        sines = self.sines().to(x.device)
-        found = torch.empty(len(x), len(sines), dtype=torch.double, device=x.device)
-        for i, one in enumerate(sines):
-            distance = (x.short() - one).abs()
-            moved = (distance == 1).sum(1).double()
-            known = torch.special.xlogy(moved, self.noise / 2)
-            known = known + (self.length - moved) * math.log1p(-self.noise)
-            found[:, i] = known.masked_fill((distance > 1).any(1), -math.inf)
-        return found.logsumexp(1) - math.log(len(sines))
-
-    def load(self) -> Splits:
-        spec = self.spec
-
-        def true_log_prob(x: Tensor) -> Tensor:
-            spec.check(x)
-            return self.log_prob(x)
-
-        return _cut(spec, self.clips(), {}, true_log_prob)
+        return in_windows(with_checksum(self.spec, clips), clips, labels)
