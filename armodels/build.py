@@ -22,7 +22,7 @@ from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
 from armodels.density.mixture import over_orders as mixture_over_orders
 from armodels.heads import Head
-from armodels.networks.base import Network, RasterNetwork
+from armodels.networks.base import Network
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 from armodels.trust import PACKAGE, Trust, locate, ours
@@ -150,8 +150,7 @@ def model(
     if not (isinstance(target, type) and issubclass(target, Network)):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     # Runs may be older than the key resample_orders.
-    raster = issubclass(target, RasterNetwork)
-    config = (RASTER if raster else {"resample_orders": False}) | config
+    config = (RASTER if target.raster_only else {"resample_orders": False}) | config
     checks.require_types(config, ORDER_KEYS | {"context": str | None}, "model.")
     for key in (*ORDER_KEYS, "context"):
         if key not in config:

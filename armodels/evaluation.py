@@ -17,6 +17,7 @@ from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
+from armodels.density.stream import reads, stream_log_probs, with_length
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 
@@ -83,22 +84,30 @@ class Evaluation:
         num_examples: How many examples were counted, each once.
         log_prob: Mean, nats per example.
         standard_error: Of the mean, nats; NaN for a single example.
+        num_symbols: Values that were scored, each once. Of a model that reads, all of the split,
+            each given all before it; an example is then as many of them as a window has.
     """
 
     num_examples: int
     log_prob: float
     standard_error: float
+    num_symbols: int
 
     def report(self, spec: DataSpec) -> dict[str, float]:
         """Numbers for metrics.json: nats and bits/dim, with 95 % half-widths."""
         half = 1.96 * self.standard_error
-        return {
+        report = {
             "num_examples": self.num_examples,
             "nats": nats(self.log_prob, spec),
             "nats_ci95": half,
             "bits_per_dim": bits_per_dim(self.log_prob, spec),
             "bits_per_dim_ci95": half / (spec.num_dims * math.log(2)),
         }
+        if spec.kind == "sequence":
+            report["num_symbols"] = self.num_symbols
+            report["nats_per_symbol"] = report["nats"] / spec.num_dims
+            report["bits_per_symbol"] = report["bits_per_dim"]
+        return report
 
 
 def evaluate(
@@ -133,10 +142,13 @@ def evaluate(
     require_class("model", model, DensityModel, example)
     require_types({"batch_size": batch_size}, {"batch_size": Count})
     examples = examples if isinstance(examples, Examples) else Examples(as_numbers(examples))
-    if not len(examples):
+    whole = bool(examples.pieces) and reads(model)
+    if not len(examples) and not whole:
         raise ValueError(f"{name or 'the data'} has no examples, and so no mean")
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
+    if whole:
+        return _evaluate_pieces(model, share, fabric, progress=progress, name=name)
     values = log_probs(model, share, batch_size, progress=progress, name=name)
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
@@ -150,7 +162,54 @@ def evaluate(
         raise NoMean(_without_mean(values, fabric, name))
     mean = total / count
     variance = max(squares - count * mean * mean, 0.0) / (count - 1) if count > 1 else math.nan
-    return Evaluation(int(count), mean, math.sqrt(variance / count))
+    symbols = int(count) * model.spec.num_dims
+    return Evaluation(int(count), mean, math.sqrt(variance / count), symbols)
+
+
+def _evaluate_pieces(
+    model: DensityModel, share: Examples, fabric: Fabric | None, *, progress: bool, name: str
+) -> Evaluation:
+    """Every symbol of whole sequences once, given all before it in its piece.
+
+    The mean is that of a symbol, times the length of a window. Its error comes from windows one
+    after another, as symbols side by side depend on one another.
+    """
+    assert isinstance(model, AutoregressiveModel)
+    model.eval()
+    length = model.spec.num_dims
+    sums = torch.zeros(5, dtype=torch.double)  # symbols, log p; windows, their log p and squares
+    bar = tqdm(
+        total=sum(map(len, share.pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
+        disable=None if progress else True, delay=1,
+    )  # fmt: skip
+    convolutions = torch.backends.cudnn
+    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False), torch.no_grad():
+        for piece in share.pieces:
+            if not sums[0]:
+                some = piece[: min(length, len(piece))][None].to(model.net.order_table.device)
+                _require_causal(with_length(model, some.shape[1]), some, None)
+            parts = []
+            for part in stream_log_probs(model, piece):
+                parts.append(part.double().cpu())
+                bar.update(len(part))
+            values = torch.cat(parts)
+            windows = values[: len(values) // length * length].view(-1, length).sum(1)
+            found = [
+                len(values),
+                values.sum(),
+                len(windows),
+                windows.sum(),
+                windows.square().sum(),
+            ]
+            sums += torch.tensor(found, dtype=torch.double)
+    if fabric and fabric.world_size > 1:
+        sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
+    symbols, total, count, of_windows, squares = sums.tolist()
+    if not math.isfinite(total):
+        raise NoMean(f"a symbol of {name or 'the data'} has no finite log-probability")
+    spread = max(squares - of_windows**2 / max(count, 1), 0.0)
+    error = math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan
+    return Evaluation(int(count), total / symbols * length, error, int(symbols))
 
 
 class NoMean(ArithmeticError):
@@ -199,10 +258,20 @@ def _first(rows: Rows) -> Tensor:
     return rows[: max(2, min(fit, 100_000))]
 
 
-def describe(name: str, report: Mapping[str, float]) -> str:
-    """One line: nats and bits/dim with their intervals."""
+def describe(name: str, report: Mapping[str, float], spec: DataSpec) -> str:
+    """One line: nats and bits/dim with their intervals; of a sequence, those of a symbol.
+
+    Args:
+        name: Of the split.
+        report: As ``Evaluation.report`` gives it.
+        spec: Of the data.
+    """
+    size, unit = (spec.num_dims, spec.unit) if spec.kind == "sequence" else (1, "")
     nats, bits = (
-        lines.interval(report[key], report[f"{key}_ci95"], "{:.4f}".format)
-        for key in ("nats", "bits_per_dim")
+        lines.interval(report[key] / one, report[f"{key}_ci95"] / one, "{:.4f}".format)
+        for key, one in (("nats", size), ("bits_per_dim", 1))
     )
+    if unit:
+        number = report["num_symbols"]
+        return f"{name:<6} {nats} nats/{unit}   {bits} bits/{unit}   ({number:,} {unit}s)"
     return f"{name:<6} {nats} nats   {bits} bits/dim   ({report['num_examples']} examples)"

@@ -17,9 +17,12 @@ class Lines:
 
     Args:
         all_of_them: Whether each gets one, as on a terminal; else about ``MOST`` do.
+        per: What the numbers are nats of, such as ``char``; empty: of an example.
+        size: How many of these an example has.
     """
 
-    def __init__(self, *, all_of_them: bool):
+    def __init__(self, *, all_of_them: bool, per: str = "", size: int = 1):
+        self._per, self._size = per, size
         self._all = all_of_them
         self._next = 0
         self._begun = False
@@ -49,14 +52,15 @@ class Lines:
         cells = (
             f"{epoch:.4g}",
             f"{step:,}",
-            "" if train is None else number(train),
-            interval(*valid, number),
+            "" if train is None else number(train / self._size),
+            interval(valid[0] / self._size, valid[1] / self._size, number),
             clock(seconds),
         )
         line = "".join(
             cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True)
         )
-        header = [] if self._begun else [f"{HEADER}  *: best so far"]
+        of_what = f", all per {self._per}" if self._per else ""
+        header = [] if self._begun else [f"{HEADER}  *: best so far{of_what}"]
         self._begun = True
         return [*header, f"{line}  *" if best else line]
 

@@ -34,6 +34,12 @@ def say(text: object = "") -> None:
         _print(str(text), sys.stdout)
 
 
+def write(text: str) -> None:
+    """Print part of a line on standard output at once; the log of a run does not get it."""
+    if not _quiet:
+        _print(text, sys.stdout, end="")
+
+
 def warn(text: object) -> None:
     """Print a warning on standard error, and keep it in the log of the run where one is open."""
     tell(f"warning: {text}")
@@ -83,7 +89,7 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _print(text: str, stream: TextIO | None) -> None:
+def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
     global lost
     if muted or stream is None:
         return
@@ -95,9 +101,9 @@ def _print(text: str, stream: TextIO | None) -> None:
         text = text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
     try:
         if "tqdm" in sys.modules:  # bars step aside for the line
-            sys.modules["tqdm"].tqdm.write(text, file=stream)
+            sys.modules["tqdm"].tqdm.write(text, file=stream, end=end)
         else:
-            stream.write(f"{text}\n")
+            stream.write(f"{text}{end}")
         stream.flush()
     except OSError as error:
         if stream is sys.stdout:

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from armodels.alphabet import Alphabet
+
 KINDS = ("vector", "image", "sequence")
 MEASURES = ("probability", "density", "bound")
 
@@ -166,6 +168,7 @@ class DataSpec:
         standardization: By which the values were made of the user's, ``log_det`` included; None:
             they are in their original units.
         coding: What the levels stand for; None: themselves.
+        alphabet: Of a text: what its levels stand for.
         checksum: Of all values, of data that are files of the user's own: says that two are the
             same, whatever their names; empty where the name alone says it.
     """
@@ -180,6 +183,7 @@ class DataSpec:
     standardization: Standardization | None = None
     coding: Coding | None = None
     checksum: str = ""
+    alphabet: Alphabet | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -189,6 +193,10 @@ class DataSpec:
             object.__setattr__(self, "standardization", Standardization(**self.standardization))
         if isinstance(self.coding, dict):
             object.__setattr__(self, "coding", Coding(**self.coding))
+        if isinstance(self.alphabet, dict):
+            object.__setattr__(self, "alphabet", Alphabet(**self.alphabet))
+        if self.alphabet is not None and self.alphabet.num_levels != self.levels:
+            raise ValueError(f"data {self.name!r} has {self.levels} levels, its alphabet others")
         if self.coding is not None and len(self.coding.values) != self.levels:
             raise ValueError(f"data {self.name!r} has {self.levels} levels, its coding others")
         if self.kind not in KINDS:
@@ -211,6 +219,13 @@ class DataSpec:
     def num_dims(self) -> int:
         """D, the number of values of one example."""
         return math.prod(self.shape)
+
+    @property
+    def unit(self) -> str:
+        """What a value is called: ``char``, ``byte``, ``symbol`` of other sequences, ``dim``."""
+        if self.alphabet is not None:
+            return self.alphabet.unit
+        return "symbol" if self.kind == "sequence" else "dim"
 
     @property
     def num_levels(self) -> int:

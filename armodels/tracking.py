@@ -27,6 +27,8 @@ COLUMNS = (
     "seconds",
     "train/nats",
     "valid/nats",
+    "train/nats_per_symbol",
+    "valid/nats_per_symbol",
     "valid/bits_per_dim",
     "watch/lr",
     "watch/grad_norm",
@@ -219,6 +221,17 @@ class Tracker:
             step: Training steps so far.
         """
         self.writer.add_image(tag, picture, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """A text, as it is.
+
+        Args:
+            tag: Its name.
+            text: Whose lines stay lines.
+            step: Training steps so far.
+        """
+        # TensorBoard reads Markdown, which leaves lines alone that are indented.
+        self.writer.add_text(tag, "\n".join(f"    {line}" for line in text.split("\n")), step)
 
     def flush(self) -> None:
         """Everything written so far goes to disk."""

@@ -31,11 +31,14 @@ from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
+from armodels.networks.ngram import NGram
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
+from armodels.networks.recurrent import Recurrent
 from armodels.networks.separate import SeparateMLPs
+from armodels.networks.transformer import Transformer
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
@@ -67,6 +70,7 @@ class Case:
     any_order: bool = False
     reads_known: bool = False
     jumps: bool = False
+    counted: bool = False
 
     def events(self, n: int, seed: int = 0) -> Tensor:
         """Random events in the support: (n, *event)."""
@@ -275,6 +279,8 @@ LEVELS = data("vector", 4, levels=5)
 PLANE = data("vector", 2, levels=None)
 SPACE = data("vector", 4, levels=None)
 
+TEXT = data("sequence", 4, levels=5)
+
 BERNOULLI, CATEGORICAL = heads.Bernoulli, heads.Categorical
 
 
@@ -336,6 +342,27 @@ def diagonal(spec, head, size, **keys) -> Case:
     sizes = {"num_layers": 2, "num_channels": size, "num_output_channels": 4}
     keys = {"activation": "tanh", "first_kernel_size": 3} | keys
     return autoregressive(spec, head, DiagonalBiLSTM, **sizes | keys)
+
+
+def rnn(spec, head, size, **keys) -> Case:
+    return autoregressive(spec, head, Recurrent, hidden_size=size, **keys)
+
+
+def transformer(spec, head, size, past=9, **keys) -> Case:
+    keys = {"num_layers": 2, "num_heads": 2, "activation": "gelu", "scale": 0.5} | keys
+    return autoregressive(spec, head, Transformer, hidden_size=size, past=past, **keys)
+
+
+def ngram(spec, n) -> Case:
+    """n-grams, fitted to random events."""
+
+    def build(seed):
+        head = heads.Categorical(spec)
+        net = NGram(spec, head.num_params, orders.make("raster", spec.shape), n=n)
+        net.learn([random_events(spec, 60, seed).flatten(), random_events(spec, 9, 7).flatten()])
+        return AutoregressiveModel(net, head).double().eval()
+
+    return Case(spec, build, steps=True, counted=True)
 
 
 def made_orders(spec, head, *sizes, **keys) -> Case:
@@ -411,6 +438,20 @@ CASES: dict[str, Case] = {
     "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
     "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
     "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
+    "rnn": rnn(TEXT, CATEGORICAL, 6),
+    "rnn-gru": rnn(data("sequence", 6, levels=2), BERNOULLI, 5, cell="gru", num_layers=2),
+    "rnn-vanilla": rnn(TEXT, CATEGORICAL, 7, cell="vanilla", embedding_size=3, dropout=0.5),
+    "rnn-mog": rnn(data("sequence", 2, levels=None), mixture_of_2, 5, scale=0.4),
+    "rnn-given": given(rnn(TEXT, CATEGORICAL, 6, num_layers=2)),
+    "rnn-one": rnn(data("sequence", 1, levels=4), CATEGORICAL, 3),
+    "transformer": transformer(TEXT, CATEGORICAL, 8),
+    "transformer-past": transformer(TEXT, CATEGORICAL, 8, past=3, num_layers=3, dropout=0.5),
+    "transformer-bits": transformer(
+        data("sequence", 6, levels=2), BERNOULLI, 4, num_heads=1, activation="relu_squared"
+    ),
+    "transformer-mog": transformer(data("sequence", 2, levels=None), mixture_of_2, 4, scale=0.2),
+    "transformer-given": given(transformer(TEXT, CATEGORICAL, 8)),
+    "ngram": ngram(TEXT, 9),
     "deep-nade": deep_nade(BITS, BERNOULLI, 8, 9),
     "deep-nade-levels": deep_nade(LEVELS, CATEGORICAL, 6, 7, 8, order="reverse"),
     "deep-nade-rgb": deep_nade(RGB, CATEGORICAL, 8, 6, order="columns", encoding="scaled"),

@@ -16,8 +16,8 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"show", "checks", "disk", "earlier", "limits", "lines", "names"},
-    {"spec", "schedules", "run", "machine"},
+    {"alphabet", "show", "checks", "disk", "earlier", "limits", "lines", "names"},
+    {"spec", "schedules", "run", "machine", "optimizers"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"build", "pictures"},
     {"charts"},
     {"checkpoints", "tracking", "memory"},
-    {"examples", "training", "resuming"},
+    {"examples", "prompts", "training", "resuming"},
     {"candidates"},
     {"tasks", "errors"},
     {"cli"},
@@ -43,11 +43,19 @@ ONLY = {
     "earlier": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"checks", "contexts", "kernels", "show", "spec"},
+    "data": {"alphabet", "checks", "contexts", "kernels", "show", "spec"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
     "objectives": {"orders", "spec"},
-    "density": {"checks", "networks.base", "heads", "objectives", "orders", "spec"},
+    "density": {
+        "checks",
+        "networks.base",
+        "networks.stream",
+        "heads",
+        "objectives",
+        "orders",
+        "spec",
+    },
     "evaluation": {"checks", "data.arrays", "data.base", "data.rows", "density", "lines", "spec"},
     # It is called with objects: nothing in it reads a config.
     "training": {
@@ -58,6 +66,7 @@ ONLY = {
         "data.base",
         "data.rows",
         "density.base",
+        "density.stream",
         "disk",
         "evaluation",
         "limits",

@@ -36,6 +36,7 @@ from armodels.data.omniglot import Omniglot
 from armodels.data.sine import Sine
 from armodels.data.sound import NUM_LEVELS, write_wav
 from armodels.data.tables import UCI_SIZES, BinaryUCI, RedWine
+from armodels.data.text import Text, TinyShakespeare
 from armodels.data.toy import CODES, DENSITIES, Toy
 from armodels.spec import DataSpec
 
@@ -181,6 +182,7 @@ def _write_images(root: Path, write, rng, monkeypatch, idx, idx_labels) -> None:
         for name, num in sizes
     }
     monkeypatch.setattr(omniglot, "CHECKSUMS", checksums)
+    write(root / "verse.txt", b"The quick brown fox jumps over the lazy dog.\n" * 60)
     monkeypatch.setattr(omniglot, "NUM_VALID", 5)
     monkeypatch.setattr("armodels.data.audio.TAKES", (0, 5, 8))
     write(root / "anime/anime_faces.zip", packed("", 60, 16, "RGB", "jpeg"))
@@ -227,6 +229,9 @@ SOURCES = {
     "cifar10": lambda root: CIFAR10(root=str(root)),
     "cifar10-L8": lambda root: CIFAR10(8, root=str(root)),
     "svhn": lambda root: SVHN(root=str(root)),
+    "text": lambda root: Text(str(root / "verse.txt"), length=9),
+    "text-bytes": lambda root: Text(str(root / "verse.txt"), unit="byte", length=9),
+    "tinyshakespeare": lambda root: TinyShakespeare(root=str(REAL)),
     "table": lambda root: tables.Table(str(root / "table.csv")),
     "anime": lambda root: Anime(size=(16, 16), root=str(root)),
     "folder": lambda root: Folder(
@@ -259,7 +264,10 @@ no_soundfile = pytest.mark.skipif(
     importlib.util.find_spec("soundfile") is None,
     reason="needs soundfile: pip install '.[audio]'",
 )
-WANTED = {"atari": no_ale, "audio": no_soundfile, "fsdd": no_soundfile}
+no_text = pytest.mark.skipif(
+    not (REAL / "text/tinyshakespeare.txt").exists(), reason="needs text in $ARMODELS_DATA"
+)
+WANTED = {"atari": no_ale, "tinyshakespeare": no_text, "audio": no_soundfile, "fsdd": no_soundfile}
 NAMES = [pytest.param(name, marks=WANTED.get(name, ())) for name in SOURCES]
 
 

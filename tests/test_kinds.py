@@ -46,13 +46,16 @@ SMALL = {
     "pixel_snail": {"num_channels": 4, "num_blocks": 1, "num_resnets": 1, "num_value_channels": 4},
     "pixelcnn": {"num_layers": 2, "num_channels": 4},
     "pixelcnn_pp": {"num_channels": 4, "num_resnets": 1},
+    "ngram": {"n": 3},
+    "rnn": {"hidden_size": 4},
     "row_lstm": {"num_layers": 1, "num_channels": 4, "num_output_channels": 4},
+    "transformer": {"num_layers": 1, "hidden_size": 4, "num_heads": 1},
     "uniform": {"margin": 3.0},
 }
 """Sizes for tests; test_config.py trains every model as it ships."""
 
 BASELINES = {
-    "gmm", "histogram", "independent", "mixture_of_categoricals", "uniform",
+    "gmm", "histogram", "independent", "markov", "mixture_of_categoricals", "ngram", "uniform",
 }  # fmt: skip
 """Fitted without a step of training."""
 
@@ -67,6 +70,13 @@ ONLY_IMAGES = {
     "row_lstm": "RowLSTM",
 }
 
+ONLY_SEQUENCES = {
+    "markov": "NGram",
+    "ngram": "NGram",
+    "rnn": "Recurrent",
+    "transformer": "Transformer",
+}
+
 REFUSED = {
     (model, kind): (
         f"model {name} takes image data, but tiny-{KINDS[kind][0]} is {KINDS[kind][0]} data; "
@@ -74,6 +84,15 @@ REFUSED = {
     )
     for model, name in ONLY_IMAGES.items()
     for kind in NO_IMAGES
+}
+REFUSED |= {
+    (model, kind): (
+        f"model {name} takes sequence data, but tiny-{KINDS[kind][0]} is {KINDS[kind][0]} data; "
+        f"use a model that takes it, such as model=made"
+    )
+    for model, name in ONLY_SEQUENCES.items()
+    for kind in KINDS
+    if kind != "sequence"
 }
 for _kind, (_name, _, _levels) in KINDS.items():
     if _levels is None:

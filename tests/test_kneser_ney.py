@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from armodels.baselines.kneser_ney import KneserNey, windows
+from armodels.networks.kneser_ney import KneserNey, windows
 
 BEGINNING = -1
 

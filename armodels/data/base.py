@@ -70,6 +70,8 @@ class Splits:
             the units of a model's ``log_prob + spec.log_det``.
         contexts: What ``spec.contexts`` promises: name -> a function that reads the rows of
             (train, valid, test). Called when first asked for: most runs need no labels.
+        pieces: Of a text or the like: name of a split -> the sequences (T,) whose windows its rows
+            are, each of any length. A model that reads is evaluated on these.
         box: ((x0, x1), (y0, y1)) that holds nearly all of a density on the plane, for drawing.
 
     Raises:
@@ -85,6 +87,7 @@ class Splits:
     transform: Transform | None = None
     true_log_prob: Callable[[Tensor], Tensor] | None = None
     contexts: Mapping[str, Callable[[], Sequence[Rows]]] = field(default_factory=dict)
+    pieces: Mapping[str, Sequence[Rows]] = field(default_factory=dict)
     box: Box | None = None
     _stored: dict[str, dict[str, Rows]] = field(default_factory=dict, init=False, repr=False)
     _on_device: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
@@ -194,7 +197,8 @@ class Splits:
         if context is not None:
             example = "such as model.context, or one of splits.spec.contexts"
             require_class("context", context, ContextSpec, example)
-        return self._examples(self.split(name), name, context)
+        found = self._examples(self.split(name), name, context)
+        return replace(found, pieces=self.pieces.get(name, ()))
 
     def to_train(self, context: ContextSpec | None, device: torch.device) -> Examples:
         """Raw training rows with what a model is conditioned on, on a device where they fit.

@@ -159,6 +159,31 @@ class FrozenRows:
         return self._transform(raw, torch.Generator(raw.device).manual_seed(seed >> 1))
 
 
+@final
+class Windows:
+    """Equally long windows of one sequence: views, of which a read copies its own.
+
+    Args:
+        values: (T,).
+        length: Of a window.
+        stride: From the beginning of one to that of the next; None: as long as a window.
+    """
+
+    def __init__(self, values: Rows, length: int, stride: int | None = None):
+        self._values, self._stride = values, stride or length
+        self.shape = (max(0, (len(values) - length) // self._stride + 1), length)
+        self.dtype = values.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Index) -> Tensor:
+        numbers = rows if isinstance(rows, Tensor) else torch.arange(len(self))[rows]
+        places = torch.arange(self.shape[1], device=numbers.device)
+        index = (numbers * self._stride)[:, None] + places
+        return take(self._values, index.flatten()).view(index.shape)
+
+
 def read_rows(rows: Rows, index: Index, name: str) -> Tensor:
     """Values (B, *event) of some rows of a class that may be a user's own.
 
@@ -367,6 +392,7 @@ class Examples:
     Attributes:
         x: (N, *event).
         context: (N, *context), what is stored beside the values; None: nothing.
+        pieces: The sequences (T,) whose windows the rows are; none: each row stands by itself.
         derive: Values (B, *event) -> contexts (B, *context), where they follow from the values.
 
     Raises:
@@ -376,6 +402,7 @@ class Examples:
     x: Rows
     context: Rows | None = None
     derive: Callable[[Tensor], Tensor] | None = None
+    pieces: Sequence[Rows] = ()
 
     def __post_init__(self) -> None:
         if self.context is not None and len(self.context) != len(self.x):
@@ -413,7 +440,9 @@ class Examples:
         if world == 1:
             return self
         context = None if self.context is None else _share(self.context, rank, world)
-        return Examples(_share(self.x, rank, world), context, self.derive)
+        return Examples(
+            _share(self.x, rank, world), context, self.derive, self.pieces[rank::world]
+        )
 
 
 def _share(rows: Rows, rank: int, world: int) -> Rows:

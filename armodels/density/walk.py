@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from armodels.checks import require_class, require_types
-from armodels.heads import Head, precise
+from armodels.heads import Head, pick, precise
 from armodels.networks.base import NaiveSteps, Network, Steps
 
 Choose = Callable[[int, Tensor], Tensor]
@@ -73,6 +73,52 @@ def draw(head: Head, noise: Tensor, temperature: float = 1.0) -> Choose:
         temperature: Of the draws, 0 or more.
     """
     return lambda s, params: head.sample(params, noise[:, s], temperature)
+
+
+def draw_among(
+    head: Head,
+    noise: Tensor,
+    temperature: float = 1.0,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Choose:
+    """Draws from the likeliest levels alone, those of one value a step.
+
+    Sources: Fan et al., 2018, https://arxiv.org/abs/1805.04833 (top-k); Holtzman et al., 2020,
+    https://arxiv.org/abs/1904.09751 (top-p, or nucleus).
+
+    Args:
+        head: Of values with levels.
+        noise: (B, S, num_noise), uniform in (0, 1).
+        temperature: Of the draws, 0 or more; levels are left out before it is applied.
+        top_k: So many of the likeliest levels stay; None: all.
+        top_p: As few of the likeliest levels stay as have at least this probability together;
+            None: all.
+
+    Raises:
+        ValueError: No level would stay.
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if top_k is None and top_p is None:
+        return draw(head, noise, temperature)
+
+    def choose(s: int, params: Tensor) -> Tensor:
+        log_probs = head.level_log_probs(params, params.new_empty(len(params), 0))
+        ordered, levels = log_probs.sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # of the levels that are likelier
+        out = before >= (1.0 if top_p is None else top_p)
+        out[:, :1] = False
+        if top_k is not None:
+            out[:, top_k:] = True
+        left_out = torch.zeros_like(out).scatter(-1, levels, out)
+        chosen = pick(log_probs.masked_fill(left_out, -math.inf), noise[:, s, 0], temperature)
+        return chosen[:, None]
+
+    return choose
 
 
 def keep(values: Tensor, known: Tensor, otherwise: Choose) -> Choose:

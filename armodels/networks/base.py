@@ -140,7 +140,7 @@ class Network(nn.Module, ABC):
         context: What the model is conditioned on, if anything.
 
     Raises:
-        ValueError: The network does not take data of that kind.
+        ValueError: The network does not take data of that kind, or not that order.
         TypeError: The spec, the order or the context is of another class.
     """
 
@@ -149,6 +149,9 @@ class Network(nn.Module, ABC):
 
     any_order: ClassVar[bool] = False
     """Answers to any known part (``AnyOrderNetwork``) and is trained for all orders at once."""
+
+    raster_only: ClassVar[bool] = False
+    """Follows the raster order and no other; its config names none."""
 
     num_components: ClassVar[int] = 10
     """Gaussians of each conditional on real values, where the user names neither head nor number
@@ -176,6 +179,9 @@ class Network(nn.Module, ABC):
                 f"but {spec.name} is {spec.kind} data; "
                 f"use a model that takes it, such as model=made"
             )
+        if self.raster_only and order.name != "raster":
+            name = type(self).__name__
+            raise ValueError(f"model {name} follows the raster order only, not {order.name}")
         self.spec = spec
         self.num_params = num_params
         self.context = context
@@ -349,21 +355,15 @@ class RasterNetwork(Network):
         num_params: Parameters per step, P.
         order: Flat indices written at each step, (S, K).
         context: What the model is conditioned on, if anything.
-
-    Raises:
-        ValueError: The order is not raster.
     """
 
     kinds = frozenset({"image"})
+    raster_only = True
 
     def __init__(
         self, spec: DataSpec, num_params: int, order: Order, context: ContextSpec | None
     ) -> None:
         super().__init__(spec, num_params, order, context)
-        if order.name != "raster":
-            raise ValueError(
-                f"model {type(self).__name__} follows the raster order only, not {order.name}"
-            )
         channels, height, width = spec.shape
         self.size = (height, width)
         self.num_groups = channels // order.width

@@ -60,6 +60,11 @@ def require_layers(hidden_sizes: list[int]) -> None:
         raise ValueError("hidden_sizes is []; it must hold one layer of 1 unit or more")
 
 
+def mark_table(weight: Tensor) -> None:
+    """Tell ``optimizers.Muon`` that a weight is a table of vectors, and no matrix of a layer."""
+    vars(weight)["is_table"] = True
+
+
 def bias_of(conv: nn.Conv2d) -> Tensor:
     """The biases (O,) of a convolution that has some."""
     assert conv.bias is not None
@@ -163,6 +168,29 @@ class Conditioning(nn.Module):
         """(B, *context) -> (B, F)."""
         features = context_features(self.context, context, self.weight.dtype)
         return F.linear(features.flatten(1), self.weight)
+
+
+@final
+class Embedding(nn.Module):
+    """Features of each value: (B, t) -> (B, t, E). Levels have a vector each.
+
+    Args:
+        spec: What a datum is.
+        num_features: E.
+    """
+
+    def __init__(self, spec: DataSpec, num_features: int):
+        super().__init__()
+        self.levels = spec.levels
+        self.weight = nn.Parameter(torch.empty(spec.levels or 1, num_features))
+        mark_table(self.weight)
+        nn.init.normal_(self.weight, std=0.1 if spec.levels else 1.0)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, t) -> (B, t, E)."""
+        if self.levels is None:
+            return values[..., None].to(self.weight) * self.weight[0]
+        return F.embedding(values.long(), self.weight)
 
 
 @final

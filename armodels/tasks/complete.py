@@ -15,6 +15,7 @@ from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, o
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
 from armodels.examples import draw_examples
+from armodels.prompts import continue_text, read_prompt
 from armodels.spec import ContextSpec, DataSpec
 
 LARGEST_BATCH = 100_000
@@ -258,10 +259,14 @@ def main(config: Mapping) -> None:
     """
     disk.require_place(config["out"])
     restored = checkpoints.from_config(config)
-    if config["table"]:
-        fill_table(config, restored)
+    if (prompt := read_prompt(config)) is not None:
+        continue_text(restored, prompt, config)
         return
-    spec, seed, answers = restored.spec, config["seed"], config["num_completions"]
+    answers = 7 if config["num_completions"] is None else config["num_completions"]
+    if config["table"]:
+        fill_table({**config, "num_completions": answers}, restored)
+        return
+    spec, seed = restored.spec, config["seed"]
     config = _with_particles(config, spec)
     known = config["known"]
     if isinstance(known, int):  # a column of a table without names

@@ -48,7 +48,7 @@ def main(config: Mapping) -> None:
     show.say(f"data   {report['data']} ({about})")
     show.say(f"model  {report['model']}")
     show.say(f"from   {restored.origin}")
-    show.say(describe(config["split"], report))
+    show.say(describe(config["split"], report, spec))
     if config["out"]:
         disk.write_json(Path(config["out"]), report)
         show.say(f"wrote  {config['out']}")

@@ -99,6 +99,11 @@ def main(config: Mapping) -> None:
     if spec.columns is not None:
         disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
         show.say(f"wrote  {folder / name}.csv")
+    if spec.alphabet is not None:
+        with disk.atomic(folder / f"{name}.txt") as file:
+            file.write(spec.alphabet.joined(arrays["x"]).encode())
+        show.say(f"wrote  {folder / name}.txt")
+        return
     path = folder / f"{name}.png"
     if truth is not None and context is not None and wanted is not None:
         _draw(answers(truth, context, x, wanted, spec), path, " (context, drawn, true)")

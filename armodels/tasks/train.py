@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from armodels import build, candidates, checkpoints, limits, resuming, run, show
+from armodels.density.stream import reads
 from armodels.evaluation import describe
 from armodels.tracking import read_rows
 from armodels.training.loop import Trainer
@@ -155,7 +156,7 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
     show.say()
     show.say(f"{metrics['data']}, {metrics['measure']}, {best}, {metrics['seconds']:.0f} s")
     for split in ("valid", "test"):
-        show.say(describe(split, metrics[split]))
+        show.say(describe(split, metrics[split], result.model.spec))
     if "gap_to_truth" in metrics:
         gap = f"{metrics['gap_to_truth']:.4f} nats above the true entropy of the test split"
         show.say(f"gap    {gap}")
@@ -163,10 +164,13 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
         show.warn(metrics["warning"])
     show.say()
     show.say("Next:")
+    known: dict[str, Any] = {"keep": 0.5}
+    if reads(result.model) and result.model.spec.alphabet is not None:
+        known = {"prompt": "The "}
     for line in (
         show.command("tensorboard", logdir=path),
         show.command("sample", run=path, num=64, **trust),
-        show.command("complete", run=path, keep=0.5, **trust),
+        show.command("complete", run=path, **known, **trust),
         show.command("eval", run=path, split="test", **trust),
         show.command("compare", os.path.dirname(path) or path),
     ):

@@ -75,6 +75,9 @@ class Drawing:
                 generator=generator,
                 progress=self._progress,
             )
+            if spec.alphabet is not None:
+                self._record.text(spec.alphabet.joined(samples.cpu().numpy()), step)
+                return
             if splits.box is not None and model.context is None:
                 beside |= {"box": splits.box, "true_log_prob": splits.true_log_prob}
                 beside["log_prob"] = lambda x: model.log_prob(x.to(self._device))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from armodels import checkpoints, limits, show
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.density.stream import learn, reads
 from armodels.evaluation import NoMean, evaluate
 from armodels.training.batches import Batches
 from armodels.training.drawing import Drawing
@@ -346,10 +347,12 @@ class Trainer:
         train, learner = self.splits.examples("train"), self.learner
         try:
             with torch.no_grad(), self._at_once("initializing"):
-                learner.model.initialize(
-                    (batch.x.to(self.fabric.device) for batch in train.batches(1000)),
-                    progress=self.settings.progress and self.fabric.is_global_zero,
-                )
+                model = learner.model
+                if not (reads(model) and learn(model, train.pieces or list(train.x[:]))):
+                    model.initialize(
+                        (batch.x.to(self.fabric.device) for batch in train.batches(1000)),
+                        progress=self.settings.progress and self.fabric.is_global_zero,
+                    )
         except ValueError as error:
             raise Unfit(str(error)) from error
         learner.restart_average()

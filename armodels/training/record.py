@@ -98,6 +98,10 @@ class Record(ABC):
         """A picture (3, H, W) of samples, which gets a file of its own."""
         return
 
+    def text(self, text: str, step: int) -> None:
+        """A text of samples, which gets a file of its own."""
+        return
+
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """The training is done: its final numbers."""
         return
@@ -232,6 +236,12 @@ class InFiles(Record):
     def samples(self, picture: Tensor, step: int) -> None:
         with atomic(self.directory.samples / f"step-{step:07d}.png") as file:
             pictures.save(picture, file)
+
+    def text(self, text: str, step: int) -> None:
+        if self._tracker:
+            self._tracker.text("view/samples", text, step)
+        with atomic(self.directory.samples / f"step-{step:07d}.txt") as file:
+            file.write(text.encode())
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         if self._config is None:

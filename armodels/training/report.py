@@ -36,7 +36,13 @@ class Report:
         self._record = record
         self._steps_per_epoch = steps_per_epoch
         self._fabric = fabric
-        self._lines = Lines(all_of_them=sys.stdout.isatty())
+        spec = splits.spec
+        self._symbols = spec.num_dims if spec.kind == "sequence" else 0
+        self._lines = Lines(
+            all_of_them=sys.stdout.isatty(),
+            per=spec.unit if self._symbols else "",
+            size=self._symbols or 1,
+        )
         self._nothing = knowing_nothing(splits)
         self._worse = False
         self._last_point = (time.monotonic(), 0)
@@ -69,15 +75,23 @@ class Report:
             seconds,
             {
                 "train/nats": train_nats,
+                **self._per_symbol("train", train_nats),
                 "watch/lr": rate,
                 "watch/grad_norm": losses.norm,
                 "watch/examples_per_s": speed,
             },
         )
-        text = f"{train_nats:.3f} nats, {speed:,.0f} examples/s"
+        mean = f"{train_nats:.3f} nats"
+        if self._symbols:
+            mean = f"{train_nats / self._symbols:.3f} nats/{self._spec.unit}"
+        text = f"{mean}, {speed:,.0f} examples/s"
         if budget.limit < math.inf:
             text += f", {limits.spoken(max(budget.end - budget.spent, 0))} left"
         return text
+
+    def _per_symbol(self, split: str, nats: float) -> dict[str, float]:
+        """The point of a sequence's symbol beside that of its window."""
+        return {f"{split}/nats_per_symbol": nats / self._symbols} if self._symbols else {}
 
     def _mean_nats(self, log_prob: float, examples: int) -> float:
         return nats(mean_of(self._fabric, log_prob, examples), self._spec)
@@ -88,7 +102,11 @@ class Report:
             state.total_step,
             state.total_step / self._steps_per_epoch,
             seconds,
-            {"valid/nats": state.valid["nats"], "valid/bits_per_dim": state.valid["bits_per_dim"]},
+            {
+                "valid/nats": state.valid["nats"],
+                "valid/bits_per_dim": state.valid["bits_per_dim"],
+                **self._per_symbol("valid", state.valid["nats"]),
+            },
         )
 
     def line(self, state: State, seconds: float, progress: float, *, best: bool) -> None:

@@ -1,0 +1,85 @@
+"""n-grams: each value given the few before it, by counts."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from armodels.checks import Count, checked
+from armodels.networks.base import State
+from armodels.networks.kneser_ney import KneserNey
+from armodels.networks.stream import StreamNetwork
+from armodels.orders import Order
+from armodels.spec import ContextSpec, DataSpec
+
+
+@final
+class NGram(StreamNetwork):
+    """Counts of what follows the last n - 1 values, smoothed by interpolated modified Kneser-Ney.
+
+    Accepts: sequence with levels. Order: raster only. Fitted in seconds,
+    without an optimizer; n = 2 is the Markov chain of first order.
+    Source: Chen and Goodman, 1999, https://doi.org/10.1006/csla.1999.0128.
+    Differs from the paper: see ``KneserNey``.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P: the number of levels.
+        order: From the first value to the last.
+        n: Values of an n-gram, the last of which is the one that is predicted.
+        context: None: counts are not conditioned.
+
+    Raises:
+        ValueError: The values have no levels, the head reads no probability for each, or there is
+            a context.
+    """
+
+    @checked
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Order,
+        *,
+        n: Count = 7,
+        context: ContextSpec | None = None,
+    ):
+        super().__init__(spec, num_params, order, context)
+        if context is not None:
+            raise ValueError("model NGram has no context; choose model=rnn, or context=null")
+        bits = (spec.levels, num_params) == (2, 1)  # head=bernoulli reads one logit
+        if num_params != spec.num_levels and not bits:
+            raise ValueError(
+                f"model NGram gives each of {spec.num_levels} levels a probability; use "
+                f"head=categorical"
+            )
+        self.n = n
+        self.counts = KneserNey(spec.num_levels, n)
+
+    def learn(self, pieces: Sequence[Tensor]) -> bool:
+        """Count the n-grams of whole sequences."""
+        self.counts.fit(pieces)
+        return True
+
+    def begin(self, n: int, context: Tensor | None = None) -> tuple[Tensor, State]:
+        """Nothing is known."""
+        device = self.order_table.device
+        past = torch.zeros(n, self.n - 1, dtype=torch.int64, device=device)
+        known = torch.zeros(n, dtype=torch.int64, device=device)
+        return self._params(past, known), State({"past": past, "known": known})
+
+    def _params(self, past: Tensor, known: Tensor) -> Tensor:
+        log_probs = self.counts.log_probs(past, known)
+        return log_probs if self.num_params > 1 else log_probs[:, 1:] - log_probs[:, :1]
+
+    def read(self, values: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B, t, 1) -> (B, t, P)."""
+        size = self.n - 1
+        both = torch.cat([state["past"], values[..., 0].long()], 1)
+        after = torch.arange(1, values.shape[1] + 1, device=both.device)
+        known = (state["known"][:, None] + after).clamp(max=size)
+        windows = both[:, 1:].unfold(1, size, 1) if size else both[..., None][:, :, :0]
+        params = self._params(windows.flatten(0, 1), known.flatten())
+        last = State({"past": both[:, both.shape[1] - size :], "known": known[:, -1]})
+        return params.unflatten(0, known.shape), last

@@ -1,0 +1,98 @@
+"""Recurrent networks over sequences: vanilla, GRU and LSTM, in PyTorch's own kernels."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from armodels.checks import Count, Share, checked
+from armodels.networks.base import State
+from armodels.networks.stream import FeatureStream
+from armodels.orders import Order
+from armodels.spec import ContextSpec, DataSpec
+
+Cell = Literal["lstm", "gru", "vanilla"]
+
+CELLS: dict[Cell, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "vanilla": nn.RNN}
+
+
+@final
+class Recurrent(FeatureStream):
+    """A recurrent network: its hidden state is all that it knows of the past.
+
+    Accepts: sequence, with levels or real values. Order: raster only. Sampling: a step reads one
+    value, whatever lies before it.
+    Sources: Elman, 1990, https://doi.org/10.1016/0364-0213(90)90002-E (vanilla); Hochreiter and
+    Schmidhuber, 1997, https://doi.org/10.1162/neco.1997.9.8.1735 (LSTM); Cho et al., 2014,
+    https://arxiv.org/abs/1406.1078 (GRU); the character model: Graves, 2013,
+    https://arxiv.org/abs/1308.0850.
+    Differs from the papers: dropout between layers, on the embedding and before the parameters
+    (Zaremba et al., 2014, https://arxiv.org/abs/1409.2329); no connections that skip layers.
+
+    Args:
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+        order: From the first value to the last.
+        cell: ``"lstm"``, ``"gru"`` or ``"vanilla"``.
+        hidden_size: Units of each layer.
+        num_layers: Layers.
+        embedding_size: Features by which a value is read; None: as many as a layer has units.
+        dropout: Probability of dropping a feature in training.
+        context: What the model is conditioned on: a bias of the embedding.
+    """
+
+    @checked
+    def __init__(
+        self,
+        spec: DataSpec,
+        num_params: int,
+        order: Order,
+        *,
+        cell: Cell = "lstm",
+        hidden_size: Count = 512,
+        num_layers: Count = 1,
+        embedding_size: Count | None = None,
+        dropout: Share = 0.0,
+        context: ContextSpec | None = None,
+    ):
+        size = embedding_size or hidden_size
+        super().__init__(spec, num_params, order, size, context)
+        self.dropout = nn.Dropout(dropout)
+        self.cell = CELLS[cell](
+            size,
+            hidden_size,
+            num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )
+        self.params = nn.Linear(hidden_size, num_params)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What the state calls its tensors (B, layers, H)."""
+        return ("hidden", "cell") if isinstance(self.cell, nn.LSTM) else ("hidden",)
+
+    def empty(self, n: int) -> dict[str, Tensor]:
+        """Zeros."""
+        shape = (n, self.cell.num_layers, self.cell.hidden_size)
+        return {name: self.begins.new_zeros(shape) for name in self._names}
+
+    def run(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """By PyTorch's own kernels."""
+        before = tuple(state[name].transpose(0, 1).contiguous() for name in self._names)
+        x = self.dropout(x)
+        with contextlib.ExitStack() as stack:
+            if x.device.type == "cpu":  # its kernels of half precision are not for every cell
+                stack.enter_context(torch.autocast("cpu", enabled=False))
+                x = x.to(self.begins)
+            out, hidden = self.cell(x, before if len(before) > 1 else before[0])
+        hidden = hidden if isinstance(hidden, tuple) else (hidden,)
+        after = (one.transpose(0, 1) for one in hidden)
+        return self.params(self.dropout(out)), dict(zip(self._names, after, strict=True))
+
+    def set_marginals(self, params: Tensor) -> None:
+        """Output biases at the mean marginal: no value has a place of its own."""
+        with torch.no_grad():
+            self.params.bias.copy_(params.mean(0))
