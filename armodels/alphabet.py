@@ -12,7 +12,6 @@ Unit = Literal["char", "byte"]
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 """Stands in a text that is written for what the alphabet does not hold."""
 
-
 LINE = "-" * 20
 """Stands between several texts in one file."""
 

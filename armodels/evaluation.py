@@ -142,7 +142,7 @@ def evaluate(
     require_class("model", model, DensityModel, example)
     require_types({"batch_size": batch_size}, {"batch_size": Count})
     examples = examples if isinstance(examples, Examples) else Examples(as_numbers(examples))
-    whole = bool(examples.pieces) and reads(model)
+    whole = is_whole(model, examples)
     if not len(examples) and not whole:
         raise ValueError(f"{name or 'the data'} has no examples, and so no mean")
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
@@ -164,6 +164,11 @@ def evaluate(
     variance = max(squares - count * mean * mean, 0.0) / (count - 1) if count > 1 else math.nan
     symbols = int(count) * model.spec.num_dims
     return Evaluation(int(count), mean, math.sqrt(variance / count), symbols)
+
+
+def is_whole(model: DensityModel, examples: Examples) -> bool:
+    """Whether the model is evaluated on whole sequences, not on their windows."""
+    return bool(examples.pieces) and reads(model) and model.context is None
 
 
 def _evaluate_pieces(

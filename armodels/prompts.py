@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from armodels import disk, show
-from armodels.alphabet import Alphabet, code_points
+from armodels.alphabet import UNKNOWN, Alphabet, code_points
 from armodels.checkpoints import Restored
 from armodels.density.stream import reads, with_length
 from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, keep, walk
@@ -67,7 +67,7 @@ def shown(choose: Choose, known: int, alphabet: Alphabet) -> Choose:
             pending.append(int(values[0, 0]))
             text = alphabet.decoded(pending)
             # A character of several bytes is printed when its last one is there.
-            if alphabet.unit == "char" or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            if alphabet.unit == "char" or not text.endswith(UNKNOWN):
                 show.write(text)
                 pending.clear()
         return values
@@ -99,8 +99,6 @@ def continue_text(restored: Restored, prompt: str, config: Mapping[str, Any]) ->
             f"a prompt goes with a model without a context, but this one is conditioned on "
             f"{restored.model.context.name}"
         )
-    if length < 1:
-        raise ValueError(f"length is {length}; it must be at least 1")
     check_draw(config["temperature"])
     answers = config["num_completions"] or 1
     levels = torch.from_numpy(encoded(prompt, alphabet)).to(restored.spec.dtype)

@@ -7,15 +7,19 @@ import pytest
 import torch
 from cases import CASES, random_events
 
-from armodels import heads, orders
+from armodels import heads, limits, orders
+from armodels.data.base import Splits
 from armodels.data.rows import Examples, Windows
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.stream import reads, stream_log_probs, with_length
+from armodels.density.stream import learn, reads, stream_log_probs, with_length
 from armodels.evaluation import evaluate
 from armodels.networks.ngram import NGram
 from armodels.networks.stream import StreamNetwork
 from armodels.networks.transformer import window_mask
 from armodels.spec import ContextSpec, DataSpec
+from armodels.training import timing
+from armodels.training.processes import make_fabric
+from armodels.training.settings import Settings
 
 STREAMS = {
     name: case
@@ -128,6 +132,37 @@ def test_the_error_of_a_mean_is_that_of_its_windows():
     windows = torch.cat(list(stream_log_probs(model, piece))).view(-1, 4).sum(1)
     assert found.num_examples == 200
     assert found.standard_error == pytest.approx(float(windows.std() / 200**0.5))
+
+
+def test_the_time_of_an_evaluation_is_that_of_whole_texts(monkeypatch):
+    """Symbol after symbol a text may take a hundred times as long as its windows side by side."""
+    model, piece = CASES["rnn"].build(0), values_of(CASES["rnn"], 3000).flatten()
+    rows = Windows(piece, 4)
+    pieces = {"valid": [piece[:2000], piece[:500]], "test": [piece]}
+    splits = Splits(model.spec, rows, rows, rows, pieces=pieces)
+    now = [0.0]
+
+    def read(model, part, *unused):
+        now[0] += 0.001 * len(part)
+        return []
+
+    monkeypatch.setattr(timing, "stream_log_probs", read)
+    monkeypatch.setattr(limits, "now", lambda: now[0])
+    fabric = make_fabric(Settings(accelerator="cpu"))
+    table = timing.Timetable(limits.Budget(60.0), 60.0, 1, fabric)
+    assert table.plan(model, splits, 500)
+    assert table._seconds_of["valid"] == pytest.approx(2.5)
+    assert table._seconds_of["test"] == pytest.approx(6.0)
+
+
+def test_what_has_nothing_to_fit_reads_no_piece():
+    class Untouched:
+        def __getitem__(self, rows):
+            raise AssertionError("a file may be larger than memory")
+
+        __len__ = None
+
+    assert not learn(CASES["rnn"].build(0), [Untouched()])
 
 
 def test_processes_share_pieces():

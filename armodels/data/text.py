@@ -37,7 +37,6 @@ class _Text(Source):
     unit: Unit
     length: int
     unknown: bool
-    _alphabet: Alphabet | None = None
 
     def _set(self, unit: Unit, length: int, unknown: bool) -> None:
         if length < 1:

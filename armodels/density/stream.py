@@ -65,7 +65,8 @@ def learn(model: DensityModel, pieces: Iterable[Piece]) -> bool:
         ValueError: The model does not read.
     """
     net = _network(model)
-    return net.learn([piece[:].to(net.order_table.device) for piece in pieces])
+    # What has nothing to fit reads none of them: they may be larger than memory.
+    return net.learn(piece[:].to(net.order_table.device) for piece in pieces)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """n-grams: each value given the few before it, by counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import final
 
 import torch
@@ -18,8 +18,8 @@ from armodels.spec import ContextSpec, DataSpec
 class NGram(StreamNetwork):
     """Counts of what follows the last n - 1 values, smoothed by interpolated modified Kneser-Ney.
 
-    Accepts: sequence with levels. Order: raster only. Fitted in seconds,
-    without an optimizer; n = 2 is the Markov chain of first order.
+    Accepts: sequence with levels. Order: raster only. Fitted in seconds, without an
+    optimizer; n = 2 is the Markov chain of first order.
     Source: Chen and Goodman, 1999, https://doi.org/10.1006/csla.1999.0128.
     Differs from the paper: see ``KneserNey``.
 
@@ -57,7 +57,7 @@ class NGram(StreamNetwork):
         self.n = n
         self.counts = KneserNey(spec.num_levels, n)
 
-    def learn(self, pieces: Sequence[Tensor]) -> bool:
+    def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Count the n-grams of whole sequences."""
         self.counts.fit(pieces)
         return True

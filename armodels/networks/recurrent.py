@@ -91,8 +91,3 @@ class Recurrent(FeatureStream):
         hidden = hidden if isinstance(hidden, tuple) else (hidden,)
         after = (one.transpose(0, 1) for one in hidden)
         return self.params(self.dropout(out)), dict(zip(self._names, after, strict=True))
-
-    def set_marginals(self, params: Tensor) -> None:
-        """Output biases at the mean marginal: no value has a place of its own."""
-        with torch.no_grad():
-            self.params.bias.copy_(params.mean(0))

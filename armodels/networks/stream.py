@@ -8,7 +8,7 @@ of a step, P parameters of a step, E features of a value.
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -56,11 +56,11 @@ class StreamNetwork(Network):
             Parameters (B, t, P), those at i of the value after value i; and the state.
         """
 
-    def learn(self, pieces: Sequence[Tensor]) -> bool:
+    def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Hook before training: fit in closed form whatever can be.
 
         Args:
-            pieces: The sequences (T,) of the training split.
+            pieces: The sequences (T,) of the training split, each read where it is asked for.
 
         Returns:
             Whether that was all, so that no output biases are set.
@@ -119,6 +119,9 @@ class FeatureStream(StreamNetwork):
         context: What the model is conditioned on, if anything.
     """
 
+    params: nn.Linear
+    """Features -> parameters (B, t, P); subclasses set it."""
+
     def __init__(
         self,
         spec: DataSpec,
@@ -146,6 +149,11 @@ class FeatureStream(StreamNetwork):
             x: (B, t, E).
             state: That of ``empty``, or of the call before.
         """
+
+    def set_marginals(self, params: Tensor) -> None:
+        """Output biases at the mean marginal: no value has a place of its own."""
+        with torch.no_grad():
+            self.params.bias.copy_(params.mean(0))
 
     def _first(self, n: int, context: Tensor | None) -> State:
         state = State(self.empty(n))

@@ -183,8 +183,3 @@ class Transformer(FeatureStream):
             before = state[f"keys.{i}"], state[f"values.{i}"]
             x, after[f"keys.{i}"], after[f"values.{i}"] = block(x, *before, self.past)
         return self.params(_normed(x)), after
-
-    def set_marginals(self, params: Tensor) -> None:
-        """Output biases at the mean marginal: no value has a place of its own."""
-        with torch.no_grad():
-            self.params.bias.copy_(params.mean(0))

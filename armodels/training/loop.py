@@ -348,7 +348,8 @@ class Trainer:
         try:
             with torch.no_grad(), self._at_once("initializing"):
                 model = learner.model
-                if not (reads(model) and learn(model, train.pieces or list(train.x[:]))):
+                rows = (row for batch in train.batches(1000) for row in batch.x)
+                if not (reads(model) and learn(model, train.pieces or rows)):
                     model.initialize(
                         (batch.x.to(self.fabric.device) for batch in train.batches(1000)),
                         progress=self.settings.progress and self.fabric.is_global_zero,

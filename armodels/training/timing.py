@@ -10,7 +10,8 @@ from armodels import limits, show
 from armodels.data.base import Splits
 from armodels.data.rows import Examples
 from armodels.density.base import DensityModel
-from armodels.evaluation import log_probs
+from armodels.density.stream import CHUNK, stream_log_probs
+from armodels.evaluation import is_whole, log_probs
 from armodels.training.processes import any_of, largest
 from armodels.training.state import State
 
@@ -87,7 +88,7 @@ class Timetable:
         """Measure how long the evaluations take; whether the time of the run holds them.
 
         Args:
-            model: Evaluated on a few examples of valid.
+            model: Evaluated on a few examples of valid, or the first symbols of a text.
             splits: The data.
             batch_size: Examples evaluated at a time.
             saves: Whether weights are kept where the time ends.
@@ -95,19 +96,28 @@ class Timetable:
         if self.max_minutes is None:
             return True
         model.eval()
-        num, per_example = 1, 0.0
+        num, per_one = 1, 0.0
         valid = splits.examples("valid", model.context)
+        whole = is_whole(model, valid)
+        most = min(CHUNK, len(valid.pieces[0])) if whole else min(batch_size, len(valid))
         while True:
-            part = Examples(*valid[:num])
             started = limits.now()
-            log_probs(model, part, num)
-            per_example = (limits.now() - started) / len(part)
-            if num >= min(batch_size, len(valid)) or per_example * num > 0.2:
+            if whole:
+                for _ in stream_log_probs(model, valid.pieces[0][:num]):
+                    pass
+            else:
+                log_probs(model, Examples(*valid[:num]), num)
+            per_one = (limits.now() - started) / num
+            if num >= most or per_one * num > 0.2:
                 break
-            num *= 4
-        per_example = largest(self._fabric, per_example) / self._fabric.world_size
+            num = min(4 * num, most)
+        # Pieces are shared by processes as wholes, so one of them may have all the work.
+        world = 1 if whole else self._fabric.world_size
+        per_one = largest(self._fabric, per_one) / world
         for split in ("valid", "test"):
-            self._seconds_of[split] = per_example * len(getattr(splits, split))
+            examples = splits.examples(split, model.context)
+            number = sum(map(len, examples.pieces)) if whole else len(examples)
+            self._seconds_of[split] = per_one * number
         fits = self.reserve()
         each = {split: limits.spoken(self._seconds_of[split]) for split in ("valid", "test")}
         cost = (
