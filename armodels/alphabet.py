@@ -44,6 +44,12 @@ class Alphabet:
         """L."""
         return len(self.symbols) + self.unknown
 
+    @property
+    def letter(self) -> str:
+        """A symbol that a shell takes as it is, where there is one: a text may begin with it."""
+        symbols = [chr(one) for one in self.symbols if one < 128 or self.unit == "char"]
+        return next(filter(str.isalpha, symbols), symbols[0] if symbols else UNKNOWN)
+
     @classmethod
     def of(cls, text: np.ndarray, unit: Unit, *, unknown: bool = False) -> "Alphabet":
         """Every symbol of a text.

@@ -18,6 +18,7 @@ from armodels.checkpoints import load_checkpoint
 from armodels.disk import require_place
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
+from armodels.networks.ngram import NGram
 from armodels.objectives import AllOrders, Likelihood, MixtureOrder, Objective
 from armodels.run import RunDirectory
 from armodels.schedules import Cosine, Schedule
@@ -447,8 +448,11 @@ def test_a_damaged_config_is_one_sentence(part, tmp_path):
 
 def others(data):
     """Models that are not the one of ``made``: in size, in a layer's name, in order."""
-    yield api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[7]), "masked weights|weight is"
-    yield api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[6, 6]), "none in it|none"
+    yield api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[7]), "size mismatch for net"
+    yield (
+        api.AutoregressiveModel.of(MADE, data.spec, hidden_sizes=[6, 6]),
+        "mismatch for net|key",
+    )
     head = heads.auto(data.spec)
     for name, seed in (("reverse", 0), ("random", 1)):
         order = orders.make(name, data.spec.shape, seed=seed)
@@ -460,6 +464,16 @@ def others(data):
 def mixture(data, *seeds: int) -> api.OrderMixture:
     several = [orders.make("random", data.spec.shape, seed=seed) for seed in seeds]
     return api.OrderMixture(made(data), several)
+
+
+def test_counts_of_any_size_come_back(tmp_path):
+    data, path = splits(kind="sequence", shape=[12]), tmp_path / "run"
+    result = api.fit(api.AutoregressiveModel.of(NGram, data.spec, n=3), data, SETTINGS,
+                     directory=path, quiet=True)  # fmt: skip
+    again = api.load_model(path, model=api.AutoregressiveModel.of(NGram, data.spec, n=3))
+    assert again.log_prob(data.test).equal(result.model.log_prob(data.test))
+    with pytest.raises(ValueError, match="does not fit the model"):
+        api.load_model(path, model=api.AutoregressiveModel.of(NGram, data.spec, n=4))
 
 
 def test_a_mixture_of_other_orders_gets_no_weights_of_a_run(tmp_path):

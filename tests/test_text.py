@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,15 @@ def test_a_training_tells_nats_per_symbol(run):
     assert "nats/char" in told
     rows = (run / "run/metrics.csv").read_text().splitlines()
     assert "valid/nats_per_symbol" in rows[0]
+
+
+def test_what_a_training_of_a_text_prints_runs_as_pasted(run):
+    keys = ("data.path=verse.txt", *QUICK, "trainer.max_steps=1", "out=said")
+    told = done(run, "train", *SMALL, *keys)
+    (line,) = [line.strip() for line in told.splitlines() if "armodels complete " in line]
+    done(run, *shlex.split(line)[1:], "length=3", "device=cpu")
+    assert Alphabet((10, 49, 66), "char").letter == "B"
+    assert Alphabet((49, 50), "char").letter == "1"
 
 
 def test_samples_are_texts(run):

@@ -166,7 +166,7 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
     show.say("Next:")
     known: dict[str, Any] = {"keep": 0.5}
     if reads(result.model) and result.model.spec.alphabet is not None:
-        known = {"prompt": "The "}
+        known = {"prompt": result.model.spec.alphabet.letter}
     for line in (
         show.command("tensorboard", logdir=path),
         show.command("sample", run=path, num=64, **trust),
