@@ -1,5 +1,7 @@
 """What holds for every test."""
 
+import signal
+
 import pytest
 import torch
 
@@ -16,3 +18,13 @@ def own_cache(tmp_path_factory):
 def fixed_seed():
     """The same draws, whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals():
+    """Signals end programs, also where nohup or a shell's background had them ignored."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
