@@ -450,6 +450,13 @@ CASES: dict[str, Case] = {
         data("sequence", 6, levels=2), BERNOULLI, 4, num_heads=1, activation="relu_squared"
     ),
     "transformer-mog": transformer(data("sequence", 2, levels=None), mixture_of_2, 4, scale=0.2),
+    "transformer-full": transformer(TEXT, CATEGORICAL, 8, past=None, attention="full"),
+    "transformer-strided": transformer(TEXT, CATEGORICAL, 8, attention="strided", stride=2),
+    "transformer-fixed": transformer(
+        TEXT, CATEGORICAL, 8, past=6, attention="fixed", stride=3, summary=1
+    ),
+    "transformer-learned": transformer(TEXT, CATEGORICAL, 8, past=4, places="learned"),
+    "transformer-sinusoidal": transformer(TEXT, CATEGORICAL, 8, past=4, places="sinusoidal"),
     "transformer-given": given(transformer(TEXT, CATEGORICAL, 8)),
     "ngram": ngram(TEXT, 9),
     "deep-nade": deep_nade(BITS, BERNOULLI, 8, 9),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from armodels.data.rows import Examples, Windows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.stream import learn, reads, stream_log_probs, with_length
 from armodels.evaluation import evaluate
+from armodels.networks.attention import Pattern, make_distances
 from armodels.networks.ngram import NGram
 from armodels.networks.stream import StreamNetwork
-from armodels.networks.transformer import window_mask
 from armodels.spec import ContextSpec, DataSpec
 from armodels.training import timing
 from armodels.training.processes import make_fabric
@@ -172,11 +173,135 @@ def test_processes_share_pieces():
     assert sorted(len(piece) for share in shares for piece in share) == [3, 4, 5, 6, 7]
 
 
-def test_a_window_is_the_last_values_and_no_later_ones():
-    found = window_mask(3, 5, 2, torch.device("cpu")).int().tolist()
-    assert found == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
-    whole = window_mask(3, 3, 9, torch.device("cpu")).int().tolist()
-    assert whole == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+PATTERNS = {
+    "full": (
+        ("full", None, None, None),
+        "1.....",
+        "11....",
+        "111...",
+        "1111..",
+        "11111.",
+        "111111",
+    ),
+    "window": (
+        ("window", 3, None, None),
+        "1.....",
+        "11....",
+        "111...",
+        ".111..",
+        "..111.",
+        "...111",
+    ),
+    "strided": (
+        ("strided", 9, 2, None),
+        "1.....",
+        "11....",
+        "111...",
+        ".111..",
+        "1.111.",
+        ".1.111",
+    ),
+    "strided, in reach": (
+        ("strided", 4, 3, None),
+        "1.....",
+        "11....",
+        "111...",
+        "1111..",
+        ".1111.",
+        "..1111",
+    ),
+    "fixed": (
+        ("fixed", 9, 3, 1),
+        "1.....",
+        "11....",
+        "111...",
+        "..11..",
+        "..111.",
+        "..1111",
+    ),
+    "fixed, in reach": (
+        ("fixed", 3, 2, 1),
+        "1.....",
+        "11....",
+        ".11...",
+        ".111..",
+        "...11.",
+        "...111",
+    ),
+}
+"""Which of six values (columns) each of them asks (rows), by hand."""
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_what_is_asked_is_what_stands_here(name):
+    options, *rows = PATTERNS[name]
+    pattern = Pattern(*options)
+    expected = torch.tensor([[char == "1" for char in row] for row in rows])
+    read = torch.tensor(0)
+    whole = pattern.mask(6, 0, read)
+    assert torch.equal(torch.ones(6, 6).tril().bool() if whole is None else whole, expected)
+    # The same values in pieces: of the keys that are kept, each asks the same ones.
+    for before in range(1, 6):
+        first = pattern.first_kept(before)
+        later = pattern.mask(6 - before, before - first, read + before)
+        assert torch.equal(later, expected[before:, first:])
+        assert not expected[before:, :first].any()
+
+
+NEEDS = {
+    ("strided", 4, None, None): "attention strided needs stride, a number of values",
+    ("fixed", 4, 2, None): "attention fixed needs summary, a number of values",
+    ("window", None, None, None): "attention window needs past, a number of values",
+    ("full", 4, None, None): "attention full has no past, but past is 4; set past=null",
+    ("window", 4, 2, None): "attention window has no stride, but stride is 2; set stride=null",
+    ("fixed", 4, 2, 3): "summary is 3; a block has 2 values, its stride",
+}
+
+
+@pytest.mark.parametrize("options", NEEDS)
+def test_an_attention_has_what_it_needs_and_no_more(options):
+    with pytest.raises(ValueError, match=f"^{NEEDS[options]}$"):
+        Pattern(*options)
+
+
+def test_learned_distances_have_an_end():
+    with pytest.raises(ValueError, match="past is null; set it"):
+        make_distances("learned", 2, 8, None)
+
+
+@torch.no_grad()
+def test_distances_enter_as_in_the_papers():
+    """Every score by itself, from the equations."""
+    torch.manual_seed(0)
+    num, heads_, size = 5, 2, 4
+    query = torch.randn(1, heads_, num, size, dtype=torch.double)
+    keys = torch.randn(1, heads_, num, size, dtype=torch.double)
+    kinds = ("rotary", "learned", "sinusoidal")
+    made = {kind: make_distances(kind, heads_, heads_ * size, 9).double() for kind in kinds}
+    for one in made.values():
+        for weight in one.parameters():
+            torch.nn.init.normal_(weight)
+    for kind, one in made.items():
+        asked, placed, bias = one(query, keys)
+        found = asked @ placed.transpose(-1, -2) / size**0.5
+        found = found if bias is None else found + bias
+        for h, i, j in itertools.product(range(heads_), range(num), range(num)):
+            if j > i:
+                continue
+            q, k, away = query[0, h, i], keys[0, h, j], i - j
+            if kind == "rotary":
+                pairs = [torch.complex(x[: size // 2], x[size // 2 :]) for x in (q, k)]
+                turn = torch.exp(1j * away * 10_000.0 ** (-torch.arange(2).double() / 2))
+                expected = (pairs[0] * turn * pairs[1].conj()).real.sum() / size**0.5
+            elif kind == "learned":
+                expected = q @ k / size**0.5 + one.table[h, away]
+            else:
+                rates = away * 10_000.0 ** (-torch.arange(size).double() / size)
+                r = one.heads.weight @ torch.cat([rates.sin(), rates.cos()])
+                r = r.view(heads_, size)[h]
+                terms = q @ k + q @ r + one.of_keys[h, 0] @ k + one.of_distances[h, 0] @ r
+                expected = terms / size**0.5
+            torch.testing.assert_close(found[0, h, i, j], expected)
 
 
 @torch.no_grad()

@@ -7,6 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels.checks import Count, Share, checked
+from armodels.networks.attention import (
+    Attention,
+    Distances,
+    Pattern,
+    Places,
+    full_mask,
+    make_distances,
+    places_of,
+)
 from armodels.networks.base import State
 from armodels.networks.layers import ModuleListOf, mark_table
 from armodels.networks.stream import FeatureStream
@@ -14,38 +23,6 @@ from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
 Activation = Literal["relu_squared", "gelu"]
-
-
-def rotated(x: Tensor, places: Tensor) -> Tensor:
-    """Features (..., t, D) turned by angles that grow with their places (t,), D even.
-
-    The product of two depends on the distance of their places alone.
-    Source: Su et al., 2021, https://arxiv.org/abs/2104.09864.
-
-    Args:
-        x: (..., t, D).
-        places: (t,).
-    """
-    half = x.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.double) / half)
-    angles = places[:, None] * rates
-    cos, sin = angles.cos().to(x), angles.sin().to(x)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
-
-
-def window_mask(num_queries: int, num_keys: int, past: int, device: torch.device) -> Tensor:
-    """Which keys a query may ask: (queries, keys) bool; the last query stands at the last key.
-
-    Args:
-        num_queries: The last of the keys' places.
-        num_keys: All of them.
-        past: So many keys, its own among them.
-        device: Where the mask is needed.
-    """
-    keys = torch.arange(num_keys, device=device)
-    queries = keys[num_keys - num_queries :, None]
-    return (keys <= queries) & (keys > queries - past)
 
 
 @final
@@ -57,10 +34,19 @@ class Block(nn.Module):
         num_heads: Of the attention.
         activation: Of the perceptron.
         dropout: Probability of dropping a feature in training.
+        distances: How the distance of a key enters.
     """
 
-    def __init__(self, size: int, num_heads: int, activation: Activation, dropout: float):
+    def __init__(
+        self,
+        size: int,
+        num_heads: int,
+        activation: Activation,
+        dropout: float,
+        distances: Distances,
+    ):
         super().__init__()
+        self.distances = distances
         self.num_heads = num_heads
         self.activation = activation
         self.heads = nn.Linear(size, 3 * size, bias=False)
@@ -72,54 +58,54 @@ class Block(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, past: int
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, and the keys and values that the next ones may ask.
+        """Features, and all keys and values.
 
         Args:
             x: (B, t, E).
-            keys: (B, heads, m, D) of the m values before, not rotated.
+            keys: (B, heads, m, D) of the m values before, whatever their places.
             values: (B, heads, m, D).
-            past: Keys that are asked, a value's own among them.
+            mask: (t, m + t) bool, which keys each value asks; None: all up to its own, m = 0.
         """
-        split = self.heads(_normed(x)).unflatten(-1, (3, self.num_heads, -1))
+        split = self.heads(normed(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        query, key = _normed(query), _normed(key)
+        query, key = normed(query), normed(key)
         keys, values = torch.cat([keys.to(key), key], 2), torch.cat([values.to(value), value], 2)
-        num, all_of_them = x.shape[1], keys.shape[2]
-        # Places count from the oldest key: only distances matter, and small numbers are exact.
-        places = torch.arange(all_of_them, device=x.device, dtype=torch.double)
-        asked = rotated(query, places[all_of_them - num :])
-        whole = num == all_of_them <= past
-        mask = None if whole else window_mask(num, all_of_them, past, x.device)
+        asked, placed, bias = self.distances(query, keys)
+        if bias is not None:
+            allowed = full_mask(*places_of(query, keys)) if mask is None else mask
+            mask = bias.masked_fill(~allowed, -torch.inf)
         read = F.scaled_dot_product_attention(
-            asked, rotated(keys, places), values, attn_mask=mask, is_causal=whole
+            asked, placed, values, attn_mask=mask, is_causal=mask is None
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
-        wide = self.wide(_normed(x))
+        wide = self.wide(normed(x))
         wide = F.relu(wide).square() if self.activation == "relu_squared" else F.gelu(wide)
         x = x + self.dropout(self.narrow(wide))
-        kept = max(all_of_them - past + 1, 0)
-        return x, keys[:, :, kept:], values[:, :, kept:]
+        return x, keys, values
 
 
-def _normed(x: Tensor) -> Tensor:
+def normed(x: Tensor) -> Tensor:
     """Features with a mean square of one."""
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 @final
 class Transformer(FeatureStream):
-    """A transformer: in each layer a value asks the last ``past`` values.
+    """A transformer: in each layer a value asks values before it.
 
     Accepts: sequence, with levels or real values. Order: raster only. Sampling: keys and values of
     the last values are kept.
-    Source: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; over characters Al-Rfou et al.,
-    2018, https://arxiv.org/abs/1808.04444.
-    Differs from the paper: normalization before each part, without weights; rotary places (Su et
-    al., 2021); normalized queries and keys (Henry et al., 2020, https://arxiv.org/abs/2010.04245);
-    squared ReLU (So et al., 2021, https://arxiv.org/abs/2109.08668); blocks that begin as the
-    identity; no biases.
+    Sources: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; over characters Al-Rfou et
+    al., 2018, https://arxiv.org/abs/1808.04444; ``"strided"`` and ``"fixed"``: Child et al., 2019,
+    https://arxiv.org/abs/1904.10509 (Sparse Transformer).
+    Differs from the papers: normalization before each part, without weights; rotary places (Su et
+    al., 2021) where no others are chosen, and learned and sinusoidal ones by distances, so that a
+    stream has no end; normalized queries and keys (Henry et al., 2020,
+    https://arxiv.org/abs/2010.04245); squared ReLU (So et al., 2021,
+    https://arxiv.org/abs/2109.08668); blocks that begin as the identity; no biases. A sparse
+    attention takes both of its patterns in each head.
 
     Args:
         spec: What a datum is.
@@ -128,14 +114,21 @@ class Transformer(FeatureStream):
         num_layers: Blocks.
         hidden_size: Features of a value, E.
         num_heads: Heads of each attention; they share the features.
-        past: Values that a layer asks, a value's own among them; layers one above another see
-            further.
+        attention: Which values are asked: ``"window"``, the last ``past``; ``"strided"`` and
+            ``"fixed"``, some of these; ``"full"``, all that were read, so that a step takes
+            longer and longer.
+        past: Values that a layer reaches back, a value's own among them; layers one above another
+            see further. None, and only then: ``"full"``.
+        stride: Of ``"strided"`` and ``"fixed"``: values that are near, and of a block.
+        summary: Of ``"fixed"``: values at the end of a block that are asked from later ones.
+        places: How the distance of a value enters: ``"rotary"``; ``"learned"``, a number for each
+            (Raffel et al., 2020); or ``"sinusoidal"`` (Dai et al., 2019).
         activation: ``"relu_squared"`` or ``"gelu"``.
         dropout: Probability of dropping a feature in training.
         context: What the model is conditioned on: a bias of the features.
 
     Raises:
-        ValueError: The heads cannot share the features.
+        ValueError: The heads cannot share the features, or an attention lacks what it needs.
     """
 
     @checked
@@ -148,7 +141,11 @@ class Transformer(FeatureStream):
         num_layers: Count = 4,
         hidden_size: Count = 128,
         num_heads: Count = 4,
-        past: Count = 128,
+        attention: Attention = "window",
+        past: Count | None = 128,
+        stride: Count | None = None,
+        summary: Count | None = None,
+        places: Places = "rotary",
         activation: Activation = "relu_squared",
         dropout: Share = 0.0,
         context: ContextSpec | None = None,
@@ -160,26 +157,38 @@ class Transformer(FeatureStream):
                 f"num_heads"
             )
         self.num_heads = num_heads
-        self.past = past
+        self.pattern = Pattern(attention, past, stride, summary)
         self.dropout = nn.Dropout(dropout)
         self.blocks: ModuleListOf[Block] = ModuleListOf(
-            Block(hidden_size, num_heads, activation, dropout) for _ in range(num_layers)
+            Block(
+                hidden_size,
+                num_heads,
+                activation,
+                dropout,
+                make_distances(places, num_heads, hidden_size, past),
+            )
+            for _ in range(num_layers)
         )
         self.params = nn.Linear(hidden_size, num_params)
         nn.init.zeros_(self.params.weight)
         mark_table(self.params.weight)
 
     def empty(self, n: int) -> dict[str, Tensor]:
-        """No keys and no values."""
+        """No keys and no values, and that none was read."""
         shape = (n, self.num_heads, 0, self.begins.shape[0] // self.num_heads)
         names = (f"{kind}.{i}" for i in range(len(self.blocks)) for kind in ("keys", "values"))
-        return {name: self.begins.new_zeros(shape) for name in names}
+        state = {name: self.begins.new_zeros(shape) for name in names}
+        return {**state, "read": torch.zeros(n, dtype=torch.int64, device=self.begins.device)}
 
     def run(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """Block after block."""
-        after = {}
+        kept, num = state["keys.0"].shape[2], x.shape[1]
+        # All streams of a batch have read as many values; of no streams the sum is 0.
+        mask = self.pattern.mask(num, kept, state["read"][:1].sum())
+        first = self.pattern.first_kept(kept + num)
+        after = {"read": state["read"] + num}
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            before = state[f"keys.{i}"], state[f"values.{i}"]
-            x, after[f"keys.{i}"], after[f"values.{i}"] = block(x, *before, self.past)
-        return self.params(_normed(x)), after
+            x, keys, values = block(x, state[f"keys.{i}"], state[f"values.{i}"], mask)
+            after[f"keys.{i}"], after[f"values.{i}"] = keys[:, :, first:], values[:, :, first:]
+        return self.params(normed(x)), after
