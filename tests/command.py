@@ -1,9 +1,11 @@
 """Run the real command line: in this process (an import of torch costs seconds), or in its own."""
 
 import contextlib
+import functools
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import omegaconf.base
+import yaml
 from hydra._internal.hydra import Hydra
 
 from armodels import cli
@@ -40,6 +44,25 @@ class Result:
         return lines[0].removeprefix("armodels: error: ")
 
 
+_load = yaml.load
+_contents: dict[tuple[str, str | bytes], bytes] = {}
+
+
+def _load_once(stream, Loader):
+    """``yaml.load``, which reads a text once: it says the same each time."""
+    text = stream
+    if not isinstance(stream, str | bytes):
+        text = stream.read()
+        stream.seek(0)  # the stream itself is read, for its name stands in what yaml refuses
+    key = Loader.__qualname__, text
+    if key not in _contents:
+        _contents[key] = pickle.dumps(_load(stream, Loader))
+    return pickle.loads(_contents[key])
+
+
+_parse_once = functools.cache(omegaconf.base.parse)  # the tree of an interpolation is only read
+
+
 def armodels(folder: Path, *args: str, **env: str) -> Result:
     """``armodels args`` with ``folder`` as the shell's directory."""
     out, err = io.StringIO(), io.StringIO()
@@ -52,7 +75,10 @@ def armodels(folder: Path, *args: str, **env: str) -> Result:
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["armodels", *args]),
         mock.patch.dict(os.environ, env),
-        # Hydra composes every config twice, the first time for hydra.mode alone, which is null.
+        # Composing a config is half of the time of a command. It reads the same files each time,
+        mock.patch.object(yaml, "load", _load_once),
+        mock.patch.object(omegaconf.base, "parse", _parse_once),
+        # and Hydra composes every config twice, the first time for hydra.mode alone, which is null.
         mock.patch.object(Hydra, "get_mode", return_value=None, create=True),
     ):
         if "HYDRA_FULL_ERROR" not in env:

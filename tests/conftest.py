@@ -1,9 +1,14 @@
 """What holds for every test."""
 
+import gc
+import os
 import signal
 
 import pytest
-import torch
+
+# Threads of OpenMP that wait for the next operation do so asleep: the tests of two threads took ten
+# times the time of a processor, that of another worker. It is read when torch loads, hence here.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,9 +19,20 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def imported():
+    """What was imported stays: to look through it for garbage takes a tenth of a second."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """The same draws, whichever tests ran before."""
+    import torch
+
     torch.manual_seed(0)
 
 
