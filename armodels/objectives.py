@@ -59,7 +59,7 @@ def draw_known(batch_size: int, num_steps: int, device: torch.device) -> tuple[T
 def draw_asked(batch_size: int, num_steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Random questions to a canonical order, and how far each is answered.
 
-    A question is log p(x), half of the time, or log p(x | some steps, its evidence), as a completion
+    A question is log p(x), half of the time, or log p(x | evidence), some steps, as a completion
     asks it: their number is uniform on 0..S-1, and so is the set of that size. Its answer is the
     other steps one after another, of which a uniform number is there already.
 
