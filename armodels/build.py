@@ -23,6 +23,7 @@ from armodels.density.mixture import OrderMixture
 from armodels.density.mixture import over_orders as mixture_over_orders
 from armodels.heads import Head
 from armodels.networks.base import Network
+from armodels.objectives import ObjectiveName
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
 from armodels.trust import PACKAGE, Trust, locate, ours
@@ -157,6 +158,9 @@ def model(
             raise ValueError(f"model {target.__name__} needs the key {key}")
     name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
     context = contexts.find(spec, config.pop("context"))
+    # Runs may be older than the key objective, too; only networks for all orders have it.
+    objective: Any = config.pop("objective", "all_orders") if target.any_order else "all_orders"
+    checks.require_types({"objective": objective}, {"objective": ObjectiveName}, "model.")
     made_head = head(head_config, spec, target, trust)
     order = orders.make(name, spec.shape, joint=made_head.joint, seed=order_seed)
     net = instantiate(
@@ -178,7 +182,7 @@ def model(
             f"model.resample_orders=true trains on random orders, but model.order is {name}; "
             f"use model.order=random"
         )
-    one = AutoregressiveModel(net, made_head, resample_orders=resample_orders)
+    one = AutoregressiveModel(net, made_head, resample_orders=resample_orders, objective=objective)
     if num_orders > 1 or resample_orders:
         one.with_order(order)  # refuses at once a network that follows one order only
     if num_orders == 1:
@@ -210,6 +214,13 @@ def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> Densit
             f"eval.num_orders is {num_orders}, but the model was trained on {trained} "
             f"{'order' if trained == 1 else 'orders'} alone; ask for no more, or train it for all "
             f"orders (model=deep_nade, or model.resample_orders=true)"
+        )
+    one = model.model if isinstance(model, OrderMixture) else model
+    if num_orders > trained and one.canonical:
+        raise ValueError(
+            f"eval.num_orders is {num_orders}, but the model was trained for {trained} canonical "
+            f"{'order' if trained == 1 else 'orders'}; ask for no more, or train it with "
+            f"model.num_orders={num_orders} or model.objective=all_orders"
         )
     first = config["order_seed"]
     return mixture_over_orders(model, config["order"], range(first, first + num_orders))

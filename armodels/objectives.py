@@ -8,7 +8,7 @@ Shapes: B batch, S steps.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,24 @@ from torch import Tensor, nn
 from armodels import orders
 from armodels.orders import Order
 from armodels.spec import DataSpec
+
+WHOLE = 0.5
+"""How often training on a canonical order asks for log p(x) itself, which evaluation reads."""
+
+SPREAD = 0.5
+"""How much of a step's weight goes to all that is unknown at it, in training on a canonical order:
+of the next step alone a pass would train one conditional in S."""
+
+ObjectiveName = Literal["all_orders", "canonical"]
+"""What a network that is told which values are known may be trained for."""
+
+
+def _draw_part(sizes: Tensor, num_steps: int) -> Tensor:
+    """Random sets of steps, evenly among those of a size: (B, 1) sizes -> (B, S) bool."""
+    order = torch.rand(len(sizes), num_steps, device=sizes.device).argsort(1)
+    first = torch.arange(num_steps, device=sizes.device) < sizes
+    # Sorting is a good part of a small network's step: once, not once more for the ranks.
+    return torch.empty_like(first).scatter_(1, order, first)
 
 
 def draw_known(batch_size: int, num_steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -34,11 +52,53 @@ def draw_known(batch_size: int, num_steps: int, device: torch.device) -> tuple[T
         the mean of log p(x | order) over all orders.
     """
     num_known = torch.randint(num_steps, (batch_size, 1), device=device)
-    order = torch.rand(batch_size, num_steps, device=device).argsort(1)
-    first = torch.arange(num_steps, device=device) < num_known
-    # Sorting is a good part of a small network's step: once, not once more for the ranks.
-    known = torch.empty_like(first).scatter_(1, order, first)
+    known = _draw_part(num_known, num_steps)
     return known, known.logical_not() * (num_steps / (num_steps - num_known))
+
+
+def draw_asked(batch_size: int, num_steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random questions to a canonical order, and how far each is answered.
+
+    A question is log p(x), half of the time, or log p(x | evidence), some steps, as a completion
+    asks it: their number is uniform on 0..S-1, and so is the set of that size. Its answer is the
+    other steps one after another, of which a uniform number is there already.
+
+    Args:
+        batch_size: B.
+        num_steps: S.
+        device: Where they are drawn.
+
+    Returns:
+        evidence (B, S) bool, and the number of steps of the answer that are there (B, 1).
+    """
+    num_given = torch.randint(num_steps, (batch_size, 1), device=device)
+    whole = torch.rand(batch_size, 1, device=device) < WHOLE
+    evidence = _draw_part(num_given.masked_fill(whole, 0), num_steps)
+    num_asked = evidence.logical_not().sum(1, keepdim=True)
+    return evidence, (torch.rand(batch_size, 1, device=device) * num_asked).long()
+
+
+def canonical_weights(evidence: Tensor, num_there: Tensor) -> tuple[Tensor, Tensor]:
+    """What is known where a question is answered so far, and what its steps weigh then.
+
+    Where ``num_there`` is uniform, the mean of the weighted log-probabilities is a sum over the
+    steps of the answer: of the step's own, by ``1 - SPREAD``, and of the mean of all that are
+    unknown at it, by ``SPREAD``.
+
+    Args:
+        evidence: (B, S) bool, in the canonical order.
+        num_there: (B, 1) steps of the answer that are there.
+
+    Returns:
+        known (B, S) bool, and weights (B, S).
+    """
+    asked = evidence.logical_not()
+    num_asked = asked.sum(1, keepdim=True)
+    place = asked.cumsum(1) - 1  # of an asked step among those that are
+    unknown = asked & (place >= num_there)
+    share = SPREAD / (num_asked - num_there)
+    weights = num_asked * (unknown * share + (asked & (place == num_there)) * (1 - SPREAD))
+    return unknown.logical_not(), weights
 
 
 class Trained(Protocol):
@@ -156,6 +216,44 @@ class AllOrders(Objective):
 
     def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         known, weights = draw_known(len(x), self.model.net.num_steps, x.device)
+        return (weights * self.model.log_prob_given_known(x, known, context)).sum(1)
+
+
+@final
+class Canonical(Objective):
+    """An estimate of what one canonical order says: of x, and of x where some steps are given.
+
+    For a network that is told which steps are known. Whatever is asked, the unknown steps are
+    written in that order, so that of the S 2^(S-1) conditionals of all orders 2^S - 1 are needed
+    and trained, each as often as it is asked for: the given steps and the first ones of the others
+    are known, the next one is said. Of several orders each example has one at random.
+
+    Source: Shih, Sadigh & Ermon, 2022, https://arxiv.org/abs/2205.13554.
+    Differs from the paper: half of the questions are log p(x); the others are completions, which
+    its code calls inpainting, where the text asks for marginals; weights by what is asked, so that
+    their mean is known, and half of them on the next step alone, for the loss over all that is
+    unknown.
+
+    Args:
+        model: It has a network for all orders.
+        several: The canonical orders; None: the model's own.
+    """
+
+    model: TrainedByOrder
+    places: Tensor
+    """(N, S): at which step of an order the network's own steps come."""
+
+    def __init__(self, model: TrainedByOrder, several: Sequence[Order] | None = None) -> None:
+        super().__init__(model)
+        first = model.net.order.table[:, 0]
+        own = [model.net.order] if several is None else several
+        places = torch.stack([orders.ranks(order.table)[first] for order in own])
+        self.register_buffer("places", places.to(first.device), persistent=False)
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
+        known, weights = canonical_weights(*draw_asked(len(x), self.model.net.num_steps, x.device))
+        places = self.places[torch.randint(len(self.places), (len(x),), device=x.device)]
+        known, weights = known.gather(1, places), weights.gather(1, places)
         return (weights * self.model.log_prob_given_known(x, known, context)).sum(1)
 
 

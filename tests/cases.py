@@ -59,6 +59,7 @@ class Case:
         any_order: Trained for all orders, so that completion chooses one.
         reads_known: So is its network by itself, which reads the values that are known
             (DeepNADE, ConvNADE); else masks are drawn anew for each order.
+        canonical: Trained for its own order of what is unknown alone.
         jumps: The density has jumps, which quadrature on a grid cannot integrate (the model's own
             tests do).
     """
@@ -69,6 +70,7 @@ class Case:
     num_orders: int = 1
     any_order: bool = False
     reads_known: bool = False
+    canonical: bool = False
     jumps: bool = False
     counted: bool = False
 
@@ -100,10 +102,10 @@ def event_index(x: Tensor, spec: DataSpec) -> Tensor:
     return (x.flatten(1).long() * place).sum(1)
 
 
-def _autoregressive(spec, head, network, order, order_seed, keys, scale, resample, seed):
+def _autoregressive(spec, head, network, order, order_seed, keys, scale, trained, seed):
     made = orders.make(order, spec.shape, joint=head.joint, seed=order_seed)
     net = network(spec, head.num_params, made, **keys)
-    model = AutoregressiveModel(net, head, resample_orders=resample).double()
+    model = AutoregressiveModel(net, head, **trained).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -112,18 +114,35 @@ def _autoregressive(spec, head, network, order, order_seed, keys, scale, resampl
     return model.eval()
 
 
+def _trained(resample: bool, canonical: bool) -> dict:
+    """How a model is trained, as its class takes it."""
+    objective = "canonical" if canonical else "all_orders"
+    return {"resample_orders": resample, "objective": objective}
+
+
 def autoregressive(
-    spec, head, network, *, order="raster", order_seed=0, scale=0.7, resample=False, **keys
+    spec,
+    head,
+    network,
+    *,
+    order="raster",
+    order_seed=0,
+    scale=0.7,
+    resample=False,
+    canonical=False,
+    **keys,
 ) -> Case:
     """One network under one order, with random weights."""
+    trained = _trained(resample, canonical)
 
     def build(seed, context=None):
         more = keys | {"context": context}
         made = head(spec)
-        return _autoregressive(spec, made, network, order, order_seed, more, scale, resample, seed)
+        return _autoregressive(spec, made, network, order, order_seed, more, scale, trained, seed)
 
     own = network.any_order
-    return Case(spec, build, steps=True, any_order=resample or own, reads_known=own)
+    kinds = {"any_order": resample or own, "reads_known": own, "canonical": canonical}
+    return Case(spec, build, steps=True, **kinds)
 
 
 class Given(Network):
@@ -199,20 +218,31 @@ def context_values(spec: ContextSpec, n: int) -> Tensor:
 
 
 def order_mixture(
-    spec, head, network, *, order="random", num_orders=3, scale=0.7, resample=False, **keys
+    spec,
+    head,
+    network,
+    *,
+    order="random",
+    num_orders=3,
+    scale=0.7,
+    resample=False,
+    canonical=False,
+    **keys,
 ) -> Case:
     """One network under several orders, as build.py makes it."""
+    trained = _trained(resample, canonical)
 
     def build(seed):
         made = head(spec)
-        model = _autoregressive(spec, made, network, order, 0, keys, scale, resample, seed)
+        model = _autoregressive(spec, made, network, order, 0, keys, scale, trained, seed)
         several = [
             orders.make(order, spec.shape, joint=made.joint, seed=i) for i in range(num_orders)
         ]
         return OrderMixture(model, several).eval()
 
     own = network.any_order
-    return Case(spec, build, num_orders=num_orders, any_order=resample or own, reads_known=own)
+    kinds = {"any_order": resample or own, "reads_known": own, "canonical": canonical}
+    return Case(spec, build, num_orders=num_orders, **kinds)
 
 
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:
@@ -466,14 +496,27 @@ CASES: dict[str, Case] = {
     "deep-nade-mog": deep_nade(PLANE, mixture_of_2, 6, 5, scale=0.4),
     "deep-nade-one-bit": deep_nade(data("vector", 1, levels=2), BERNOULLI, 3),
     "deep-nade-given": given(deep_nade(RGB, logistics, 8, 7, order="random"), VECTOR),
+    "deep-nade-canonical": deep_nade(
+        LEVELS, CATEGORICAL, 7, 6, order="random", order_seed=4, canonical=True
+    ),
     "conv-nade": conv_nade(GREY, BERNOULLI, 5, 3, order="random"),
     "conv-nade-rgb": conv_nade(RGB, CATEGORICAL, 5, 2),
     "conv-nade-rgb-joint": conv_nade(RGB_BITS, logistics, 6, 2, order="reverse", kernel_size=5),
+    "conv-nade-canonical": conv_nade(SQUARE, BERNOULLI, 5, 2, order="columns", canonical=True),
     "conv-nade-given": given(conv_nade(GREY, BERNOULLI, 4, 2, kernel_size=5)),
     "made-resampled": made(SPACE, mixture_of_2, 9, order="random", resample=True, scale=0.4),
     "nade-resampled": nade(RGB, CATEGORICAL, 8, order="random", resample=True),
     "orders-deep-nade": order_mixture(
         BITS, BERNOULLI, DeepNADE, hidden_sizes=[8, 7], activation="tanh"
+    ),
+    "orders-deep-nade-canonical": order_mixture(
+        RGB_BITS,
+        logistics,
+        DeepNADE,
+        hidden_sizes=[8, 7],
+        activation="tanh",
+        num_orders=2,
+        canonical=True,
     ),
     "orders-made-resampled": made_orders(
         LEVELS, CATEGORICAL, 8, connectivity="random", num_orders=2, resample=True

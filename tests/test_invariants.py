@@ -750,7 +750,7 @@ def every_order(case: Case, model):
         yield orders.Order(torch.tensor(one).reshape(-1, model.net.order.width))
 
 
-@over(lambda case: case.any_order and case.spec.num_dims <= 6)
+@over(lambda case: case.any_order and not case.canonical and case.spec.num_dims <= 6)
 def test_training_for_all_orders_estimates_their_mean_without_bias(case):
     mixture, x = case.build(0), case.events(1)
     model = mixture.model if case.num_orders > 1 else mixture

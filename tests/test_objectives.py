@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import CASES, LABEL
 
-from armodels.objectives import AllOrders, Likelihood, MixtureOrder, RandomOrder
+from armodels.objectives import AllOrders, Canonical, Likelihood, MixtureOrder, RandomOrder
 from armodels.spec import ContextSpec, DataSpec
 
 NAMED = {
@@ -12,6 +12,8 @@ NAMED = {
     "gmm": Likelihood,
     "deep-nade": AllOrders,
     "orders-deep-nade": AllOrders,
+    "deep-nade-canonical": Canonical,
+    "orders-deep-nade-canonical": Canonical,
     "made-resampled": RandomOrder,
     "orders-made-resampled": RandomOrder,
     "orders-made": MixtureOrder,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from armodels import heads, orders
-from armodels.checks import require_class
+from armodels.checks import require_class, require_types
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.walk import (
@@ -25,7 +25,14 @@ from armodels.density.walk import (
 )
 from armodels.heads import Head
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
-from armodels.objectives import AllOrders, Likelihood, Objective, RandomOrder
+from armodels.objectives import (
+    AllOrders,
+    Canonical,
+    Likelihood,
+    Objective,
+    ObjectiveName,
+    RandomOrder,
+)
 from armodels.orders import Order
 from armodels.spec import DataSpec
 
@@ -70,17 +77,33 @@ class AutoregressiveModel(DensityModel):
         head: Says what the network's parameters mean.
         resample_orders: Train each batch under a random order of its own, with random
             connectivity of its own where the network has some.
+        objective: What a network for all orders is trained for: all of them, or its own one,
+            which is then the canonical one; others have none.
 
     Raises:
         TypeError: The network or the head is of another class.
         ValueError: The network is not made whole, or gives another number of parameters than
-            the head reads.
+            the head reads, or the objective does not suit the network.
     """
 
-    def __init__(self, net: Network, head: Head, *, resample_orders: bool = False):
+    def __init__(
+        self,
+        net: Network,
+        head: Head,
+        *,
+        resample_orders: bool = False,
+        objective: ObjectiveName = "all_orders",
+    ):
         super().__init__()
         _require_parts(net, head)
+        require_types({"objective": objective}, {"objective": ObjectiveName})
+        if objective == "canonical" and not net.any_order:
+            raise ValueError(
+                f"objective is canonical, but model {type(net).__name__} is not told which values "
+                f"are known; leave it at all_orders"
+            )
         self.resample_orders = resample_orders
+        self.objective = objective
         self.spec = net.spec
         self.context = net.context
         self.net = net
@@ -118,13 +141,20 @@ class AutoregressiveModel(DensityModel):
     def with_order(self, order: Order, *, seed: int | None = None) -> "AutoregressiveModel":
         """The same weights under another order; ``seed`` is for random connectivity."""
         net = self.net.with_order(order, seed=seed)
-        view = AutoregressiveModel(net, self.head, resample_orders=self.resample_orders)
+        view = AutoregressiveModel(
+            net, self.head, resample_orders=self.resample_orders, objective=self.objective
+        )
         return view.train(self.training)
 
     @property
     def any_order(self) -> bool:
         """Of the network, or trained so."""
         return self.net.any_order or self.resample_orders
+
+    @property
+    def canonical(self) -> bool:
+        """Trained for all known parts, but for one order of what is unknown."""
+        return self.net.any_order and self.objective == "canonical"
 
     def empty(self, n: int) -> Tensor:
         """Room for n events, (n, *event), where the model is."""
@@ -223,9 +253,12 @@ class AutoregressiveModel(DensityModel):
         return score(self.head, params, self._to_steps(x))
 
     def default_objective(self) -> Objective:
-        """Of a model for all orders an estimate of the mean over them, else the likelihood."""
+        """Of a model for all orders an estimate of the mean over them, else the likelihood.
+
+        Of one with a canonical order an estimate of what that order says.
+        """
         if self.net.any_order:
-            return AllOrders(self)
+            return Canonical(self) if self.canonical else AllOrders(self)
         return RandomOrder(self) if self.resample_orders else Likelihood(self)
 
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:

@@ -13,7 +13,7 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, as_mask, complete, known_first
 from armodels.density.walk import check_draw, draw_noise, sampling
-from armodels.objectives import MixtureOrder, Objective
+from armodels.objectives import Canonical, MixtureOrder, Objective
 from armodels.orders import Order, OrderName
 
 
@@ -60,7 +60,12 @@ class OrderMixture(DensityModel):
         return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
 
     def default_objective(self) -> Objective:
-        """One order's log-probability; a model for all orders draws from all of them."""
+        """One order's log-probability; a model for all orders draws from all of them.
+
+        Unless its orders are canonical ones.
+        """
+        if self.model.canonical:
+            return Canonical(self.model, self.orders)
         # A model for all orders trains without the masks of the mixture's own.
         return self.model.default_objective() if self.any_order else MixtureOrder(self)
 

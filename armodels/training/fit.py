@@ -18,7 +18,7 @@ from armodels import checkpoints, contexts, disk, limits, show
 from armodels.checks import HARMLESS, Seed, checked, require_class
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
-from armodels.objectives import AllOrders, MixtureOrder, Objective, RandomOrder
+from armodels.objectives import AllOrders, Canonical, MixtureOrder, Objective, RandomOrder
 from armodels.run import RunDirectory, require_shape
 from armodels.schedules import Cosine, Schedule
 from armodels.training.learner import Candidate, default_objective, require_rates
@@ -266,6 +266,7 @@ def _objective(make: Callable[[DensityModel], Objective], model: DensityModel) -
     _require_no_other_weights(made, model)
     suits = {
         AllOrders: getattr(getattr(own, "net", None), "any_order", False),
+        Canonical: getattr(getattr(own, "net", None), "any_order", False),
         RandomOrder: hasattr(own, "with_order"),
         MixtureOrder: hasattr(own, "component"),
     }
