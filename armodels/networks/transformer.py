@@ -169,6 +169,11 @@ class Transformer(FeatureStream):
         nn.init.zeros_(self.params.weight)
         mark_table(self.params.weight)
 
+    @property
+    def receptive_field(self) -> int:
+        """The values that a layer asks, and for each other layer those before its first."""
+        return len(self.blocks) * (self.past - 1) + 1
+
     def empty(self, n: int) -> dict[str, Tensor]:
         """No keys and no values."""
         shape = (n, self.num_heads, 0, self.begins.shape[0] // self.num_heads)
