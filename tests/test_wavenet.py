@@ -17,7 +17,7 @@ def by_hand(net: WaveNet, x: torch.Tensor, context: int | None = None) -> torch.
     """
     features = [net.begins] + [net.embed.weight[int(value)] for value in x[:-1]]
     size = len(net.begins)
-    total = [net.sum_bias.clone() for _ in features]
+    total = [net.skip.bias.clone() for _ in features]
     of_layers = torch.zeros(len(net.layers), 2 * size, dtype=torch.double)
     if context is not None:
         of_layers = net.conditioning.weight[:, context].view(len(net.layers), 2 * size)
@@ -36,7 +36,7 @@ def by_hand(net: WaveNet, x: torch.Tensor, context: int | None = None) -> torch.
                 filters.append(torch.tanh(sums[0]))
                 gates.append(1 / (1 + torch.exp(-sums[1])))
             z = torch.stack(filters) * torch.stack(gates)
-            total[t] = total[t] + layer.skip.weight @ z
+            total[t] = total[t] + net.skip.weight[:, k * size : (k + 1) * size] @ z
             if k < len(net.layers) - 1:
                 new.append(now + layer.residual.weight @ z + layer.residual.bias)
         features = new
