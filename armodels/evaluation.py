@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
-from armodels.density.stream import reads, stream_log_probs, with_length
+from armodels.density.stream import reads, receptive_field, stream_log_probs, with_length
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 
@@ -86,12 +86,15 @@ class Evaluation:
         standard_error: Of the mean, nats; NaN for a single example.
         num_symbols: Values that were scored, each once. Of a model that reads, all of the split,
             each given all before it; an example is then as many of them as a window has.
+        past: So many values before it each value saw, or all of its sequence where there were
+            fewer; 0: windows are scored apart, so that the first value of each saw none.
     """
 
     num_examples: int
     log_prob: float
     standard_error: float
     num_symbols: int
+    past: int = 0
 
     def report(self, spec: DataSpec) -> dict[str, float]:
         """Numbers for metrics.json: nats and bits/dim, with 95 % half-widths."""
@@ -105,6 +108,7 @@ class Evaluation:
         }
         if spec.kind == "sequence":
             report["num_symbols"] = self.num_symbols
+            report["past_symbols_at_least"] = self.past
             report["nats_per_symbol"] = report["nats"] / spec.num_dims
             report["bits_per_symbol"] = report["bits_per_dim"]
         return report
@@ -148,7 +152,8 @@ def evaluate(
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
     if whole:
-        return _evaluate_pieces(model, share, fabric, progress=progress, name=name)
+        found = _evaluate_pieces(model, share, fabric, progress=progress, name=name)
+        return replace(found, past=_past(model, examples))
     values = log_probs(model, share, batch_size, progress=progress, name=name)
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
@@ -169,6 +174,12 @@ def evaluate(
 def is_whole(model: DensityModel, examples: Examples) -> bool:
     """Whether the model is evaluated on whole sequences, not on their windows."""
     return bool(examples.pieces) and reads(model) and model.context is None
+
+
+def _past(model: DensityModel, examples: Examples) -> int:
+    """Values before it that each value of whole sequences sees, or all of them."""
+    most, field = max(map(len, examples.pieces)) - 1, receptive_field(model)
+    return most if field is None else min(most, field)
 
 
 def _evaluate_pieces(

@@ -31,6 +31,7 @@ from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
+from armodels.networks.wavenet import WaveNet
 from armodels.schedules import Cosine
 from armodels.spec import DataSpec
 from armodels.training.learner import Candidate
@@ -141,6 +142,46 @@ def cached_sampling(name: str, model: AutoregressiveModel, n: int = 16) -> None:
     rows = {f"naive step ({len(chosen)} of 784 timed, times 784)": naive}
     rows["cached step (the default)"] = seconds["cached"]
     table(f"Sampling {n} binary 28x28 images with {name}, parameters equal", rows, n)
+
+
+def streaming(num_layers: int, num_stacks: int, length: int, repeats: int = 5) -> None:
+    """WaveNet of 256 levels, one stream: naive step, cached step and fused walk, same samples.
+
+    Each naive step is a forward pass over ``length`` values, so that eight of them are timed. The
+    speed of the processor alone, without the time that other programs take, stands beside.
+    """
+    torch.manual_seed(0)
+    spec = DataSpec("random levels", "sequence", (length,), 256, "probability")
+    model = AutoregressiveModel.of(WaveNet, spec, num_layers=num_layers, num_stacks=num_stacks)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    noise = draw_noise((1, length, 1), torch.Generator().manual_seed(1), "cpu")
+    cached, samples, own = without_fused_walk(model), {}, []
+
+    def fused():
+        start = time.process_time()
+        samples["fused"] = model.sample(1, noise=noise)
+        own.append(time.process_time() - start)
+
+    def cached_step():
+        samples["cached"] = cached.sample(1, noise=noise)
+
+    def naive_steps():
+        with torch.no_grad():
+            for _ in range(8):
+                model.net(samples["fused"])
+
+    contestants = {"fused": fused, "cached": cached_step, "naive": naive_steps}
+    seconds = alternate(contestants, repeats)
+    assert torch.equal(samples["fused"], samples["cached"]), "samples differ"
+    rows = {
+        f"naive step (8 of {length} timed)": seconds["naive"] / 8 * length,
+        "cached PyTorch step": seconds["cached"],
+        "fused walk (the default)": seconds["fused"],
+        "fused walk, time of the processor": statistics.median(own),
+    }
+    sizes = f"{num_layers * num_stacks} layers x 32, receptive field {model.net.receptive_field:,}"
+    table(f"Sampling {length} values of one stream with WaveNet ({sizes})", rows, length)
 
 
 def plain_loop(weight: Tensor, hidden_bias: Tensor, output: Tensor, x: Tensor) -> Tensor:
@@ -287,6 +328,8 @@ def main() -> None:
     cached_sampling("Row LSTM (3 x 16)", build(RowLSTM, **sizes))
     cached_sampling("Diagonal BiLSTM (3 x 16)", build(DiagonalBiLSTM, **sizes))
     cached_sampling("LMConv (4 x 32)", build(LMConv, num_blocks=4, num_channels=32, dilations=[1]))
+    streaming(10, 1, length=1024)
+    streaming(10, 4, length=1024)
     nade_training(build(NADE, hidden_size=500))
     made_training(build(MADE, hidden_sizes=[500]))
     for batch_size in (100, 256):

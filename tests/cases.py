@@ -39,6 +39,7 @@ from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.recurrent import Recurrent
 from armodels.networks.separate import SeparateMLPs
 from armodels.networks.transformer import Transformer
+from armodels.networks.wavenet import WaveNet
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
@@ -383,6 +384,11 @@ def transformer(spec, head, size, past=9, **keys) -> Case:
     return autoregressive(spec, head, Transformer, hidden_size=size, past=past, **keys)
 
 
+def wavenet(spec, head, size, **keys) -> Case:
+    keys = {"num_layers": 2, "num_stacks": 2, "num_skip_channels": 16, "scale": 0.4} | keys
+    return autoregressive(spec, head, WaveNet, num_channels=size, **keys)
+
+
 def ngram(spec, n) -> Case:
     """n-grams, fitted to random events."""
 
@@ -488,6 +494,13 @@ CASES: dict[str, Case] = {
     "transformer-learned": transformer(TEXT, CATEGORICAL, 8, past=4, places="learned"),
     "transformer-sinusoidal": transformer(TEXT, CATEGORICAL, 8, past=4, places="sinusoidal"),
     "transformer-given": given(transformer(TEXT, CATEGORICAL, 8)),
+    "wavenet": wavenet(TEXT, CATEGORICAL, 4),
+    "wavenet-bits": wavenet(data("sequence", 6, levels=2), BERNOULLI, 3, num_layers=3),
+    "wavenet-one-layer": wavenet(
+        data("sequence", 2, levels=5), CATEGORICAL, 3, num_layers=1, num_stacks=1
+    ),
+    "wavenet-mog": wavenet(data("sequence", 2, levels=None), mixture_of_2, 3),
+    "wavenet-given": given(wavenet(TEXT, CATEGORICAL, 4)),
     "ngram": ngram(TEXT, 9),
     "deep-nade": deep_nade(BITS, BERNOULLI, 8, 9),
     "deep-nade-levels": deep_nade(LEVELS, CATEGORICAL, 6, 7, 8, order="reverse"),

@@ -15,7 +15,8 @@ from armodels.kernels import binarize, compiled
 from armodels.kernels import nade as kernels
 from armodels.networks.made import MADE
 from armodels.networks.nade import NADE
-from armodels.spec import DataSpec
+from armodels.networks.wavenet import WaveNet
+from armodels.spec import ContextSpec, DataSpec
 
 ACTIVATIONS = ["relu", "sigmoid", "tanh", "elu"]
 
@@ -244,6 +245,16 @@ WALKS = {
         spec((9,), 5),
         {"hidden_sizes": [12], "encoding": "scaled", "order": "reverse", "activation": "tanh"},
     ),
+    "wavenet": (
+        WaveNet,
+        DataSpec("tiny", "sequence", (19,), 5, "probability"),
+        {"num_layers": 3, "num_stacks": 2, "num_channels": 9, "num_skip_channels": 21},
+    ),
+    "wavenet, one layer": (
+        WaveNet,
+        DataSpec("tiny", "sequence", (5,), 2, "probability"),
+        {"num_layers": 1, "num_channels": 3, "num_skip_channels": 4},
+    ),
 }
 
 
@@ -272,6 +283,18 @@ def test_fused_walk_equals_the_loops(name, temperature, monkeypatch):
         assert torch.equal(fused[0], other[0])
         torch.testing.assert_close(fused[1], other[1], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(fused[1], tiny.log_prob(fused[0]), rtol=1e-10, atol=1e-10)
+
+
+def test_fused_walk_under_a_context(monkeypatch):
+    network, data, options = WALKS["wavenet"]
+    context = ContextSpec("label", (), 3)
+    tiny = model(network, data, context=context, **options)
+    given = {"context": torch.arange(10) % 3, "noise": torch.rand(10, 19, 1)}
+    fused = tiny.sample_with_log_prob(10, **given)
+    monkeypatch.setattr(WaveNet, "fused_walk", lambda *_: None)
+    cached = tiny.sample_with_log_prob(10, **given)
+    assert torch.equal(fused[0], cached[0])
+    torch.testing.assert_close(fused[1], cached[1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["nade, one-hot", "made, one-hot"])

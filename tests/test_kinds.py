@@ -51,6 +51,7 @@ SMALL = {
     "row_lstm": {"num_layers": 1, "num_channels": 4, "num_output_channels": 4},
     "transformer": {"num_layers": 1, "hidden_size": 4, "num_heads": 1},
     "uniform": {"margin": 3.0},
+    "wavenet": {"num_layers": 2, "num_channels": 4, "num_skip_channels": 4},
 }
 """Sizes for tests; test_config.py trains every model as it ships."""
 
@@ -75,6 +76,7 @@ ONLY_SEQUENCES = {
     "ngram": "NGram",
     "rnn": "Recurrent",
     "transformer": "Transformer",
+    "wavenet": "WaveNet",
 }
 
 REFUSED = {

@@ -22,6 +22,9 @@ CHOSEN = {
     "red_wine": ("made", 8),
     "text": ("ngram", None),
     "tinyshakespeare": ("ngram", None),
+    "audio": ("wavenet", 8),
+    "fsdd": ("wavenet", 8),
+    "sine": ("wavenet", 8),
 }
 
 
@@ -35,7 +38,7 @@ def config_of(*args: str) -> dict:
 def test_data_come_with_a_model_that_suits_them(name):
     """Where nothing else is said; what is said wins, and takes nothing of the other model."""
     model, minutes = CHOSEN[name]
-    path = ["data.path=x"] if name in ("table", "folder") else []
+    path = ["data.path=x"] if name in ("table", "folder", "audio") else []
     config = config_of(f"data={name}", *path)
     assert config["choices"]["model"] == model
     assert config["trainer"]["max_minutes"] == minutes

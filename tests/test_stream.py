@@ -123,6 +123,19 @@ def test_each_symbol_of_a_split_is_scored_once(length):
     assert report["nats_per_symbol"] == pytest.approx(-total / 34, abs=1e-10)
     assert report["nats"] == pytest.approx(-total / 34 * length)
     assert report["bits_per_symbol"] == report["bits_per_dim"]
+    assert report["past_symbols_at_least"] == 22  # of the longer piece
+
+
+@torch.no_grad()
+def test_how_much_past_each_symbol_saw():
+    values = values_of(CASES["wavenet"], 40)
+    pieces = [values[0], values[1, :3]]
+    model = CASES["wavenet"].build(0)
+    whole = evaluate(model, Examples(Windows(values[0], 4), pieces=pieces))
+    assert whole.past == 7
+    assert evaluate(model, Examples(Windows(values[0], 4), pieces=pieces[1:])).past == 2
+    apart = evaluate(model, Examples(Windows(values[0], 4)))
+    assert apart.report(model.spec)["past_symbols_at_least"] == 0
 
 
 def test_the_error_of_a_mean_is_that_of_its_windows():

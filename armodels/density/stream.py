@@ -30,6 +30,23 @@ def reads(model: DensityModel) -> bool:
     return isinstance(model, AutoregressiveModel) and isinstance(model.net, StreamNetwork)
 
 
+def receptive_field(model: DensityModel) -> int | None:
+    """So many values before one change what a model that reads says of it; None: all.
+
+    Raises:
+        ValueError: The model does not read.
+    """
+    return _network(model).receptive_field
+
+
+def describe_past(model: DensityModel) -> str:
+    """How far a model that reads looks back, in words; "" of any other."""
+    if not reads(model):
+        return ""
+    field = receptive_field(model)
+    return ", looks back at all symbols" if field is None else f", looks back {field:,} symbols"
+
+
 def with_length(model: DensityModel, length: int) -> AutoregressiveModel:
     """A model that reads, over events of another length, with the same weights.
 

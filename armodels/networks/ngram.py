@@ -57,6 +57,11 @@ class NGram(StreamNetwork):
         self.n = n
         self.counts = KneserNey(spec.num_levels, n)
 
+    @property
+    def receptive_field(self) -> int:
+        """n - 1."""
+        return self.n - 1
+
     def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Count the n-grams of whole sequences."""
         self.counts.fit(pieces)

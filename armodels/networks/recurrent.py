@@ -70,6 +70,11 @@ class Recurrent(FeatureStream):
         self.params = nn.Linear(hidden_size, num_params)
 
     @property
+    def receptive_field(self) -> None:
+        """None: the hidden state hears of all values."""
+        return
+
+    @property
     def _names(self) -> tuple[str, ...]:
         """What the state calls its tensors (B, layers, H)."""
         return ("hidden", "cell") if isinstance(self.cell, nn.LSTM) else ("hidden",)

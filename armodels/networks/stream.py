@@ -32,6 +32,11 @@ class StreamNetwork(Network):
     kinds = frozenset({"sequence"})
     raster_only = True
 
+    @property
+    @abstractmethod
+    def receptive_field(self) -> int | None:
+        """What is said of a value depends on so many values before it at most; None: on all."""
+
     @abstractmethod
     def begin(self, n: int, context: Tensor | None = None) -> tuple[Tensor, State]:
         """What is said before anything is read.
@@ -109,7 +114,7 @@ class FeatureStream(StreamNetwork):
     """A network that reads values by their features, and has some for the beginning.
 
     Subclasses say what a state is before anything is read (``empty``), and what features mean
-    (``run``); a context is a bias of the features.
+    (``run``); a context is a bias of the features, unless the subclass has biases of its own.
 
     Args:
         spec: What a datum is.
@@ -117,6 +122,8 @@ class FeatureStream(StreamNetwork):
         order: From the first value to the last.
         num_features: E.
         context: What the model is conditioned on, if anything.
+        num_biases: Biases of the subclass's own that a context gives, which ``run`` finds in the
+            state under ``context``: (B, num_biases); None: a context is a bias of the features.
     """
 
     params: nn.Linear
@@ -129,13 +136,15 @@ class FeatureStream(StreamNetwork):
         order: Order,
         num_features: int,
         context: ContextSpec | None,
+        num_biases: int | None = None,
     ):
         super().__init__(spec, num_params, order, context)
         self.embed = layers.Embedding(spec, num_features)
         self.begins = nn.Parameter(torch.zeros(num_features))
         self.conditioning = None
         if context is not None:
-            self.conditioning = layers.Conditioning(context, num_features)
+            self.conditioning = layers.Conditioning(context, num_biases or num_features)
+        self._shifts_features = num_biases is None
 
     @abstractmethod
     def empty(self, n: int) -> dict[str, Tensor]:
@@ -163,7 +172,7 @@ class FeatureStream(StreamNetwork):
         return state
 
     def _run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if (bias := state.pop("context", None)) is not None:
+        if (bias := state.get("context")) is not None and self._shifts_features:
             x = x + bias[:, None]
         params, after = self.run(x, state)
         return params, State(after if bias is None else {**after, "context": bias})

@@ -173,6 +173,14 @@ class Transformer(FeatureStream):
         nn.init.zeros_(self.params.weight)
         mark_table(self.params.weight)
 
+    @property
+    def receptive_field(self) -> int | None:
+        """The values that a layer asks, and for each other layer those before its first."""
+        past = self.pattern.past
+        if past is None:
+            return None
+        return len(self.blocks) * (past - 1) + 1
+
     def empty(self, n: int) -> dict[str, Tensor]:
         """No keys and no values, and that none was read."""
         shape = (n, self.num_heads, 0, self.begins.shape[0] // self.num_heads)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from armodels import disk, machine, show
+from armodels.density.stream import describe_past
 from armodels.evaluation import NoMean, describe, evaluate
 from armodels.examples import asked_for
 
@@ -46,7 +47,7 @@ def main(config: Mapping) -> None:
     }
     about = f"D = {spec.num_dims}, levels {spec.levels}, {measure}"
     show.say(f"data   {report['data']} ({about})")
-    show.say(f"model  {report['model']}")
+    show.say(f"model  {report['model']}{describe_past(restored.model)}")
     show.say(f"from   {restored.origin}")
     show.say(describe(config["split"], report, spec))
     if config["out"]:

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from armodels import build, candidates, checkpoints, limits, resuming, run, show
-from armodels.density.stream import reads
+from armodels.density.stream import describe_past, reads
 from armodels.evaluation import describe
 from armodels.tracking import read_rows
 from armodels.training.loop import Trainer
@@ -142,7 +142,8 @@ def _announce(trainer: Trainer) -> None:
     about = f"{spec.kind} {shape}, levels {spec.levels}, {sizes} train / valid / test"
     show.say(f"data   {spec.name}: {about}")
     name, seed = trainer.origin.model, trainer.origin.seed
-    show.say(f"model  {name}: {model.description}, {model.num_parameters:,} parameters")
+    about = f"{model.num_parameters:,} parameters{describe_past(model)}"
+    show.say(f"model  {name}: {model.description}, {about}")
     about = f"precision {trainer.settings.precision}, seed {seed}"
     show.say(f"on     {trainer.fabric.device}, {about}, {trainer.weights} weights evaluated")
     show.say(f"run    {trainer.record.path}")
