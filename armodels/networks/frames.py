@@ -23,10 +23,10 @@ Inner = Literal["nade", "made"]
 class Frames(StreamNetwork):
     """RNN-NADE: a recurrent network reads frames, and conditions the NADE of the next one.
 
-    A frame is ``spec.unit_size`` values, such as 88 keys. The outer network says a vector before
-    each frame, given all frames before it; the inner one writes the frame's values one after
-    another, given that vector as its context. In training all frames of a window are read at once:
-    the outer network reads it, and the inner one has B * T frames.
+    A frame is ``spec.unit_size`` values, such as 88 keys (of data without frames, one). The outer
+    network says a vector before each frame, given all frames before it; the inner one writes the
+    frame's values one after another, given that vector as its context. In training all frames of
+    a window are read at once: the outer network reads it, and the inner one has B * T frames.
 
     Accepts: sequence in frames, with levels or real values. Order: raster only. Sampling: a step
     takes one of the inner network, and a whole frame one of the outer.
@@ -55,7 +55,7 @@ class Frames(StreamNetwork):
         returns: (B, T F, P).
 
     Raises:
-        ValueError: The data has no frames, or a window holds no whole number of them.
+        ValueError: A window holds no whole number of frames.
     """
 
     @checked
@@ -77,11 +77,6 @@ class Frames(StreamNetwork):
     ):
         super().__init__(spec, num_params, order, context)
         size = spec.unit_size
-        if size == 1:
-            raise ValueError(
-                f"model Frames takes frames of several values, such as data=music has, but those "
-                f"of {spec.name} stand alone; use model=rnn"
-            )
         if spec.num_dims % size:
             raise ValueError(f"{spec.num_dims} values are no whole number of frames of {size}")
         self.size = size
@@ -98,7 +93,7 @@ class Frames(StreamNetwork):
         )
         self.dropout = nn.Dropout(dropout)
         frame = DataSpec(f"a frame of {spec.name}", "vector", (size,), spec.levels, spec.measure)
-        said = ContextSpec("past", (context_size,), None)
+        heard = ContextSpec("past", (context_size,), None)
         inner_order = orders.make("raster", frame.shape)
         self.inner: FreeOrderNetwork
         if inner == "nade":
@@ -108,7 +103,7 @@ class Frames(StreamNetwork):
                 inner_order,
                 hidden_size=inner_size,
                 activation=activation,
-                context=said,
+                context=heard,
             )
         else:
             self.inner = MADE(
@@ -118,54 +113,54 @@ class Frames(StreamNetwork):
                 hidden_sizes=[inner_size],
                 activation=activation,
                 direct_connections=True,
-                context=said,
+                context=heard,
             )
 
     def set_marginals(self, params: Tensor) -> None:
         """Output biases of the inner network at the mean marginals of each value of a frame."""
         self.inner.set_marginals(params.unflatten(0, (-1, self.size)).mean(0))
 
-    def _params(self, values: Tensor, said: Tensor) -> Tensor:
+    def _params(self, values: Tensor, heard: Tensor) -> Tensor:
         """Parameters of all values of frames.
 
         Args:
             values: (B, t) of t values or fewer than so many frames have; the rest is unknown.
-            said: (B, n, C) before each of n frames.
+            heard: (B, n, C) of what the outer network says before each of n frames.
 
         Returns:
             (B, n F, P).
         """
-        num = said.shape[1]
+        num = heard.shape[1]
         frames = layers.padded(values, num * self.size).unflatten(1, (num, self.size))
-        params = self.inner(frames.flatten(0, 1), self.dropout(said).flatten(0, 1))
+        params = self.inner(frames.flatten(0, 1), self.dropout(heard).flatten(0, 1))
         return params.unflatten(0, (len(values), num)).flatten(1, 2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, S) -> (B, S, P), all frames at once."""
         num = -(-x.shape[1] // self.size)
-        said = self.outer(layers.padded(x, num * self.size), context)
-        return self._params(x, said)[:, : x.shape[1]]
+        heard = self.outer(layers.padded(x, num * self.size), context)
+        return self._params(x, heard)[:, : x.shape[1]]
 
     def begin(self, n: int, context: Tensor | None = None) -> tuple[Tensor, State]:
-        """What is said of the first value; the state holds the frame as far as it is known."""
-        said, outer = self.outer.begin(n, context)
-        nothing = torch.zeros(n, 0, dtype=self.values_dtype, device=said.device)
-        state = State({**_named("outer", outer), "said": said, "frame": nothing})
-        return self._params(nothing, said[:, None])[:, 0], state
+        """Nothing is known; the state holds the frame as far as it is."""
+        heard, outer = self.outer.begin(n, context)
+        nothing = torch.zeros(n, 0, dtype=self.values_dtype, device=heard.device)
+        state = State({**_named("outer", outer), "heard": heard, "frame": nothing})
+        return self._params(nothing, heard[:, None])[:, 0], state
 
     def read(self, values: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, t, 1) -> (B, t, P)."""
         known = state["frame"].shape[1]
         values = torch.cat([state["frame"], values[..., 0]], 1)
         whole = values.shape[1] // self.size
-        said, outer = state["said"][:, None], _of("outer", state)
+        heard, outer = state["heard"][:, None], _of("outer", state)
         if whole:
             frames = values[:, : whole * self.size].unflatten(1, (whole, self.size))
             later, outer = self.outer.read(frames, outer)
-            said = torch.cat([said, later], 1)
-        params = self._params(values, said)[:, known + 1 : values.shape[1] + 1]
+            heard = torch.cat([heard, later], 1)
+        params = self._params(values, heard)[:, known + 1 : values.shape[1] + 1]
         frame = values[:, whole * self.size :]
-        return params, State({**_named("outer", outer), "said": said[:, -1], "frame": frame})
+        return params, State({**_named("outer", outer), "heard": heard[:, -1], "frame": frame})
 
     def pack(self) -> Any:
         """That of the inner network."""
@@ -173,9 +168,9 @@ class Frames(StreamNetwork):
 
     def start(self, pack: Any, n: int, context: Tensor | None = None) -> State:
         """Of both networks; the values of a frame are kept until it is whole."""
-        said, outer = self.outer.begin(n, context)
-        frame = torch.zeros(n, self.size, dtype=self.values_dtype, device=said.device)
-        inner = self.inner.start(pack, n, said)
+        heard, outer = self.outer.begin(n, context)
+        frame = torch.zeros(n, self.size, dtype=self.values_dtype, device=heard.device)
+        inner = self.inner.start(pack, n, heard)
         return State({**_named("outer", outer), **_named("inner", inner), "frame": frame})
 
     def step(self, values: Tensor | None, s: int, state: State, pack: Any) -> tuple[Tensor, State]:
@@ -185,8 +180,8 @@ class Frames(StreamNetwork):
         if values is not None:
             frame[:, (s - 1) % self.size] = values[:, 0]
             if place == 0:
-                said, outer = self.outer.read(frame[:, None], outer)
-                inner, values = self.inner.start(pack, len(frame), said[:, 0]), None
+                heard, outer = self.outer.read(frame[:, None], outer)
+                inner, values = self.inner.start(pack, len(frame), heard[:, 0]), None
         params, inner = self.inner.step(values, place, inner, pack)
         return params, State({**_named("outer", outer), **_named("inner", inner), "frame": frame})
 
