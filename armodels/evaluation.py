@@ -17,7 +17,13 @@ from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
-from armodels.density.stream import reads, receptive_field, stream_log_probs, with_length
+from armodels.density.stream import (
+    CHUNK,
+    reads,
+    receptive_field,
+    stream_log_probs,
+    with_length,
+)
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 
@@ -88,6 +94,8 @@ class Evaluation:
             each given all before it; an example is then as many of them as a window has.
         past: So many values before it each value saw, or all of its sequence where there were
             fewer; 0: windows are scored apart, so that the first value of each saw none.
+        by_piece: Mean over several pieces of the mean log-probability of a value of each, nats;
+            NaN where there are not several.
     """
 
     num_examples: int
@@ -95,6 +103,7 @@ class Evaluation:
     standard_error: float
     num_symbols: int
     past: int = 0
+    by_piece: float = math.nan
 
     def report(self, spec: DataSpec) -> dict[str, float]:
         """Numbers for metrics.json: nats and bits/dim, with 95 % half-widths."""
@@ -106,11 +115,13 @@ class Evaluation:
             "bits_per_dim": bits_per_dim(self.log_prob, spec),
             "bits_per_dim_ci95": half / (spec.num_dims * math.log(2)),
         }
-        if spec.kind == "sequence":
-            report["num_symbols"] = self.num_symbols
-            report["past_symbols_at_least"] = self.past
-            report["nats_per_symbol"] = report["nats"] / spec.num_dims
-            report["bits_per_symbol"] = report["bits_per_dim"]
+        if spec.num_units:
+            report["num_symbols"] = self.num_symbols // spec.unit_size
+            report["past_symbols_at_least"] = self.past // spec.unit_size
+            report["nats_per_symbol"] = report["nats"] / spec.num_units
+            report["bits_per_symbol"] = report["bits_per_dim"] * spec.unit_size
+        if not math.isnan(self.by_piece):
+            report["nats_per_symbol_by_piece"] = -self.by_piece * spec.unit_size
         return report
 
 
@@ -193,7 +204,8 @@ def _evaluate_pieces(
     assert isinstance(model, AutoregressiveModel)
     model.eval()
     length = model.spec.num_dims
-    sums = torch.zeros(5, dtype=torch.double)  # symbols, log p; windows, their log p and squares
+    # values, log p; windows, their log p and squares; pieces, their means
+    sums = torch.zeros(7, dtype=torch.double)
     bar = tqdm(
         total=sum(map(len, share.pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
         disable=None if progress else True, delay=1,
@@ -205,7 +217,7 @@ def _evaluate_pieces(
                 some = piece[: min(length, len(piece))][None].to(model.net.order_table.device)
                 _require_causal(with_length(model, some.shape[1]), some, None)
             parts = []
-            for part in stream_log_probs(model, piece):
+            for part in stream_log_probs(model, piece, CHUNK * model.spec.unit_size):
                 parts.append(part.double().cpu())
                 bar.update(len(part))
             values = torch.cat(parts)
@@ -216,16 +228,19 @@ def _evaluate_pieces(
                 len(windows),
                 windows.sum(),
                 windows.square().sum(),
+                1,
+                values.mean(),
             ]
             sums += torch.tensor(found, dtype=torch.double)
     if fabric and fabric.world_size > 1:
         sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
-    symbols, total, count, of_windows, squares = sums.tolist()
+    symbols, total, count, of_windows, squares, pieces, means = sums.tolist()
     if not math.isfinite(total):
         raise NoMean(f"a symbol of {name or 'the data'} has no finite log-probability")
     spread = max(squares - of_windows**2 / max(count, 1), 0.0)
     error = math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan
-    return Evaluation(int(count), total / symbols * length, error, int(symbols))
+    by_piece = means / pieces if pieces > 1 else math.nan
+    return Evaluation(int(count), total / symbols * length, error, int(symbols), by_piece=by_piece)
 
 
 class NoMean(ArithmeticError):
@@ -282,12 +297,14 @@ def describe(name: str, report: Mapping[str, float], spec: DataSpec) -> str:
         report: As ``Evaluation.report`` gives it.
         spec: Of the data.
     """
-    size, unit = (spec.num_dims, spec.unit) if spec.kind == "sequence" else (1, "")
+    size, unit = (spec.num_units, spec.unit) if spec.num_units else (1, "")
     nats, bits = (
         lines.interval(report[key] / one, report[f"{key}_ci95"] / one, "{:.4f}".format)
-        for key, one in (("nats", size), ("bits_per_dim", 1))
+        for key, one in (("nats", size), ("bits_per_dim", 1 / spec.unit_size))
     )
     if unit:
-        number = report["num_symbols"]
-        return f"{name:<6} {nats} nats/{unit}   {bits} bits/{unit}   ({number:,} {unit}s)"
+        number = f"{report['num_symbols']:,} {unit}s"
+        if (by_piece := report.get("nats_per_symbol_by_piece")) is not None:
+            number += f"; the mean of the pieces' means {by_piece:.4f} nats"
+        return f"{name:<6} {nats} nats/{unit}   {bits} bits/{unit}   ({number})"
     return f"{name:<6} {nats} nats   {bits} bits/dim   ({report['num_examples']} examples)"

@@ -21,7 +21,7 @@ class Lines:
         size: How many of these an example has.
     """
 
-    def __init__(self, *, all_of_them: bool, per: str = "", size: int = 1):
+    def __init__(self, *, all_of_them: bool, per: str = "", size: float = 1):
         self._per, self._size = per, size
         self._all = all_of_them
         self._next = 0

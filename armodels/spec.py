@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from armodels.alphabet import Alphabet
+from armodels.notes import Notes
 
 KINDS = ("vector", "image", "sequence")
 MEASURES = ("probability", "density", "bound")
@@ -169,6 +170,7 @@ class DataSpec:
             they are in their original units.
         coding: What the levels stand for; None: themselves.
         alphabet: Of a text: what its levels stand for.
+        notes: Of music: what its values stand for, and how many of them are a frame.
         checksum: Of all values, of data that are files of the user's own: says that two are the
             same, whatever their names; empty where the name alone says it.
     """
@@ -184,6 +186,7 @@ class DataSpec:
     coding: Coding | None = None
     checksum: str = ""
     alphabet: Alphabet | None = None
+    notes: Notes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -195,6 +198,8 @@ class DataSpec:
             object.__setattr__(self, "coding", Coding(**self.coding))
         if isinstance(self.alphabet, dict):
             object.__setattr__(self, "alphabet", Alphabet(**self.alphabet))
+        if isinstance(self.notes, dict):
+            object.__setattr__(self, "notes", Notes(**self.notes))
         if self.alphabet is not None and self.alphabet.num_levels != self.levels:
             raise ValueError(f"data {self.name!r} has {self.levels} levels, its alphabet others")
         if self.coding is not None and len(self.coding.values) != self.levels:
@@ -222,10 +227,23 @@ class DataSpec:
 
     @property
     def unit(self) -> str:
-        """What a value is called: ``char``, ``byte``, ``symbol`` of other sequences, ``dim``."""
+        """What a number is for: ``char``, ``byte``, ``frame``, ``symbol`` of others, ``dim``."""
         if self.alphabet is not None:
             return self.alphabet.unit
+        if self.notes is not None:
+            return "frame"
         return "symbol" if self.kind == "sequence" else "dim"
+
+    @property
+    def unit_size(self) -> int:
+        """Values of a unit: those of a frame of music, else one."""
+        return 1 if self.notes is None else self.notes.size
+
+    @property
+    def num_units(self) -> float:
+        """Units of an example, for which its numbers are given, too; 0 where it has none."""
+        has_units = self.kind == "sequence" or self.notes is not None
+        return self.num_dims / self.unit_size if has_units else 0
 
     @property
     def num_levels(self) -> int:

@@ -27,6 +27,7 @@ from armodels.density.walk import draw_noise
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
+from armodels.networks.frames import Frames
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
@@ -40,6 +41,7 @@ from armodels.networks.recurrent import Recurrent
 from armodels.networks.separate import SeparateMLPs
 from armodels.networks.transformer import Transformer
 from armodels.networks.wavenet import WaveNet
+from armodels.notes import Notes
 from armodels.spec import ContextSpec, DataSpec
 
 LABEL = ContextSpec("label", (), 3)
@@ -311,6 +313,9 @@ PLANE = data("vector", 2, levels=None)
 SPACE = data("vector", 4, levels=None)
 
 TEXT = data("sequence", 4, levels=5)
+CHORDS = dataclasses.replace(data("sequence", 6, levels=2), notes=Notes(size=2))
+LINES = dataclasses.replace(data("sequence", 6, levels=3), notes=Notes(size=3))
+REAL_FRAMES = dataclasses.replace(data("sequence", 4, levels=None), notes=Notes(size=2))
 
 BERNOULLI, CATEGORICAL = heads.Bernoulli, heads.Categorical
 
@@ -377,6 +382,11 @@ def diagonal(spec, head, size, **keys) -> Case:
 
 def rnn(spec, head, size, **keys) -> Case:
     return autoregressive(spec, head, Recurrent, hidden_size=size, **keys)
+
+
+def frames(spec, head, size, **keys) -> Case:
+    sizes = {"context_size": 3, "inner_size": 5, "activation": "tanh"}
+    return autoregressive(spec, head, Frames, hidden_size=size, **sizes | keys)
 
 
 def transformer(spec, head, size, past=9, **keys) -> Case:
@@ -480,6 +490,10 @@ CASES: dict[str, Case] = {
     "rnn-mog": rnn(data("sequence", 2, levels=None), mixture_of_2, 5, scale=0.4),
     "rnn-given": given(rnn(TEXT, CATEGORICAL, 6, num_layers=2)),
     "rnn-one": rnn(data("sequence", 1, levels=4), CATEGORICAL, 3),
+    "frames": frames(CHORDS, BERNOULLI, 5, dropout=0.5),
+    "frames-made": frames(LINES, CATEGORICAL, 4, inner="made", cell="gru", num_layers=2),
+    "frames-mog": frames(REAL_FRAMES, mixture_of_2, 4, cell="vanilla", scale=0.4),
+    "frames-given": given(frames(LINES, CATEGORICAL, 5)),
     "transformer": transformer(TEXT, CATEGORICAL, 8),
     "transformer-past": transformer(TEXT, CATEGORICAL, 8, past=3, num_layers=3, dropout=0.5),
     "transformer-bits": transformer(

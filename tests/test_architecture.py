@@ -16,7 +16,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "show", "checks", "disk", "earlier", "limits", "lines", "names"},
+    {"alphabet", "notes", "show", "checks", "disk", "earlier", "limits", "lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads", "objectives"},
@@ -43,7 +43,7 @@ ONLY = {
     "earlier": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"alphabet", "checks", "contexts", "kernels", "show", "spec"},
+    "data": {"alphabet", "checks", "contexts", "kernels", "notes", "show", "spec"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
     "objectives": {"orders", "spec"},
@@ -89,6 +89,7 @@ DOORS = {
     "hydra": {"build", "cli"},
     "lightning_fabric": {"tasks.train", "training", "evaluation"},
     "matplotlib": {"charts"},
+    "mido": {"data.midi"},
     "pandas": {"data.dialect", "data.files"},
     "lightning": set(),
     "pytorch_lightning": set(),

@@ -30,7 +30,9 @@ from armodels.data.audio import FSDD, SPEAKERS, Audio
 from armodels.data.base import Splits, binarize, binarize_frozen, split_rows
 from armodels.data.digits import Digits
 from armodels.data.folder import Folder
+from armodels.data.midi import write_midi
 from armodels.data.mnist import EMNIST, EMNIST_SIZES, KMNIST, MNIST, FashionMNIST
+from armodels.data.music import Music
 from armodels.data.natural import CIFAR10, SVHN
 from armodels.data.omniglot import Omniglot
 from armodels.data.sine import Sine
@@ -38,6 +40,7 @@ from armodels.data.sound import NUM_LEVELS, write_wav
 from armodels.data.tables import UCI_SIZES, BinaryUCI, RedWine
 from armodels.data.text import Text, TinyShakespeare
 from armodels.data.toy import CODES, DENSITIES, Toy
+from armodels.notes import Notes
 from armodels.spec import DataSpec
 
 NUM_TRAIN, NUM_TEST = 50, 10  # of the small files that stand in for MNIST
@@ -200,6 +203,9 @@ def _write_sound(root: Path, write, rng) -> None:
 
     for i in range(10):
         write(root / f"sounds/{i}.wav", wav())
+        buffer = io.BytesIO()
+        write_midi(rng.randint(0, 2, (1, 20 * 88)), Notes(), buffer)
+        write(root / f"tunes/{i}.mid", buffer.getvalue())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for digit, speaker, take in itertools.product(range(10), SPEAKERS, (0, 5, 8)):
@@ -249,6 +255,9 @@ SOURCES = {
     ),
     "audio": lambda root: Audio(str(root / "sounds"), rate=6000, length=10),
     "fsdd": lambda root: FSDD("linear16", length=16, root=str(root)),
+    "music": lambda root: Music(path=root / "tunes", length=9, transpose=True),
+    "jsb": lambda root: Music("jsb", root=str(REAL)),
+    "voices": lambda root: Music("jsb_16th", voices=True, transpose=True, root=str(REAL)),
     "sine": lambda root: Sine(64, num_train=300, num_valid=100, num_test=200),
     **{
         name: lambda root, name=name: Toy(name, num_train=300, num_valid=100, num_test=200)
@@ -267,7 +276,16 @@ no_soundfile = pytest.mark.skipif(
 no_text = pytest.mark.skipif(
     not (REAL / "text/tinyshakespeare.txt").exists(), reason="needs text in $ARMODELS_DATA"
 )
-WANTED = {"atari": no_ale, "tinyshakespeare": no_text, "audio": no_soundfile, "fsdd": no_soundfile}
+no_music = pytest.mark.skipif(
+    not (REAL / "music/JSB_Chorales.mat").exists(), reason="needs music in $ARMODELS_DATA"
+)
+WANTED = {"jsb": no_music, "voices": no_music}
+WANTED |= {
+    "atari": no_ale,
+    "tinyshakespeare": no_text,
+    "audio": no_soundfile,
+    "fsdd": no_soundfile,
+}
 NAMES = [pytest.param(name, marks=WANTED.get(name, ())) for name in SOURCES]
 
 

@@ -35,13 +35,15 @@ def threads():
     torch.set_num_threads(before)
 
 
-def arguments(batch=11, steps=7, width=1, features=1, params=1, hidden=13, sparse=True, seed=0):
+def arguments(
+    batch=11, steps=7, width=1, features=1, params=1, hidden=13, sparse=True, each=False, seed=0
+):
     """Random inputs of ``kernels.conditionals`` for a random order, without the activation."""
     g = torch.Generator().manual_seed(seed)
     num_dims = steps * width
     order = torch.randperm(steps, generator=g)[:, None] + steps * torch.arange(width)
     weight = torch.randn(num_dims, features, hidden, generator=g)
-    hidden_bias = torch.randn(hidden, generator=g)
+    hidden_bias = torch.randn(*[batch] * each, hidden, generator=g)
     output = torch.randn(steps, params, hidden, generator=g)
     shape = (batch, steps, width)
     if features > 1:
@@ -62,6 +64,8 @@ SHAPES = {
     "levels": {"features": 5, "params": 5},
     "K = 3": {"width": 3, "sparse": False, "params": 4},
     "K = 3, levels": {"width": 3, "features": 4, "params": 2},
+    "a bias each": {"each": True, "batch": 19},
+    "a bias each, levels": {"each": True, "features": 4, "params": 4},
     "several chunks": {"batch": 41, "steps": 26, "hidden": 33},
 }
 

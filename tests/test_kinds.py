@@ -36,6 +36,7 @@ SMALL = {
     "conv_nade": {"num_channels": 4, "num_layers": 2, "kernel_size": 3},
     "deep_nade": {"hidden_sizes": [4, 4]},
     "diagonal_bilstm": {"num_layers": 1, "num_channels": 4, "num_output_channels": 4},
+    "frames": {"hidden_size": 4, "context_size": 3, "inner_size": 4},
     "gated_pixelcnn": {"num_layers": 2, "num_channels": 4},
     "gmm": {"num_components": 2},
     "lmconv": {"num_blocks": 1, "num_channels": 4},
@@ -72,6 +73,7 @@ ONLY_IMAGES = {
 }
 
 ONLY_SEQUENCES = {
+    "frames": "Frames",
     "markov": "NGram",
     "ngram": "NGram",
     "rnn": "Recurrent",

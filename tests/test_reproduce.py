@@ -256,7 +256,8 @@ def test_the_gallery_has_every_data_set(tmp_path, monkeypatch):
     drawn = {word.removeprefix("data=") for one in entries for word in one.data if "=" in word}
     shipped = {path.stem for path in (ROOT / "configs/data").glob("*.yaml")}
     # The user's own, what is no picture, and what an experiment draws.
-    assert shipped - drawn == {"folder", "audio", "fsdd", "sine", "text", "tinyshakespeare", "toy"}
+    own = {"folder", "audio", "fsdd", "music", "sine", "text", "tinyshakespeare", "toy"}
+    assert shipped - drawn == own
     monkeypatch.setattr(script, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(script, "FOLDER", tmp_path)
     monkeypatch.setattr(script, "armodels", lambda *words: "it is not here")

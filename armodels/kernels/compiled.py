@@ -212,7 +212,7 @@ def nade_forward(weight, hidden_bias, output, order, values, activation, first, 
 
     Args:
         weight: (D, E, H).
-        hidden_bias: (H,).
+        hidden_bias: (1, H), or (B, H).
         output: (S, P, H), a step's row standing at its first event index.
         order: (S, K) int64.
         values: (B, S, K), numbers if E = 1, levels otherwise.
@@ -229,7 +229,7 @@ def nade_forward(weight, hidden_bias, output, order, values, activation, first, 
     for b in range(first, last, TILE):
         n = min(TILE, last - b)
         for t in range(n):
-            before[t] = hidden_bias
+            before[t] = hidden_bias[b + t if len(hidden_bias) > 1 else 0]
             _activate(activation, before[t], after[t])
         for s in range(num_steps):
             for p in range(num_params):
@@ -268,7 +268,7 @@ def nade_backward(
 
     Args:
         weight: (D, E, H).
-        hidden_bias: (H,).
+        hidden_bias: (1, H), or (B, H).
         output: (S, P, H), a step's row standing at its first event index.
         order: (S, K) int64.
         values: (B, S, K), numbers if E = 1, levels otherwise.
@@ -277,7 +277,7 @@ def nade_backward(
         first: First example of this call.
         last: One past its last example.
         d_weight: (D, E, H), added to.
-        d_hidden_bias: (H,), added to.
+        d_hidden_bias: Of the hidden bias, added to.
         d_output: (S, P, H), added to.
     """
     num_steps, num_params, num_hidden = output.shape
@@ -307,7 +307,8 @@ def nade_backward(
         g[:] = 0
         d_before[:] = 0
         waiting[:] = num_steps * num_params
-        before[:] = hidden_bias
+        for t in range(n):
+            before[t] = hidden_bias[b + t if len(hidden_bias) > 1 else 0]
         for s in range(num_steps):
             for t in range(n):
                 if s % span == 0:
@@ -369,8 +370,9 @@ def nade_backward(
         for t in range(n):
             _sum_rows(rows, indices, factors[b + t], 0, waiting[t], d_after)
             _backpropagate(activation, states[t, 0], d_after, d_before[t])
+            d_row = d_hidden_bias[b + t if len(hidden_bias) > 1 else 0]
             for i in range(num_hidden):
-                d_hidden_bias[i] += d_before[t, i]
+                d_row[i] += d_before[t, i]
 
 
 @_compile

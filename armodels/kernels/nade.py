@@ -147,8 +147,7 @@ def conditionals(
 ) -> Tensor:
     """As ``reference``, fused where that can be: float32 or float64 on the CPU.
 
-    Values that need a gradient themselves take the reference, too, and so does a hidden bias
-    that differs between examples.
+    Values that need a gradient themselves take the reference, too.
 
     Args:
         weight: As all arguments, as in ``reference``.
@@ -159,9 +158,9 @@ def conditionals(
         activation: relu, sigmoid, tanh or elu.
     """
     arguments = (weight, hidden_bias, output, order, values, activation)
-    shared = hidden_bias.ndim == 1 and not values.requires_grad
-    if shared and fits(weight, hidden_bias, output, values):
-        return _Conditionals.apply(*arguments)
+    if not values.requires_grad and fits(weight, hidden_bias, output, values):
+        of_rows = hidden_bias if hidden_bias.ndim > 1 else hidden_bias[None]
+        return _Conditionals.apply(weight, of_rows, *arguments[2:])
     return reference(*arguments)
 
 

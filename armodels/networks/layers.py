@@ -133,6 +133,11 @@ def to_unit(values: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
     return values if levels is None else values * (2 / (levels - 1)) - 1
 
 
+def padded(values: Tensor, length: int) -> Tensor:
+    """Values (B, t), with zeros after them up to a length: (B, length)."""
+    return F.pad(values, (0, length - values.shape[1]))
+
+
 def context_features(spec: ContextSpec, context: Tensor, dtype: torch.dtype) -> Tensor:
     """How a network reads a context: (B, *shape) -> (B, *shape) floats; a label: (B, L) one-hot.
 
@@ -191,6 +196,28 @@ class Embedding(nn.Module):
         if self.levels is None:
             return values[..., None].to(self.weight) * self.weight[0]
         return F.embedding(values.long(), self.weight)
+
+
+@final
+class FrameEmbedding(nn.Module):
+    """Features of each frame of K values: (B, t, K) -> (B, t, E), a vector for each value's level.
+
+    Args:
+        spec: What a datum is.
+        size: K.
+        num_features: E.
+    """
+
+    def __init__(self, spec: DataSpec, size: int, num_features: int):
+        super().__init__()
+        self.encode = Encoding(spec)
+        self.weight = nn.Parameter(torch.empty(num_features, size * self.encode.num_features))
+        nn.init.normal_(self.weight, std=size**-0.5)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, t, K) -> (B, t, E)."""
+        read = self.encode(frames.flatten(0, 1), self.weight.dtype).flatten(1)
+        return F.linear(read, self.weight).unflatten(0, frames.shape[:2])
 
 
 @final

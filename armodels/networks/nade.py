@@ -36,8 +36,8 @@ class NADE(FreeOrderNetwork):
 
     Accepts: vector, image, sequence. Order: any; several share weights (``with_order``).
     Context: a bias on every hidden unit and every parameter.
-    State: the pre-activation. On the CPU the forward pass, its gradient and the sampling loop
-    are fused (``armodels.kernels.nade``), without a context.
+    State: the pre-activation. On the CPU the forward pass and its gradient are fused
+    (``armodels.kernels.nade``), and so is the sampling loop without a context.
 
     Args:
         spec: What a datum is.

@@ -10,6 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,18 +91,16 @@ class StreamNetwork(Network):
         others, _ = self.read(x[:, :-1, None], state)
         return torch.cat([first[:, None], others], 1)
 
-    def pack(self) -> None:
+    def pack(self) -> Any:
         """The weights are read as they are."""
-        return
+        return None
 
-    def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
+    def start(self, pack: Any, n: int, context: Tensor | None = None) -> State:
         """The state of n events before their first step, with what it says of that step."""
         params, state = self.begin(n, context)
         return State({**state, "first": params})
 
-    def step(
-        self, values: Tensor | None, s: int, state: State, pack: None
-    ) -> tuple[Tensor, State]:
+    def step(self, values: Tensor | None, s: int, state: State, pack: Any) -> tuple[Tensor, State]:
         """Read the values of the step before."""
         if values is None:
             first = state.pop("first")
@@ -139,7 +138,11 @@ class FeatureStream(StreamNetwork):
         num_biases: int | None = None,
     ):
         super().__init__(spec, num_params, order, context)
-        self.embed = layers.Embedding(spec, num_features)
+        self.embed = (
+            layers.Embedding(spec, num_features)
+            if order.width == 1
+            else layers.FrameEmbedding(spec, order.width, num_features)
+        )
         self.begins = nn.Parameter(torch.zeros(num_features))
         self.conditioning = None
         if context is not None:
@@ -182,12 +185,17 @@ class FeatureStream(StreamNetwork):
         params, state = self._run(self.begins.expand(n, 1, -1), self._first(n, context))
         return params[:, 0], state
 
+    def _features(self, values: Tensor) -> Tensor:
+        """Of what steps have written: (B, t, K) -> (B, t, E)."""
+        return self.embed(values if self.order.width > 1 else values[..., 0])
+
     def read(self, values: Tensor, state: State) -> tuple[Tensor, State]:
-        """(B, t, 1) -> (B, t, P)."""
-        return self._run(self.embed(values[..., 0]), state)
+        """(B, t, K) -> (B, t, P)."""
+        return self._run(self._features(values), state)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, S) -> (B, S, P), the beginning and all values but the last at once."""
+        """(B, S K) -> (B, S, P), the beginning and all values but the last at once."""
         begins = self.begins.expand(len(x), 1, -1)
-        features = torch.cat([begins, self.embed(x[:, :-1])], 1)
+        steps = x.unflatten(1, (-1, self.order.width))
+        features = torch.cat([begins, self._features(steps[:, :-1])], 1)
         return self._run(features, self._first(len(x), context))[0]

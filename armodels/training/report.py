@@ -37,7 +37,7 @@ class Report:
         self._steps_per_epoch = steps_per_epoch
         self._fabric = fabric
         spec = splits.spec
-        self._symbols = spec.num_dims if spec.kind == "sequence" else 0
+        self._symbols = spec.num_units
         self._lines = Lines(
             all_of_them=sys.stdout.isatty(),
             per=spec.unit if self._symbols else "",

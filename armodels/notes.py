@@ -1,0 +1,74 @@
+"""What the values of music stand for: keys that sound, frame after frame, or voices."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_KEYS = 128
+"""Of MIDI."""
+
+HZ_OF_A, A = 440.0, 69
+"""The concert pitch, and its key."""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """A frame of music: which keys sound at a moment, or what each of several voices sings.
+
+    Attributes:
+        lowest: The lowest key, as MIDI counts them: 21 is the lowest of a piano.
+        size: Values of a frame. Of keys: value i says whether key ``lowest + i`` sounds. Of
+            voices: level 0 is silence and level i the key ``lowest + i - 1``.
+        per_beat: Frames of a quarter note.
+        voices: Whether a frame holds voices. Then its values stand in different rows of an
+            event (1, size, T); of keys, frames stand one after another, (T * size,).
+    """
+
+    lowest: int = 21
+    size: int = 88
+    per_beat: int = 1
+    voices: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.lowest < NUM_KEYS and self.size >= 1 and self.per_beat >= 1):
+            raise ValueError(
+                f"notes have a key from 0 to {NUM_KEYS - 1} and at least one value and one frame "
+                f"a beat, got {self}"
+            )
+
+    def parts(self, event: np.ndarray) -> list[np.ndarray]:
+        """The keys that sound, of each voice by itself; of keys there is one part.
+
+        Args:
+            event: One event, of whatever shape.
+
+        Returns:
+            (T, 128) bool of each part; a frame that is not whole is left out.
+        """
+        if self.voices:
+            rows = event.reshape(self.size, -1).astype(np.int64)
+            parts = [np.zeros((rows.shape[1], NUM_KEYS), bool) for _ in rows]
+            for part, row in zip(parts, rows, strict=True):
+                (sounding,) = np.nonzero(row)
+                part[sounding, (self.lowest + row[sounding] - 1).clip(max=NUM_KEYS - 1)] = True
+            return parts
+        flat = event.reshape(-1)
+        frames = flat[: len(flat) // self.size * self.size].reshape(-1, self.size)
+        roll = np.zeros((len(frames), NUM_KEYS), bool)
+        shown = min(self.size, NUM_KEYS - self.lowest)
+        roll[:, self.lowest : self.lowest + shown] = frames[:, :shown] != 0
+        return [roll]
+
+
+def held(roll: np.ndarray) -> list[tuple[int, int, int]]:
+    """Notes of a roll (T, 128): (first frame, frame after the last, key), by the first frame.
+
+    A key that sounds in frames one after another is one note: a roll does not say whether it was
+    struck again.
+    """
+    edges = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+    found = []
+    for key in np.flatnonzero(roll.any(0)).tolist():
+        begins, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
+        found += [(int(a), int(b), key) for a, b in zip(begins, ends, strict=True)]
+    return sorted(found)

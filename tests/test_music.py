@@ -1,0 +1,346 @@
+"""Music from the file to the number and back to a file."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import mido
+import numpy as np
+import pytest
+import torch
+from scipy import io as scipy_io
+
+from armodels.data.midi import read_midi, write_midi
+from armodels.data.music import Music, Piece, _drawn, _table, read_cells
+from armodels.evaluation import Evaluation, describe, evaluate
+from armodels.notes import Notes, held
+from armodels.spec import DataSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = Path(os.environ.get("ARMODELS_DATA", ""))
+needs_real = pytest.mark.skipif(
+    not (REAL / "music/JSB_Chorales.mat").exists(), reason="needs music in $ARMODELS_DATA"
+)
+
+
+def tune(seed: int, length: int = 40) -> np.ndarray:
+    """(length, 88) of 0 and 1: three notes a frame, each held for two frames."""
+    rng = np.random.default_rng(seed)
+    frames = np.zeros((length, 88), np.uint8)
+    for first in range(0, length, 2):
+        frames[first : first + 2, rng.choice(np.arange(20, 60), 3, replace=False)] = 1
+    frames[-1, 40] = 1
+    return frames
+
+
+QUARTERED = Notes(per_beat=4)
+
+
+def save(path: Path, frames: np.ndarray, notes: Notes = QUARTERED) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        write_midi(frames.reshape(1, -1), notes, file)
+    return path
+
+
+@pytest.fixture
+def tunes(tmp_path) -> Path:
+    """A folder of ten MIDI files."""
+    for i in range(10):
+        save(tmp_path / "tunes" / f"{i}.mid", tune(i))
+    return tmp_path / "tunes"
+
+
+@pytest.mark.parametrize("per_beat", [1, 4, 7])
+def test_frames_come_back_from_a_midi_file(per_beat, tmp_path):
+    notes, frames = Notes(per_beat=per_beat), tune(0)
+    path = save(tmp_path / "a.mid", frames, notes)
+    found, outside = read_midi(path.read_bytes(), notes)
+    assert (outside, found.dtype) == (0, np.uint8)
+    np.testing.assert_array_equal(found, frames)
+
+
+def midi(*messages: tuple, ticks: int = 480) -> bytes:
+    """A file of one track: (type, key, ticks since the message before) each."""
+    track = mido.MidiTrack(
+        mido.Message(kind, note=key, time=time, channel=9 if key == 38 else 0)
+        for kind, key, time in messages
+    )
+    file = io.BytesIO()
+    mido.MidiFile(tracks=[track], ticks_per_beat=ticks).save(file=file)
+    return file.getvalue()
+
+
+def test_notes_go_to_the_nearest_frames():
+    """The first begins time; drums and what no piano has are left out; a short note lasts."""
+    contents = midi(
+        ("note_on", 60, 480),
+        ("note_on", 38, 0),
+        ("note_on", 64, 50),
+        ("note_off", 64, 1),
+        ("note_on", 110, 0),
+        ("note_off", 60, 189),
+        ("note_on", 61, 60),
+        ("note_off", 61, 120),
+        ("note_on", 63, 0),
+    )
+    frames, outside = read_midi(contents, Notes(per_beat=4))
+    assert outside == 1
+    keys = [(np.flatnonzero(frame) + 21).tolist() for frame in frames]
+    assert keys == [[60, 64], [60], [61], [61], [63]]
+
+
+def test_notes_are_held_while_their_key_sounds():
+    roll = np.zeros((5, 128), bool)
+    roll[[0, 1, 3], 60] = roll[1:, 64] = True
+    assert held(roll) == [(0, 2, 60), (1, 5, 64), (3, 4, 60)]
+
+
+def test_voices_are_parts_of_their_own():
+    notes = Notes(lowest=36, size=2, per_beat=4, voices=True)
+    event = np.array([[[1, 1, 0], [5, 0, 6]]])
+    upper, lower = notes.parts(event)
+    assert [np.flatnonzero(one).tolist() for one in upper] == [[36], [36], []]
+    assert [np.flatnonzero(one).tolist() for one in lower] == [[40], [], [41]]
+    file = io.BytesIO()
+    write_midi(event[None], notes, file)
+    found = mido.MidiFile(file=io.BytesIO(file.getvalue()))
+    assert [len([m for m in track if m.type == "note_on"]) for track in found.tracks] == [0, 1, 2]
+
+
+def test_own_files_are_split_whole_and_by_their_notes(tunes):
+    source = Music(path=tunes, length=16, resolution=4)
+    splits = source.load()
+    sizes = {part: len(pieces) for part, pieces in splits.pieces.items()}
+    assert sizes == {"train": 8, "valid": 1, "test": 1}
+    assert splits.spec.shape == (16 * 88,)
+    assert (splits.spec.unit, splits.spec.num_units) == ("frame", 16)
+    assert splits.spec == source.spec
+    save(tunes / "again" / "x.mid", tune(3))
+    again = Music(path=tunes, length=16).load()
+    assert {p: len(v) for p, v in again.pieces.items()} != sizes
+    for part, pieces in again.pieces.items():
+        held_there = {piece.numpy().tobytes() for piece in pieces}
+        others = [one for name, more in again.pieces.items() if name != part for one in more]
+        assert not held_there & {one.numpy().tobytes() for one in others}
+    assert again.spec.checksum != splits.spec.checksum
+
+
+def test_one_file_is_cut_by_position(tmp_path):
+    frames = tune(0, 100)
+    path = save(tmp_path / "a.mid", frames)
+    pieces = Music(path=path, length=10).load().pieces
+    assert [len(pieces[part][0]) for part in pieces] == [80 * 88, 10 * 88, 10 * 88]
+    whole = torch.cat([pieces[part][0] for part in pieces])
+    np.testing.assert_array_equal(whole.view(-1, 88), frames)
+
+
+def test_train_windows_lie_inside_pieces_and_begin_them():
+    pieces = [Piece("a", torch.arange(1, 10)[:, None]), Piece("b", torch.arange(21, 24)[:, None])]
+    frames, table = _table(pieces, 3, False, False)
+    assert len(table) == 3 + 1
+    drawn = torch.stack(
+        [
+            _drawn(frames, 3, False, table, torch.Generator().manual_seed(seed))
+            for seed in range(60)
+        ]
+    )
+    assert (drawn.diff(dim=2) == 1).all()
+    assert {tuple(one) for one in drawn[:, 0].tolist()} == {(1, 2, 3)}
+    assert {one[0] for one in drawn[:, 1].tolist()} == {2, 3, 4}
+    assert {one[0] for one in drawn[:, 2].tolist()} == {5, 6, 7}
+    assert {tuple(one) for one in drawn[:, 3].tolist()} == {(21, 22, 23)}
+
+
+def test_transposition_moves_keys_as_far_as_there_is_room():
+    frames = torch.zeros(4, 88, dtype=torch.uint8)
+    frames[:, 2] = frames[:, 50] = 1
+    all_frames, table = _table([Piece("a", frames)], 2, False, True)
+    assert table[:, 2:].tolist() == [[-2, 6]] * 2
+    drawn = torch.cat(
+        [_drawn(all_frames, 2, False, table, torch.Generator().manual_seed(i)) for i in range(200)]
+    ).view(-1, 2, 88)
+    keys = {tuple(frame.nonzero()[:, 0].tolist()) for frame in drawn.flatten(0, 1)}
+    assert keys == {(2 + k, 50 + k) for k in range(-2, 7)}
+    voices = torch.tensor([[1, 40, 0, 20]] * 4, dtype=torch.uint8)
+    all_frames, table = _table([Piece("a", voices)], 2, True, True)
+    assert table[:, 2:].tolist() == [[0, 6]] * 2
+    drawn = torch.cat(
+        [_drawn(all_frames, 2, True, table, torch.Generator().manual_seed(i)) for i in range(200)]
+    )
+    assert drawn.shape[1:] == (1, 4, 2)
+    found = {tuple(one[0, :, 0].tolist()) for one in drawn}
+    assert found == {(1 + k, 40 + k, 0, 20 + k) for k in range(7)}
+
+
+def test_only_train_is_transposed(tunes):
+    plain, moved = (Music(path=tunes, length=16, transpose=t).load() for t in (False, True))
+    assert torch.equal(plain.valid[:], moved.valid[:])
+    assert torch.equal(plain.test[:], moved.test[:])
+    assert not torch.equal(plain.split("train")[:], moved.split("train")[:])
+    assert moved.spec.name.endswith("-transposed-16")
+
+
+def test_numbers_are_those_of_a_frame(tunes):
+    from armodels.baselines import Independent
+
+    splits = Music(path=tunes, length=1).load()
+    model = Independent(splits.spec)
+    model.initialize([splits.split("train")[:]])
+    report = evaluate(model, splits.examples("test")).report(splits.spec)
+    frames = splits.test[:].view(-1, 88).double()
+    assert report["num_symbols"] == len(frames) == 40
+    assert report["nats_per_symbol"] == pytest.approx(report["nats"])
+    assert report["bits_per_symbol"] == pytest.approx(report["bits_per_dim"] * 88)
+    spec = DataSpec("x", "sequence", (4 * 88,), 2, "probability", notes=Notes())
+    found = Evaluation(3, -40.0, 1.0, 4 * 88 * 3, -0.1)
+    line = describe("test", found.report(spec), spec)
+    assert line.startswith("test   10.0000 ± 0.4900 nats/frame   14.4270 ± 0.7069 bits/frame")
+    assert line.endswith("(12 frames; the mean of the pieces' means 8.8000 nats)")
+
+
+def cells(path: Path, **named) -> bytes:
+    made = {}
+    for name, arrays in named.items():
+        made[name] = np.empty((1, len(arrays)), object)
+        made[name][0, :] = arrays
+    scipy_io.savemat(path, made)
+    return path.read_bytes()
+
+
+def three(**named) -> dict:
+    return {name: [tune(0), tune(1)] for name in ("traindata", "validdata", "testdata")} | named
+
+
+def test_a_mat_file_is_read_as_three_splits(tmp_path):
+    path = tmp_path / "own.mat"
+    cells(path, **three(testdata=[tune(5).astype(float)]), other=[tune(2)])
+    splits = Music(path=path, length=20).load()
+    np.testing.assert_array_equal(splits.pieces["test"][0].view(-1, 88), tune(5))
+    assert splits.spec.name == "music-own-20"
+    assert splits.spec.notes == Notes(per_beat=1)
+
+
+def test_a_mat_file_that_is_none_of_music_is_refused(tmp_path):
+    path = tmp_path / "x.mat"
+    lacking = three()
+    del lacking["validdata"]
+    for named, reason in (
+        (lacking, "it has no validdata"),
+        (three(testdata=[tune(0)[:, :80]]), r"piece 0 of testdata is \(40, 80\)"),
+        (three(traindata=[tune(0), 2 * tune(1)]), "piece 1 of traindata has other values than 0"),
+        (three(traindata=[tune(0), tune(1)[:0]]), r"piece 1 of traindata is \(0, 88\)"),
+    ):
+        contents = cells(path, **named)
+        with pytest.raises(ValueError, match=f"^x.mat is no music \\({reason}.*needs the cells"):
+            read_cells(contents, "x.mat")
+    scipy_io.savemat(path, {name: np.eye(88) for name in three()})
+    for contents in (path.read_bytes(), b"", b"MATLAB", cells(path, **three())[:700]):
+        with pytest.raises(ValueError, match=r"^x.mat is no music \(.*needs the cells traindata"):
+            read_cells(contents, "x.mat")
+
+
+def test_bad_files_are_refused_in_a_sentence(tunes, tmp_path):
+    good = (tunes / "0.mid").read_bytes()
+    seconds = good[:12] + (0xE728).to_bytes(2, "big") + good[14:]
+    long = midi(("note_on", 60, 0), ("note_off", 60, 2**27))
+    for contents, reason in (
+        (b"", r"it is no readable MIDI file \(EOFError\)"),
+        (b"nonsense is here", "it is no readable MIDI file .MThd not found"),
+        (good[:100], r"it is no readable MIDI file \(EOFError\)"),
+        (midi(("note_on", 38, 0)), "it has no notes"),
+        (midi(), "it has no notes"),
+        (seconds, "it counts time in seconds"),
+        (long, "it lasts 1,118,481 frames, more than 131,072"),
+    ):
+        (tunes / "bad.mid").write_bytes(contents)
+        advice = "mend or remove it, or leave such files out with data.skip_corrupt=true"
+        where = f"^bad.mid of {tunes} cannot be used: {reason}.*{advice}$"
+        with pytest.raises(ValueError, match=where):
+            Music(path=tunes).load()
+        with pytest.raises(ValueError, match=f"^{tunes}/bad.mid cannot be used: {reason}"):
+            Music(path=tunes / "bad.mid").load()
+        kept = Music(path=tunes, length=16, skip_corrupt=True).load()
+        assert sum(map(len, kept.pieces.values())) == 10
+
+
+def test_what_is_too_short_or_too_few_is_refused(tunes, capsys):
+    with pytest.raises(
+        ValueError,
+        match=r"no piece of train has the data.length=41 frames of a window, the longest, "
+        r"\d.mid, 40; choose a smaller data.length",
+    ):
+        Music(path=tunes, length=41).load()
+    save(tunes / "short.mid", tune(90, 7))
+    Music(path=tunes, length=16).load()
+    assert "1 of 11 pieces, such as short.mid, are shorter than" in capsys.readouterr().out
+    for i in range(1, 10):
+        (tunes / f"{i}.mid").unlink()
+    with pytest.raises(ValueError, match="holds 2 different pieces, which is too few"):
+        Music(path=tunes, length=4).load()
+
+
+def test_options_that_do_not_go_together_are_refused(tunes):
+    for keys, sentence in (
+        ({"corpus": "jsb", "path": "x"}, "data.corpus and data.path both say what is read"),
+        ({"resolution": 4}, "data.resolution is about own files"),
+        ({"name": "a", "test": 0.1}, "data.name and data.test are about own files"),
+        ({"voices": True}, "data.voices=true needs data.corpus=jsb_16th"),
+        ({"path": "x.mat", "test": 0.2}, "a .mat has splits of its own; leave out data.test"),
+        ({"path": "x.mat", "skip_corrupt": True}, "leave out data.skip_corrupt"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Music(**keys)
+    with pytest.raises(FileNotFoundError, match="which does not exist; name a folder"):
+        Music(path=tunes / "nothing").load()
+    (tunes / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match="is no .mid, .mat, folder or zip"):
+        Music(path=tunes / "a.txt").load()
+    (tunes / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no MIDI file"):
+        Music(path=tunes / "empty").load()
+
+
+def test_a_melody_recurs_in_another_key():
+    sys.path.append(str(ROOT / "scripts"))
+    import melodies
+
+    def sung(*keys: int) -> tuple[int, ...]:
+        frames = np.zeros((len(keys), 88), np.uint8)
+        frames[np.arange(len(keys)), keys] = 1
+        frames[:, 3] = 1  # below the melody
+        return melodies.moves(frames)
+
+    assert sung(50, 50, 52, 53, 53, 50) == (2, 1, -3)
+    train = [sung(40, 50, 52, 53, 50, 60)]
+    test = [sung(20, 22, 22, 23, 20), sung(30, 32, 33, 31)]
+    assert [melodies.recurring(test, train, num) for num in (2, 3)] == [2, 1]
+
+
+@needs_real
+def test_the_corpora_are_those_of_the_field():
+    sizes = {}
+    for corpus in ("jsb", "nottingham", "jsb_16th"):
+        pieces = Music(corpus, root=str(REAL)).pieces
+        sizes[corpus] = [sum(len(one.frames) for one in pieces[part]) for part in pieces]
+    assert sizes["jsb"] == [13_807, 4_602, 4_725]
+    assert sizes["nottingham"] == [176_561, 45_513, 44_463]
+    assert sizes["jsb_16th"] == [55_228, 18_408, 18_900]
+    voices = Music("jsb_16th", voices=True, root=str(REAL))
+    frames = Music("jsb_16th", root=str(REAL)).pieces["test"][3].frames
+    sung = voices.notes.parts(voices.pieces["test"][3].frames.numpy().T)
+    np.testing.assert_array_equal(np.any(sung, 0)[:, 21:109], frames.numpy())
+
+
+@needs_real
+def test_independent_notes_have_the_nats_of_the_field(tmp_path):
+    """11.061 nats a test frame, with one more of each level."""
+    from armodels.baselines import Independent
+
+    splits = Music("jsb", length=1, root=str(REAL)).load()
+    model = Independent(splits.spec)
+    model.initialize([splits.split("train")[:]])
+    report = evaluate(model, splits.examples("test")).report(splits.spec)
+    assert report["num_symbols"] == 4725
+    assert report["nats_per_symbol"] == pytest.approx(11.061, abs=0.0005)
