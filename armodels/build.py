@@ -149,8 +149,11 @@ def model(
     """
     members = {}
     if isinstance(config, Mapping) and config.get("_target_") == BLEND:
-        members["runs"] = [member(one, spec, trust) for one in config.get("runs") or ()]
+        runs = config.get("runs")
         config = {key: value for key, value in config.items() if key != "runs"}
+        _require_types(Blend, config, "model.")  # before what may take long
+        several = runs if isinstance(runs, (list, tuple)) else [runs]
+        members["runs"] = [member(one, spec, trust) for one in several]
     target = locate(config, trust, Network, DensityModel)
     config = {key: value for key, value in config.items() if key != "allow_large"}
     if isinstance(target, type) and issubclass(target, DensityModel):

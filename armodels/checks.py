@@ -131,6 +131,8 @@ KEYS: dict[str, Any] = {
     "eval.weights": Literal["ema", "raw"],
     "eval.batch_size": Count,
     "eval.num_orders": Count | None,
+    "eval.adapt_lr": Positive,
+    "adapt": bool,
     "samples.num": Number,
     "samples.temperature": NotNegative,
     "checkpoint": Literal["best", "last"],

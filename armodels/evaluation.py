@@ -1,7 +1,8 @@
 """The exact likelihood of a model on examples, and the sums that every number comes from."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels import lines
-from armodels.checks import Count, require_class, require_types
+from armodels.checks import Count, Positive, require_class, require_types
 from armodels.data.arrays import as_numbers
 from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
+from armodels.density.adaptive import Adaptive
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
-from armodels.density.stream import reads, stream_log_probs, with_length
+from armodels.density.stream import Piece, reads, stream_log_probs, with_length
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 
@@ -118,6 +120,7 @@ def evaluate(
     fabric: Fabric | None = None,
     progress: bool = False,
     name: str = "",
+    adapt_lr: float | None = None,
 ) -> Evaluation:
     """Evaluate every example exactly once, over all processes of ``fabric``.
 
@@ -131,24 +134,36 @@ def evaluate(
         fabric: The processes that share the work; None: this one does it all.
         progress: Show a bar.
         name: Of the examples, for the bar and for sentences.
+        adapt_lr: Rate at which a copy of the model learns from each symbol once it is scored
+            (``Adaptive``), which gives another number than the model as it is. None: none learns.
 
     Raises:
-        ValueError: There are no examples, or no such batches.
+        ValueError: There are no examples, no such batches, or no whole texts to learn from.
         TypeError: They are no such values, or the model is none.
         NoMean: Some example has no finite log-probability.
         RuntimeError: The processes together counted more or fewer examples than there are.
     """
     example = "such as armodels.AutoregressiveModel(net, head)"
     require_class("model", model, DensityModel, example)
-    require_types({"batch_size": batch_size}, {"batch_size": Count})
+    require_types(
+        {"batch_size": batch_size, "adapt_lr": adapt_lr},
+        {"batch_size": Count, "adapt_lr": Positive | None},
+    )
     examples = examples if isinstance(examples, Examples) else Examples(as_numbers(examples))
     whole = is_whole(model, examples)
     if not len(examples) and not whole:
         raise ValueError(f"{name or 'the data'} has no examples, and so no mean")
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
+    if adapt_lr is not None and (not whole or world > 1):
+        raise ValueError(
+            f"{model.description} cannot learn from {name or 'the data'} while it is scored: that "
+            f"takes a text and a model that reads it whole, without a context, in one process"
+        )
     if whole:
-        return _evaluate_pieces(model, share, fabric, progress=progress, name=name)
+        return _evaluate_pieces(
+            model, share, fabric, progress=progress, name=name, adapt_lr=adapt_lr
+        )
     values = log_probs(model, share, batch_size, progress=progress, name=name)
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
@@ -172,7 +187,13 @@ def is_whole(model: DensityModel, examples: Examples) -> bool:
 
 
 def _evaluate_pieces(
-    model: DensityModel, share: Examples, fabric: Fabric | None, *, progress: bool, name: str
+    model: DensityModel,
+    share: Examples,
+    fabric: Fabric | None,
+    *,
+    progress: bool,
+    name: str,
+    adapt_lr: float | None,
 ) -> Evaluation:
     """Every symbol of whole sequences once, given all before it in its piece.
 
@@ -181,6 +202,9 @@ def _evaluate_pieces(
     """
     assert isinstance(model, AutoregressiveModel)
     model.eval()
+    score: Callable[[Piece], Iterator[Tensor]] = functools.partial(stream_log_probs, model)
+    if adapt_lr is not None:
+        score = Adaptive(model, adapt_lr).log_probs  # which goes on from piece to piece
     length = model.spec.num_dims
     sums = torch.zeros(5, dtype=torch.double)  # symbols, log p; windows, their log p and squares
     bar = tqdm(
@@ -194,7 +218,7 @@ def _evaluate_pieces(
                 some = piece[: min(length, len(piece))][None].to(model.net.order_table.device)
                 _require_causal(with_length(model, some.shape[1]), some, None)
             parts = []
-            for part in stream_log_probs(model, piece):
+            for part in score(piece):
                 parts.append(part.double().cpu())
                 bar.update(len(part))
             values = torch.cat(parts)

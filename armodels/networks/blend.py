@@ -223,6 +223,11 @@ class Blend(StreamNetwork):
         parts = zip(self.members, self._split(state), strict=True)
         return self._joined(member.read(values, own) for member, own in parts)
 
+    def absorb(self, values: Tensor, state: State) -> tuple[Tensor, State]:
+        """(1, t, 1) -> (1, t, P), members that count having counted."""
+        parts = zip(self.members, self._split(state), strict=True)
+        return self._joined(member.absorb(values, own) for member, own in parts)
+
     def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Fit the weights on the end of train, with members that have not counted it."""
         if not self.fits:
