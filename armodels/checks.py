@@ -133,6 +133,7 @@ KEYS: dict[str, Any] = {
     "eval.num_orders": Count | None,
     "eval.adapt_lr": Positive,
     "adapt": bool,
+    "by": Literal["auto", "window", "line", "piece"],
     "samples.num": Number,
     "samples.temperature": NotNegative,
     "checkpoint": Literal["best", "last"],

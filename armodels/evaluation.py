@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -186,6 +186,53 @@ def is_whole(model: DensityModel, examples: Examples) -> bool:
     return bool(examples.pieces) and reads(model) and model.context is None
 
 
+@torch.no_grad()
+def piece_log_probs(
+    model: DensityModel,
+    pieces: Sequence[Piece],
+    *,
+    progress: bool = False,
+    name: str = "",
+    adapt_lr: float | None = None,
+) -> Iterator[Tensor]:
+    """Exact log p of every symbol of whole sequences, each given all before it in its piece.
+
+    Args:
+        model: It reads; put into evaluation mode.
+        pieces: (T,) each.
+        progress: Show a bar.
+        name: Of the sequences, for the bar.
+        adapt_lr: As in ``evaluate``.
+
+    Yields:
+        (T,) nats, float64 on the CPU, of a piece after the other.
+
+    Raises:
+        ValueError: The model does not read, or hears values before their step.
+    """
+    one = with_length(model, 1)  # refuses what does not read
+    model.eval()
+    score: Callable[[Piece], Iterator[Tensor]] = functools.partial(stream_log_probs, model)
+    if adapt_lr is not None:
+        score = Adaptive(model, adapt_lr).log_probs  # which goes on from piece to piece
+    device, length = one.net.order_table.device, model.spec.num_dims
+    bar = tqdm(
+        total=sum(map(len, pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
+        disable=None if progress else True, delay=1,
+    )  # fmt: skip
+    convolutions = torch.backends.cudnn
+    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
+        for i, piece in enumerate(pieces):
+            if not i and len(piece):
+                some = piece[: min(length, len(piece))][None].to(device)
+                _require_causal(with_length(model, some.shape[1]), some, None)
+            parts = [torch.zeros(0, dtype=torch.double)]
+            for part in score(piece):
+                parts.append(part.double().cpu())
+                bar.update(len(part))
+            yield torch.cat(parts)
+
+
 def _evaluate_pieces(
     model: DensityModel,
     share: Examples,
@@ -200,37 +247,14 @@ def _evaluate_pieces(
     The mean is that of a symbol, times the length of a window. Its error comes from windows one
     after another, as symbols side by side depend on one another.
     """
-    assert isinstance(model, AutoregressiveModel)
-    model.eval()
-    score: Callable[[Piece], Iterator[Tensor]] = functools.partial(stream_log_probs, model)
-    if adapt_lr is not None:
-        score = Adaptive(model, adapt_lr).log_probs  # which goes on from piece to piece
     length = model.spec.num_dims
     sums = torch.zeros(5, dtype=torch.double)  # symbols, log p; windows, their log p and squares
-    bar = tqdm(
-        total=sum(map(len, share.pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
-        disable=None if progress else True, delay=1,
-    )  # fmt: skip
-    convolutions = torch.backends.cudnn
-    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False), torch.no_grad():
-        for piece in share.pieces:
-            if not sums[0]:
-                some = piece[: min(length, len(piece))][None].to(model.net.order_table.device)
-                _require_causal(with_length(model, some.shape[1]), some, None)
-            parts = []
-            for part in score(piece):
-                parts.append(part.double().cpu())
-                bar.update(len(part))
-            values = torch.cat(parts)
-            windows = values[: len(values) // length * length].view(-1, length).sum(1)
-            found = [
-                len(values),
-                values.sum(),
-                len(windows),
-                windows.sum(),
-                windows.square().sum(),
-            ]
-            sums += torch.tensor(found, dtype=torch.double)
+    for values in piece_log_probs(
+        model, share.pieces, progress=progress, name=name, adapt_lr=adapt_lr
+    ):
+        windows = values[: len(values) // length * length].view(-1, length).sum(1)
+        found = [len(values), values.sum(), len(windows), windows.sum(), windows.square().sum()]
+        sums += torch.tensor(found, dtype=torch.double)
     if fabric and fabric.world_size > 1:
         sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
     symbols, total, count, of_windows, squares = sums.tolist()
