@@ -23,6 +23,7 @@ from armodels.density.mixture import OrderMixture
 from armodels.density.mixture import over_orders as mixture_over_orders
 from armodels.heads import Head
 from armodels.networks.base import Network
+from armodels.networks.blend import Blend
 from armodels.objectives import ObjectiveName
 from armodels.schedules import Schedule
 from armodels.spec import DataSpec
@@ -38,6 +39,9 @@ ORDER_KEYS = {
 
 RASTER = {"order": "raster", "order_seed": 0, "num_orders": 1, "resample_orders": False}
 """What they are for a network that follows the raster order only, whose YAML lacks them."""
+
+BLEND = f"{Blend.__module__}.{Blend.__name__}"
+"""The network whose config holds those of its members, in ``runs``."""
 
 
 def instantiate(
@@ -144,6 +148,13 @@ def model(
     Raises:
         ValueError: The model, the head and the data do not go together, or a class is refused.
     """
+    members = {}
+    if isinstance(config, Mapping) and config.get("_target_") == BLEND:
+        runs = config.get("runs")
+        config = {key: value for key, value in config.items() if key != "runs"}
+        _require_types(Blend, config, "model.")  # before what may take long
+        several = runs if isinstance(runs, (list, tuple)) else [runs]
+        members["runs"] = [member(one, spec, trust) for one in several]
     target = locate(config, trust, Network, DensityModel)
     config = {key: value for key, value in config.items() if key != "allow_large"}
     if isinstance(target, type) and issubclass(target, DensityModel):
@@ -172,6 +183,7 @@ def model(
         trust=trust,
         kind=Network,
         context=context,
+        **members,
     )
     if resample_orders and net.any_order:
         raise ValueError(
@@ -188,6 +200,23 @@ def model(
     if num_orders == 1:
         return one
     return mixture_over_orders(one, name, range(order_seed, order_seed + num_orders))
+
+
+def member(config: Any, spec: DataSpec, trust: Trust) -> DensityModel:
+    """One of the models that a blend mixes, of the configs that its own config holds.
+
+    Args:
+        config: Its ``model`` and its ``head``, as ``blending.take_up`` copied them.
+        spec: What a datum of the blend is.
+        trust: Which of the user's own classes may be built.
+
+    Raises:
+        ValueError: It holds none, or they do not go together.
+    """
+    parts = config if isinstance(config, Mapping) else {}
+    if not all(isinstance(parts.get(part), Mapping) for part in ("model", "head")):
+        raise ValueError(f"model.runs holds {str(config)[:50]!r}, which is no member of a blend")
+    return model(config["model"], config["head"], spec, trust)
 
 
 def over_orders(model: DensityModel, config: Mapping, num_orders: int) -> DensityModel:

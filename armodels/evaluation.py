@@ -1,7 +1,8 @@
 """The exact likelihood of a model on examples, and the sums that every number comes from."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -11,14 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from armodels import lines
-from armodels.checks import Count, require_class, require_types
+from armodels.checks import Count, Positive, require_class, require_types
 from armodels.data.arrays import as_numbers
 from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
+from armodels.density.adaptive import Adaptive
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.stream import (
     CHUNK,
+    Piece,
     reads,
     receptive_field,
     stream_log_probs,
@@ -133,6 +136,7 @@ def evaluate(
     fabric: Fabric | None = None,
     progress: bool = False,
     name: str = "",
+    adapt_lr: float | None = None,
 ) -> Evaluation:
     """Evaluate every example exactly once, over all processes of ``fabric``.
 
@@ -146,24 +150,36 @@ def evaluate(
         fabric: The processes that share the work; None: this one does it all.
         progress: Show a bar.
         name: Of the examples, for the bar and for sentences.
+        adapt_lr: Rate at which a copy of the model learns from each symbol once it is scored
+            (``Adaptive``), which gives another number than the model as it is. None: none learns.
 
     Raises:
-        ValueError: There are no examples, or no such batches.
+        ValueError: There are no examples, no such batches, or no whole texts to learn from.
         TypeError: They are no such values, or the model is none.
         NoMean: Some example has no finite log-probability.
         RuntimeError: The processes together counted more or fewer examples than there are.
     """
     example = "such as armodels.AutoregressiveModel(net, head)"
     require_class("model", model, DensityModel, example)
-    require_types({"batch_size": batch_size}, {"batch_size": Count})
+    require_types(
+        {"batch_size": batch_size, "adapt_lr": adapt_lr},
+        {"batch_size": Count, "adapt_lr": Positive | None},
+    )
     examples = examples if isinstance(examples, Examples) else Examples(as_numbers(examples))
     whole = is_whole(model, examples)
     if not len(examples) and not whole:
         raise ValueError(f"{name or 'the data'} has no examples, and so no mean")
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
+    if adapt_lr is not None and (not whole or world > 1):
+        raise ValueError(
+            f"{model.description} cannot learn from {name or 'the data'} while it is scored: that "
+            f"takes a text and a model that reads it whole, without a context, in one process"
+        )
     if whole:
-        found = _evaluate_pieces(model, share, fabric, progress=progress, name=name)
+        found = _evaluate_pieces(
+            model, share, fabric, progress=progress, name=name, adapt_lr=adapt_lr
+        )
         return replace(found, past=_past(model, examples))
     values = log_probs(model, share, batch_size, progress=progress, name=name)
     sums = torch.stack(
@@ -193,45 +209,86 @@ def _past(model: DensityModel, examples: Examples) -> int:
     return most if field is None else min(most, field)
 
 
+@torch.no_grad()
+def piece_log_probs(
+    model: DensityModel,
+    pieces: Sequence[Piece],
+    *,
+    progress: bool = False,
+    name: str = "",
+    adapt_lr: float | None = None,
+) -> Iterator[Tensor]:
+    """Exact log p of every symbol of whole sequences, each given all before it in its piece.
+
+    Args:
+        model: It reads; put into evaluation mode.
+        pieces: (T,) each.
+        progress: Show a bar.
+        name: Of the sequences, for the bar.
+        adapt_lr: As in ``evaluate``.
+
+    Yields:
+        (T,) nats, float64 on the CPU, of a piece after the other.
+
+    Raises:
+        ValueError: The model does not read, or hears values before their step.
+    """
+    one = with_length(model, 1)  # refuses what does not read
+    model.eval()
+    score: Callable[[Piece], Iterator[Tensor]] = functools.partial(
+        stream_log_probs, model, chunk=CHUNK * model.spec.unit_size
+    )
+    if adapt_lr is not None:
+        score = Adaptive(model, adapt_lr).log_probs  # which goes on from piece to piece
+    device, length = one.net.order_table.device, model.spec.num_dims
+    bar = tqdm(
+        total=sum(map(len, pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
+        disable=None if progress else True, delay=1,
+    )  # fmt: skip
+    convolutions = torch.backends.cudnn
+    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
+        for i, piece in enumerate(pieces):
+            if not i and len(piece):
+                some = piece[: min(length, len(piece))][None].to(device)
+                _require_causal(with_length(model, some.shape[1]), some, None)
+            parts = [torch.zeros(0, dtype=torch.double)]
+            for part in score(piece):
+                parts.append(part.double().cpu())
+                bar.update(len(part))
+            yield torch.cat(parts)
+
+
 def _evaluate_pieces(
-    model: DensityModel, share: Examples, fabric: Fabric | None, *, progress: bool, name: str
+    model: DensityModel,
+    share: Examples,
+    fabric: Fabric | None,
+    *,
+    progress: bool,
+    name: str,
+    adapt_lr: float | None,
 ) -> Evaluation:
     """Every symbol of whole sequences once, given all before it in its piece.
 
     The mean is that of a symbol, times the length of a window. Its error comes from windows one
     after another, as symbols side by side depend on one another.
     """
-    assert isinstance(model, AutoregressiveModel)
-    model.eval()
     length = model.spec.num_dims
     # values, log p; windows, their log p and squares; pieces, their means
     sums = torch.zeros(7, dtype=torch.double)
-    bar = tqdm(
-        total=sum(map(len, share.pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
-        disable=None if progress else True, delay=1,
-    )  # fmt: skip
-    convolutions = torch.backends.cudnn
-    with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False), torch.no_grad():
-        for piece in share.pieces:
-            if not sums[0]:
-                some = piece[: min(length, len(piece))][None].to(model.net.order_table.device)
-                _require_causal(with_length(model, some.shape[1]), some, None)
-            parts = []
-            for part in stream_log_probs(model, piece, CHUNK * model.spec.unit_size):
-                parts.append(part.double().cpu())
-                bar.update(len(part))
-            values = torch.cat(parts)
-            windows = values[: len(values) // length * length].view(-1, length).sum(1)
-            found = [
-                len(values),
-                values.sum(),
-                len(windows),
-                windows.sum(),
-                windows.square().sum(),
-                1,
-                values.mean(),
-            ]
-            sums += torch.tensor(found, dtype=torch.double)
+    for values in piece_log_probs(
+        model, share.pieces, progress=progress, name=name, adapt_lr=adapt_lr
+    ):
+        windows = values[: len(values) // length * length].view(-1, length).sum(1)
+        found = [
+            len(values),
+            values.sum(),
+            len(windows),
+            windows.sum(),
+            windows.square().sum(),
+            1,
+            values.mean(),
+        ]
+        sums += torch.tensor(found, dtype=torch.double)
     if fabric and fabric.world_size > 1:
         sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
     symbols, total, count, of_windows, squares, pieces, means = sums.tolist()

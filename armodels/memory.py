@@ -78,8 +78,8 @@ def of_training(model: DensityModel, batch_size: int, *, averaged: bool) -> int:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     copies = 5 + averaged
-    if not weights:
-        return buffers
+    if not any(p.requires_grad for p in model.parameters()):  # such as counts, or their blend
+        return weights + buffers
     one, two = (_kept(model, number) for number in (1, 2))
     return copies * weights + 2 * buffers + one + max(two - one, 0) * (batch_size - 1)
 

@@ -25,6 +25,7 @@ from armodels.density.completion import Completion
 from armodels.density.mixture import OrderMixture
 from armodels.density.walk import draw_noise
 from armodels.networks.base import AnyOrderNetwork, Network
+from armodels.networks.blend import Blend
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.frames import Frames
@@ -316,6 +317,7 @@ TEXT = data("sequence", 4, levels=5)
 CHORDS = dataclasses.replace(data("sequence", 6, levels=2), notes=Notes(size=2))
 LINES = dataclasses.replace(data("sequence", 6, levels=3), notes=Notes(size=3))
 REAL_FRAMES = dataclasses.replace(data("sequence", 4, levels=None), notes=Notes(size=2))
+BIT_TEXT = data("sequence", 6, levels=2)
 
 BERNOULLI, CATEGORICAL = heads.Bernoulli, heads.Categorical
 
@@ -407,6 +409,22 @@ def ngram(spec, n) -> Case:
         net = NGram(spec, head.num_params, orders.make("raster", spec.shape), n=n)
         net.learn([random_events(spec, 60, seed).flatten(), random_events(spec, 9, 7).flatten()])
         return AutoregressiveModel(net, head).double().eval()
+
+    return Case(spec, build, steps=True, counted=True)
+
+
+def blend(spec, *members: Case, **keys) -> Case:
+    """Members with random weights or counts, and a gate with random weights."""
+
+    def build(seed):
+        model = AutoregressiveModel.of(
+            Blend, spec, runs=[one.build(seed) for one in members], **keys
+        )
+        generator = torch.Generator().manual_seed(seed)
+        if (gate := model.net.gate) is not None:
+            for weight in gate.double().parameters():
+                weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.double))
+        return model.double().eval()
 
     return Case(spec, build, steps=True, counted=True)
 
@@ -516,6 +534,14 @@ CASES: dict[str, Case] = {
     "wavenet-mog": wavenet(data("sequence", 2, levels=None), mixture_of_2, 3),
     "wavenet-given": given(wavenet(TEXT, CATEGORICAL, 4)),
     "ngram": ngram(TEXT, 9),
+    "blend": blend(TEXT, rnn(TEXT, CATEGORICAL, 6), ngram(TEXT, 3), weights="gate"),
+    "blend-constants": blend(
+        BIT_TEXT,
+        rnn(BIT_TEXT, BERNOULLI, 5),
+        transformer(BIT_TEXT, CATEGORICAL, 4),
+        ngram(BIT_TEXT, 9),
+        weights=[0.5, 0.2, 0.3],
+    ),
     "deep-nade": deep_nade(BITS, BERNOULLI, 8, 9),
     "deep-nade-levels": deep_nade(LEVELS, CATEGORICAL, 6, 7, 8, order="reverse"),
     "deep-nade-rgb": deep_nade(RGB, CATEGORICAL, 8, 6, order="columns", encoding="scaled"),

@@ -78,7 +78,7 @@ def armodels(folder: Path, *args: str, **env: str) -> Result:
         # Composing a config is half of the time of a command. It reads the same files each time,
         mock.patch.object(yaml, "load", _load_once),
         mock.patch.object(omegaconf.base, "parse", _parse_once),
-        # and Hydra composes every config twice, the first time for hydra.mode alone, which is null.
+        # and Hydra composes every config twice, first for hydra.mode alone, which is null.
         mock.patch.object(Hydra, "get_mode", return_value=None, create=True),
     ):
         if "HYDRA_FULL_ERROR" not in env:

@@ -27,7 +27,7 @@ LAYERS = [
     {"charts"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming"},
-    {"candidates"},
+    {"candidates", "blending"},
     {"tasks", "errors"},
     {"cli"},
     {"__main__"},

@@ -136,7 +136,7 @@ def test_every_experiment_builds(name):
     assert re.search(r"^# [Rr]un time: ", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "blend"])  # needs runs
 def test_every_model_trains_as_it_ships(name, tmp_path):
     """A step, an evaluation and samples; test_kinds.py does the rest, with smaller sizes."""
     target = yaml.safe_load((CONFIGS / f"model/{name}.yaml").read_text())["_target_"]

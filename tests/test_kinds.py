@@ -16,7 +16,8 @@ from armodels.run import RunDirectory
 from armodels.tasks import sample, train
 
 CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
-MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+MODELS = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - {"blend"})
+"""All but what is made of trained runs, and has tests of its own."""
 
 KINDS = {
     "bits": ("vector", [3], 2),

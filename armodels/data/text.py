@@ -182,7 +182,7 @@ class Text(_Text):
 
     def _symbols(self) -> np.ndarray:
         if self.path is None:
-            return self._decoded(_library(), "the standard library")
+            return _symbols_of(_library(), self.unit, "the standard library")
         if not self.path.exists():
             raise FileNotFoundError(f"text {self.path} does not exist; name one with data.path")
         if self.path.is_file() and self.path.suffix != ".gz" and self.unit == "byte":
@@ -194,18 +194,7 @@ class Text(_Text):
             files = sorted(one for one in self.path.rglob("*") if one.is_file())
             if not files:
                 raise ValueError(f"folder {self.path} holds no files of text")
-        return np.concatenate([self._decoded(_contents(one), str(one)) for one in files])
-
-    def _decoded(self, contents: bytes, name: str) -> np.ndarray:
-        if self.unit == "byte":
-            return np.frombuffer(contents, np.uint8)
-        try:
-            return code_points(contents.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"text {name} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x} "
-                f"({error.reason}); convert it, or read bytes with data.unit=byte"
-            ) from None
+        return np.concatenate([read_symbols(one, self.unit) for one in files])
 
     def _checksum(self, parts: Parts) -> str:
         if self.path is None or any(isinstance(part, np.memmap) for part in parts.values()):
@@ -214,6 +203,27 @@ class Text(_Text):
         for part in PARTS:
             digest.update(parts[part].tobytes())
         return digest.hexdigest()
+
+
+def read_symbols(path: Path, unit: Unit) -> np.ndarray:
+    """A file of text, unpacked where it is a .gz, as code points or bytes (T,).
+
+    Raises:
+        ValueError: It cannot be unpacked, or is not UTF-8 where its characters are wanted.
+    """
+    return _symbols_of(_contents(path), unit, str(path))
+
+
+def _symbols_of(contents: bytes, unit: Unit, name: str) -> np.ndarray:
+    if unit == "byte":
+        return np.frombuffer(contents, np.uint8)
+    try:
+        return code_points(contents.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"text {name} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x} "
+            f"({error.reason}); convert it, or read bytes with data.unit=byte"
+        ) from None
 
 
 def _contents(path: Path) -> bytes:

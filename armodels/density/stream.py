@@ -36,7 +36,7 @@ def receptive_field(model: DensityModel) -> int | None:
     Raises:
         ValueError: The model does not read.
     """
-    return _network(model).receptive_field
+    return reader(model).receptive_field
 
 
 def describe_past(model: DensityModel) -> str:
@@ -57,12 +57,17 @@ def with_length(model: DensityModel, length: int) -> AutoregressiveModel:
     Raises:
         ValueError: It does not read.
     """
-    net = _network(model)
+    net = reader(model)
     assert isinstance(model, AutoregressiveModel)
     return AutoregressiveModel(net.with_length(length), model.head).train(model.training)
 
 
-def _network(model: DensityModel) -> StreamNetwork:
+def reader(model: DensityModel) -> StreamNetwork:
+    """The network of a model that reads.
+
+    Raises:
+        ValueError: It does not read.
+    """
     if isinstance(model, AutoregressiveModel) and isinstance(model.net, StreamNetwork):
         return model.net
     raise ValueError(f"{model.description} takes events of one length alone; choose model=rnn")
@@ -81,7 +86,7 @@ def learn(model: DensityModel, pieces: Iterable[Piece]) -> bool:
     Raises:
         ValueError: The model does not read.
     """
-    net = _network(model)
+    net = reader(model)
     # What has nothing to fit reads none of them: they may be larger than memory.
     return net.learn(piece[:].to(net.order_table.device) for piece in pieces)
 
@@ -104,7 +109,7 @@ def stream_log_probs(
     Raises:
         ValueError: The model does not read.
     """
-    net = _network(model)
+    net = reader(model)
     assert isinstance(model, AutoregressiveModel)
     before, state = net.begin(1, context)
     for start in range(0, len(piece), chunk):

@@ -682,3 +682,174 @@ def binarize(grey, seed, out):
         part, bits = grey[start : start + n], out[start : start + n]
         for i in range(n):
             bits[i] = noise[i] < part[i]
+
+
+# Counts of n-grams that grow while a text is read, see ``counting.GrowingCounts``
+
+EMPTY = -1
+"""In the place of a key: a slot of a hash table that is free."""
+
+
+@_compile
+def _slot_of(keys, key):
+    """Where a key stands, or would stand, in an open hash table whose size is a power of two."""
+    mask = len(keys) - 1
+    at = ((key * 0x1E3779B97F4A7C15) >> 20) & mask
+    while keys[at] != key and keys[at] != EMPTY:
+        at = (at + 1) & mask
+    return at
+
+
+@_compile
+def insert_all(keys, values, old_keys, old_values):
+    """Put what stands in arrays, or in a smaller table, into a table.
+
+    Args:
+        keys: (H,) of the table, with room for all.
+        values: (H, V) beside them.
+        old_keys: (M,), of which those that are ``EMPTY`` are passed over.
+        old_values: (M, V).
+    """
+    for i in range(len(old_keys)):
+        if old_keys[i] != EMPTY:
+            at = _slot_of(keys, old_keys[i])
+            keys[at] = old_keys[i]
+            values[at] = old_values[i]
+
+
+@_compile
+def _discounts_of(number, found):
+    """D of counts 1, 2, and 3 or more, from how many n-grams have the counts 1 to 4."""
+    for k in range(1, 4):
+        value = -1.0
+        if number[0] > 0 and number[1] > 0 and number[k - 1] > 0 and number[k] > 0:
+            mix = number[0] / (number[0] + 2 * number[1])
+            value = k - (k + 1) * mix * number[k] / number[k - 1]
+        found[k - 1] = value if value > 0 else k / 2
+
+
+@_compile
+def _count_ngram(context, order, key, keys, counts, tallies, numbers):
+    """One more of an n-gram."""
+    at = _slot_of(keys, key)
+    keys[at] = key
+    old = counts[at, 0]
+    counts[at, 0] = old + 1
+    tallies[context, 0] += 1
+    if old > 0:
+        tallies[context, min(old, 3)] -= 1
+    tallies[context, min(old + 1, 3)] += 1
+    if 1 <= old <= 4:
+        numbers[order - 1, old - 1] -= 1
+    if old + 1 <= 4:
+        numbers[order - 1, old] += 1
+
+
+@_compile
+def _count_symbol(
+    symbol, past, known, levels, contexts, ids, keys, counts, tallies, numbers, size, path
+):
+    """Count a symbol after its past; the number of contexts then.
+
+    The longest n-gram gets one more; where it is new, the one without its oldest symbol has one
+    more predecessor, and so on down while they are new.
+    """
+    longest = len(past)
+    path[0] = 0
+    for m in range(1, known + 1):
+        path[m] = EMPTY
+        if path[m - 1] != EMPTY:
+            at = _slot_of(contexts, path[m - 1] * levels + past[longest - m])
+            if contexts[at] != EMPTY:
+                path[m] = ids[at]
+    top = known + 1
+    low = top
+    while low > 1:
+        context = path[low - 1]
+        if context != EMPTY and keys[_slot_of(keys, context * levels + symbol)] != EMPTY:
+            break
+        low -= 1
+    for n in range(low, top + 1):
+        if path[n - 1] == EMPTY:
+            key = path[n - 2] * levels + past[longest - (n - 1)]
+            at = _slot_of(contexts, key)
+            contexts[at] = key
+            ids[at] = size
+            path[n - 1] = size
+            size += 1
+        key = path[n - 1] * levels + symbol
+        if n == top and n <= longest:  # At the beginning of a piece, which counts once.
+            at = _slot_of(keys, key)
+            if keys[at] != EMPTY and counts[at, 1]:
+                continue
+            counts[at, 1] = 1
+        _count_ngram(path[n - 1], n, key, keys, counts, tallies, numbers)
+    return size
+
+
+@_compile
+def _kneser_ney(past, known, levels, contexts, ids, keys, counts, tallies, numbers, found):
+    """log p of every level after a past, nats."""
+    discounts = np.empty(3)
+    for x in range(levels):
+        found[x] = 1.0 / levels
+    context = 0
+    for n in range(1, known + 2):
+        if n > 1:
+            at = _slot_of(contexts, context * levels + past[len(past) - (n - 1)])
+            if contexts[at] == EMPTY:
+                break
+            context = ids[at]
+        _discounts_of(numbers[n - 1], discounts)
+        total = tallies[context, 0]
+        left = 0.0
+        for k in range(3):
+            left += tallies[context, k + 1] * discounts[k]
+        left /= total
+        for x in range(levels):
+            found[x] *= left
+            at = _slot_of(keys, context * levels + x)
+            if keys[at] != EMPTY:
+                count = counts[at, 0]
+                found[x] += (count - discounts[min(count, 3) - 1]) / total
+    for x in range(levels):
+        found[x] = math.log(found[x])
+
+
+@_compile
+def count_and_say(
+    values, past, known, levels, contexts, ids, keys, counts, tallies, numbers, size, found
+):
+    """Count symbols one after another, and say what follows each.
+
+    Args:
+        values: (t,) symbols.
+        past: (N - 1,) what stands before them, the newest last; holds what does at the end.
+        known: How many of the past are there.
+        levels: L.
+        contexts: Keys of contexts, a hash table; ``ids`` their ids beside them.
+        ids: Of contexts.
+        keys: Keys of n-grams, a hash table.
+        counts: Beside them, each count and whether the n-gram began a piece.
+        tallies: (C, 4) of each context: the sum of its counts, and how many are 1, 2, 3 or more.
+        numbers: (N, 4) how many n-grams of each length have the counts 1 to 4.
+        size: Contexts so far.
+        found: (t, L) gets log p of every level after each symbol, nats.
+
+    Returns:
+        How many of the past are there at the end, and the number of contexts.
+    """
+    longest = len(past)
+    path = np.empty(longest + 1, np.int64)
+    for i in range(len(values)):
+        size = _count_symbol(
+            values[i], past, known, levels, contexts, ids, keys, counts, tallies, numbers, size,
+            path,
+        )  # fmt: skip
+        for m in range(longest - 1):
+            past[m] = past[m + 1]
+        if longest:
+            past[longest - 1] = values[i]
+        known = min(known + 1, longest)
+        _kneser_ney(past, known, levels, contexts, ids, keys, counts, tallies, numbers, found[i])
+    return known, size

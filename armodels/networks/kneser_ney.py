@@ -8,13 +8,10 @@ backwards, from the newest symbol to the oldest: a context's id is its index amo
 of its context * L + last symbol``. Keys stay below N * L, so int64 holds them for any order, and
 every look-up is a binary search for all rows at once.
 
-Learning while reading would need no other representation, because one more symbol changes little:
-the count of its longest n-gram; where that one is new, the continuation count of the n-gram
-without its oldest symbol, and so on down while they are new; and with each count, one row of
-``tallies`` and two entries of ``counts_of_counts``. A text that is known beforehand can be indexed
-together with the training text, once, so that a compiled loop over its symbols only adds to counts
-at ids that it knows; one that is drawn symbol by symbol takes a small table of new keys beside the
-sorted one.
+``growing`` gives the same counts as hash tables, to which a text is added while it is read. One
+more symbol changes little: the count of its longest n-gram; where that one is new, the
+continuation count of the n-gram without its oldest symbol, and so on down while they are new; and
+with each count, one row of ``tallies`` and two entries of ``counts_of_counts``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from armodels.checks import Count, checked
+from armodels.kernels.counting import GrowingCounts
 
 _KINDS = ("contexts", "ngrams", "counts")
 """What a state_dict holds for each length of n-grams."""
@@ -246,13 +244,39 @@ class KneserNey(nn.Module):
             for kind, table in zip(_KINDS, (contexts, ngrams, counts), strict=True):
                 setattr(self, f"{kind}_{n}", table)
         for n in range(1, self.order):
-            # Each longer n-gram is one distinct predecessor of the one without its oldest symbol.
-            longer, last = self._split(n + 1)
-            keys = self._table("contexts", n + 1)[longer] // self.num_levels
-            keys = keys * self.num_levels + last
-            ngram = torch.searchsorted(self._table("ngrams", n), keys)
-            predecessors = ngram.bincount(minlength=len(begun[n - 1]))
-            setattr(self, f"counts_{n}", predecessors + begun[n - 1])
+            setattr(self, f"counts_{n}", self._predecessors(n) + begun[n - 1])
+
+    def _predecessors(self, n: int) -> Tensor:
+        """How many symbols were seen before each n-gram, (E,), for n below the order."""
+        # Each longer n-gram is one distinct predecessor of the one without its oldest symbol.
+        longer, last = self._split(n + 1)
+        keys = self._table("contexts", n + 1)[longer] // self.num_levels
+        ngram = torch.searchsorted(self._table("ngrams", n), keys * self.num_levels + last)
+        return ngram.bincount(minlength=len(self._table("ngrams", n)))
+
+    def growing(self) -> GrowingCounts:
+        """The same counts in a form to which symbols are added one by one.
+
+        What follows is then what ``fit`` would give for the text so far, exactly.
+
+        Raises:
+            RuntimeError: Nothing was counted yet.
+        """
+        self._require_counts()
+        contexts, ngrams, counts, shorter, own = [], [], [], 0, 0
+        for n in range(1, self.order + 1):
+            if n > 1:
+                contexts.append(self._table("contexts", n) + shorter * self.num_levels)
+            ngrams.append(self._table("ngrams", n) + own * self.num_levels)
+            number = self._table("counts", n)
+            begun = number - self._predecessors(n) if n < self.order else torch.zeros_like(number)
+            counts.append(torch.stack([number, begun], 1))
+            shorter, own = own, own + len(self._table("contexts", n))
+        tallies = [self._table("tallies", n) for n in range(1, self.order + 1)]
+        none = self.levels.new_zeros(0)
+        parts = (torch.cat([none, *contexts]), torch.cat(ngrams), torch.cat(counts),
+                 torch.cat(tallies), self.counts_of_counts)  # fmt: skip
+        return GrowingCounts(self.num_levels, *(part.cpu().numpy() for part in parts))
 
     def _split(self, n: int) -> tuple[Tensor, Tensor]:
         """Context and last symbol of each n-gram, (E,) and (E,)."""
@@ -311,11 +335,14 @@ class KneserNey(nn.Module):
                 f"0..{self.num_levels - 1}"
             )
 
-    def _require_past(self, past: Tensor, known: Tensor) -> None:
+    def _require_counts(self) -> None:
         if len(self._table("contexts", 1)) == 0:
             raise RuntimeError(
                 "KneserNey has counted nothing; call fit(pieces) or load its counts"
             )
+
+    def _require_past(self, past: Tensor, known: Tensor) -> None:
+        self._require_counts()
         longest = self.order - 1
         if past.ndim != 2 or past.shape[1] != longest or known.shape != past.shape[:1]:
             raise ValueError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from armodels.checks import Count, checked
+from armodels.kernels.counting import GrowingCounts
 from armodels.networks.base import State
 from armodels.networks.kneser_ney import KneserNey
 from armodels.networks.stream import StreamNetwork
@@ -56,6 +57,7 @@ class NGram(StreamNetwork):
             )
         self.n = n
         self.counts = KneserNey(spec.num_levels, n)
+        self.growing: GrowingCounts | None = None
 
     @property
     def receptive_field(self) -> int:
@@ -65,7 +67,20 @@ class NGram(StreamNetwork):
     def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Count the n-grams of whole sequences."""
         self.counts.fit(pieces)
+        self.growing = None
         return True
+
+    def absorb(self, values: Tensor, state: State) -> tuple[Tensor, State]:
+        """(1, t, 1) -> (1, t, P), each value counted before it is said what follows."""
+        if self.growing is None:
+            self.growing = self.counts.growing()
+        past = state["past"][0].cpu().numpy().copy()
+        symbols = values[0, :, 0].cpu().numpy().astype("int64")
+        found, known = self.growing.read(symbols, past, int(state["known"]))
+        log_probs = torch.from_numpy(found)[None].to(values.device)
+        params = log_probs if self.num_params > 1 else log_probs[..., 1:] - log_probs[..., :1]
+        last = {"past": torch.from_numpy(past)[None], "known": torch.tensor([known])}
+        return params, State({name: one.to(values.device) for name, one in last.items()})
 
     def begin(self, n: int, context: Tensor | None = None) -> tuple[Tensor, State]:
         """Nothing is known."""

@@ -73,6 +73,18 @@ class StreamNetwork(Network):
         """
         return False
 
+    def absorb(self, values: Tensor, state: State) -> tuple[Tensor, State]:
+        """As ``read``, but what a network counts grows by each value before it says what follows.
+
+        Counts change in place. What is not counted is learned by gradients
+        (``density.adaptive``).
+
+        Args:
+            values: (1, t, K), of one stream.
+            state: As in ``read``.
+        """
+        return self.read(values, state)
+
     def with_length(self, length: int) -> "StreamNetwork":
         """The same weights over events of ``length`` values."""
         view = copy.copy(self)

@@ -21,7 +21,7 @@ from armodels.disk import atomic, require_place
 from armodels.run import RunDirectory
 
 COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
-           "bits/dim", "gap", "seconds", "tags", "status", "run")  # fmt: skip
+           "bits/dim", "adapted nats", "gap", "seconds", "tags", "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
             "tags", "started", "trust")  # fmt: skip
@@ -40,6 +40,7 @@ class RunSummary:
     interval: float
     deviation: float
     bits_per_dim: float
+    adapted: float | None
     gap: float | None
     seconds: float
     tags: str
@@ -56,8 +57,8 @@ class RunSummary:
             self.data, self.measure, self.model,
             "" if self.parameters is None else f"{self.parameters:,}",
             self.seeds, number(self.nats, 3), number(self.interval, 3), number(self.deviation, 3),
-            number(self.bits_per_dim, 4), number(self.gap, 4), number(self.seconds, 0),
-            self.tags, self.status, self.run,
+            number(self.bits_per_dim, 4), number(self.adapted, 3), number(self.gap, 4),
+            number(self.seconds, 0), self.tags, self.status, self.run,
         ]  # fmt: skip
         # A name with a line break would make rows of its own.
         return [show.clean(cell).replace("\n", "\\n") for cell in cells]
@@ -116,7 +117,7 @@ _METRICS: dict[str, type | tuple[type, ...]] = {
     "data": str, "measure": str, "seed": int, "parameters": int, "seconds": _NUMBER,
     "test.nats": _NUMBER, "test.bits_per_dim": _NUMBER,
     "test.nats_ci95": (*_NUMBER, type(None)), "gap_to_truth": (*_NUMBER, type(None)),
-    "warning": (str, type(None)),
+    "test_adapted.nats": _NUMBER, "warning": (str, type(None)),
 }  # fmt: skip
 _CONFIG: dict[str, type | tuple[type, ...]] = {
     "seed": int, "choices": dict, "overrides": list, "data": dict, "tags": (list, str)
@@ -128,7 +129,10 @@ def _require_metrics(metrics: Mapping, path: Path) -> None:
         value: object = metrics
         for key in name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        absent = value is None and name in ("gap_to_truth", "warning")
+        absent = value is None and (
+            name in ("gap_to_truth", "warning")
+            or (name == "test_adapted.nats" and "test_adapted" not in metrics)
+        )
         infinite = isinstance(value, float) and not math.isfinite(value)
         if not absent and (not isinstance(value, kind) or infinite):
             raise ValueError(f"{path} is damaged: its {name} is {str(value)[:50]!r}")
@@ -221,12 +225,16 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
             yield RunSummary(str(data), "", label(config), None, seed, nan, nan, nan, nan,
-                             None, nan, ",".join(run.tags), state, str(run.path))  # fmt: skip
+                             None, None, nan, ",".join(run.tags), state,
+                             str(run.path))  # fmt: skip
             continue
         metrics = [item.metrics for item in group if item.metrics is not None]
         first, tests = metrics[0], [item["test"] for item in metrics]
         values, seeds = [test["nats"] for test in tests], [item["seed"] for item in metrics]
         gaps = [item["gap_to_truth"] for item in metrics if item.get("gap_to_truth") is not None]
+        # Of models that learned while they were scored: never ranked with the others.
+        adapted = [item["test_adapted"]["nats"] for item in metrics if "test_adapted" in item]
+        adapted = adapted if len(adapted) == len(metrics) else []
         several = len(group) > 1
         half = tests[0]["nats_ci95"]
         yield RunSummary(
@@ -239,6 +247,7 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
             math.nan if several or half is None else half,
             statistics.stdev(values) if several else math.nan,
             statistics.fmean(test["bits_per_dim"] for test in tests),
+            statistics.fmean(adapted) if adapted else None,
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),
             ",".join(sorted({tag for item in group for tag in item.tags})),

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from armodels import disk, machine, show
+from armodels.checkpoints import Restored
 from armodels.density.stream import describe_past
 from armodels.evaluation import NoMean, describe, evaluate
 from armodels.examples import asked_for
+from armodels.run import RunDirectory, refuse_links
 
 
 def main(config: Mapping) -> None:
@@ -17,6 +19,7 @@ def main(config: Mapping) -> None:
         ValueError: An example has no finite log-probability, so that there is no mean.
     """
     restored, spec, examples = asked_for(config, mark='"trained_on"')
+    split, adapt = config["split"], config["adapt"]
     started = time.monotonic()
     try:
         result = evaluate(
@@ -24,23 +27,24 @@ def main(config: Mapping) -> None:
             examples,
             config["eval"]["batch_size"],
             progress=True,
-            name=config["split"],
+            name=split,
+            adapt_lr=config["eval"]["adapt_lr"] if adapt else None,
         )
     except NoMean as error:
-        every = show.command("score", run=config["run"], split=config["split"])
+        every = show.command("score", run=config["run"], split=split)
         raise ValueError(f"{error}, so there is no mean; see every row with: {every}") from error
     measure = restored.model.spec.measure
     report = {
         "data": spec.name_with(restored.model.context),
         "trained_on": restored.spec.name,
         "model": restored.model.description,
-        "split": config["split"],
+        "split": split,
         "measure": measure,
         "num_dims": spec.num_dims,
         "levels": spec.levels,
         "weights": restored.weights,
         "checkpoint": str(restored.path),
-        **result.report(spec),
+        **({"adapted": result.report(spec)} if adapt else result.report(spec)),
         "seconds": time.monotonic() - started,
         "overrides": config["overrides"],
         "environment": machine.environment(),
@@ -49,7 +53,34 @@ def main(config: Mapping) -> None:
     show.say(f"data   {report['data']} ({about})")
     show.say(f"model  {report['model']}{describe_past(restored.model)}")
     show.say(f"from   {restored.origin}")
-    show.say(describe(config["split"], report, spec))
+    show.say(describe(split, result.report(spec), spec))
+    if adapt:
+        _keep(restored, config, f"{split}_adapted", report)
     if config["out"]:
         disk.write_json(Path(config["out"]), report)
         show.say(f"wrote  {config['out']}")
+
+
+def _keep(restored: Restored, config: Mapping, name: str, report: Mapping) -> None:
+    """Say what the number of a model that learns is, and keep it beside those of its run.
+
+    Args:
+        restored: The model, as it was before.
+        config: Of the verb.
+        name: Of the number in metrics.json.
+        report: What was found.
+    """
+    show.say(
+        "       adapted: each symbol was scored before a copy of the model learned from it, so "
+        "that this is no number of the model as it stays"
+    )
+    own = "_target_" not in config["data"] and restored.path.name == "best.pt"
+    folder = restored.path.parent.parent
+    if not own or restored.path.parent.name != "checkpoints":
+        return
+    run = RunDirectory(folder)
+    if (metrics := run.read_metrics()) is not None:
+        refuse_links(folder)
+        about = {"adapt_lr": config["eval"]["adapt_lr"], "seconds": report["seconds"]}
+        run.write_metrics({**metrics, name: {**report["adapted"], **about}})
+        show.say(f"wrote  {folder / 'metrics.json'} ({name})")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from armodels import build, candidates, checkpoints, limits, resuming, run, show
+from armodels import blending, build, candidates, checkpoints, limits, resuming, run, show
 from armodels.density.stream import describe_past, reads
 from armodels.evaluation import describe
 from armodels.tracking import read_rows
@@ -35,7 +35,10 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         config, directory, changed = resuming.take_up(config)
         trust = Trust.of(config["trust"], directory.path / "config.yaml")
     else:
-        trust, changed = Trust.in_own(config), None
+        named = (
+            Trust.in_own(config).names | Trust.of(config["trust"]).names
+        )  # members' own classes
+        trust, changed = Trust(named), None
         directory = run.RunDirectory.vacant(os.path.relpath(config["directory"]))
         select = config["trainer"].get("select")
         select = candidates.without_typed(select, config["overrides"])
@@ -53,7 +56,8 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         if first:
             log.open(directory.path / "train.log")
             _announce(trainer)
-        trainer.run(functools.partial(_conclude, trust=trusting(config)) if first else None)
+        trust_again = trusting(trainer.learner.candidate.config)
+        trainer.run(functools.partial(_conclude, trust=trust_again) if first else None)
         return trainer.state.best_nats
 
 
@@ -77,18 +81,21 @@ def _begin(
     source = build.source(config["data"], trust)
     own = checkpoints.spec_of(last, path) if last else source.spec
     spec = build.same_data(own, source.spec)
+    config, members = blending.take_up(config, spec) if last is None else (config, [])
 
     def guard(tried: Mapping[str, Any]) -> contextlib.AbstractContextManager:
         return checkpoints.guard(tried, last, path) if last else contextlib.nullcontext()
 
     # Whatever cannot be trained is refused before any load.
     model = candidates.first_model(config, settings, fabric.device, spec, trust, guard)
+    blending.warn(config, spec, members)
     splits = source.load()  # which may make the folder of the data
     if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
         splits = replace(splits, spec=spec)
     config = build.located(config)
+    several = candidates.candidates(config, settings, splits.spec, trust)
     trainer = Trainer(
-        candidates.candidates(config, settings, splits.spec, trust),
+        [blending.filled(one, members) for one in several],
         splits,
         settings,
         watching_of(config),
@@ -96,7 +103,7 @@ def _begin(
         InFiles(directory, config if fabric.is_global_zero else None, _go_on(config, directory)),
         origin_of(config),
         budget,
-        model,
+        blending.fill(model, members),
     )
     if last:
         trainer.take_up(last, path)
