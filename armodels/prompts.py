@@ -13,6 +13,7 @@ from armodels.alphabet import UNKNOWN, Alphabet, code_points
 from armodels.checkpoints import Restored
 from armodels.density.stream import reads, with_length
 from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, keep, walk
+from armodels.spec import DataSpec
 
 
 def read_prompt(config: Mapping[str, Any]) -> str | None:
@@ -38,6 +39,25 @@ def read_prompt(config: Mapping[str, Any]) -> str | None:
             f"prompt_file {path} is not UTF-8: byte {error.start} is "
             f"0x{contents[error.start]:02x} ({error.reason})"
         ) from None
+
+
+def num_values(length: int | str, spec: DataSpec) -> int:
+    """Values of a ``length`` as it was typed: a number of them, or seconds of a sound (``2.5s``).
+
+    Raises:
+        ValueError: The model is of no sound, or the time is less than a sample.
+    """
+    if isinstance(length, int):
+        return length
+    if spec.waveform is None:
+        raise ValueError(
+            f"length={length} is of a sound, but the model is of {spec.name}; give a number of "
+            f"its {spec.unit}s"
+        )
+    found = round(float(length[:-1]) * spec.waveform.rate)
+    if found < 1:
+        raise ValueError(f"length={length} is less than a sample; give more of a second")
+    return found
 
 
 def encoded(prompt: str, alphabet: Alphabet) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from armodels.alphabet import Alphabet
+from armodels.waveform import Waveform
 
 KINDS = ("vector", "image", "sequence")
 MEASURES = ("probability", "density", "bound")
@@ -169,6 +170,7 @@ class DataSpec:
             they are in their original units.
         coding: What the levels stand for; None: themselves.
         alphabet: Of a text: what its levels stand for.
+        waveform: Of a sound: what its levels stand for, and how many of them are a second.
         checksum: Of all values, of data that are files of the user's own: says that two are the
             same, whatever their names; empty where the name alone says it.
     """
@@ -184,6 +186,7 @@ class DataSpec:
     coding: Coding | None = None
     checksum: str = ""
     alphabet: Alphabet | None = None
+    waveform: Waveform | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -195,8 +198,11 @@ class DataSpec:
             object.__setattr__(self, "coding", Coding(**self.coding))
         if isinstance(self.alphabet, dict):
             object.__setattr__(self, "alphabet", Alphabet(**self.alphabet))
-        if self.alphabet is not None and self.alphabet.num_levels != self.levels:
-            raise ValueError(f"data {self.name!r} has {self.levels} levels, its alphabet others")
+        if isinstance(self.waveform, dict):
+            object.__setattr__(self, "waveform", Waveform(**self.waveform))
+        for what, meaning in (("alphabet", self.alphabet), ("waveform", self.waveform)):
+            if meaning is not None and meaning.num_levels != self.levels:
+                raise ValueError(f"data {self.name!r} has {self.levels} levels, its {what} others")
         if self.coding is not None and len(self.coding.values) != self.levels:
             raise ValueError(f"data {self.name!r} has {self.levels} levels, its coding others")
         if self.kind not in KINDS:
@@ -222,9 +228,11 @@ class DataSpec:
 
     @property
     def unit(self) -> str:
-        """What a value is called: ``char``, ``byte``, ``symbol`` of other sequences, ``dim``."""
+        """What a value is called: ``char``, ``byte`` or ``sample``, else ``symbol`` or ``dim``."""
         if self.alphabet is not None:
             return self.alphabet.unit
+        if self.waveform is not None:
+            return "sample"
         return "symbol" if self.kind == "sequence" else "dim"
 
     @property

@@ -16,7 +16,7 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "show", "checks", "disk", "earlier", "limits", "lines", "names"},
+    {"alphabet", "waveform", "show", "checks", "disk", "earlier", "limits", "lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads", "objectives"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"trust"},
     {"build", "pictures"},
     {"charts"},
+    {"views"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming"},
     {"candidates"},
@@ -43,7 +44,7 @@ ONLY = {
     "earlier": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"alphabet", "checks", "contexts", "kernels", "show", "spec"},
+    "data": {"alphabet", "checks", "contexts", "kernels", "show", "spec", "waveform"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
     "objectives": {"orders", "spec"},
@@ -79,6 +80,7 @@ ONLY = {
         "show",
         "spec",
         "tracking",
+        "views",
     },  # fmt: skip
     "resuming": {"build", "checks", "run"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},

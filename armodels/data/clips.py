@@ -19,8 +19,9 @@ from armodels import show
 from armodels.checks import Range
 from armodels.data.base import PARTS, Splits, split_rows
 from armodels.data.collections import UNDECODABLE, Collection, first_line
-from armodels.data.sound import HIGHEST_RATE, Encoding, encode, read_clip, require_soundfile
+from armodels.data.sound import read_clip, require_soundfile
 from armodels.spec import ContextSpec, DataSpec
+from armodels.waveform import HIGHEST_RATE, Waveform
 
 Clips = dict[str, list[Tensor]]
 """Split -> clips (T,) of levels, each of its own length."""
@@ -113,14 +114,13 @@ class Read(NamedTuple):
 
 
 def read_all(
-    collection: Collection, rate: int, encoding: Encoding, advice: str, *, skip: bool = False
+    collection: Collection, waveform: Waveform, advice: str, *, skip: bool = False
 ) -> list[Read]:
     """All clips of a collection as levels, in its order, by several threads.
 
     Args:
         collection: Of files of sound.
-        rate: Samples a second that they are brought to.
-        encoding: Of a sample.
+        waveform: The rate that they are brought to, and what a level stands for.
         advice: What to do about a file that cannot be read.
         skip: Go on after one.
 
@@ -132,7 +132,7 @@ def read_all(
     def one(index: int) -> Read:
         try:
             contents = collection.contents(index)
-            clip = torch.from_numpy(encode(read_clip(contents, rate), encoding))
+            clip = torch.from_numpy(waveform.encoded(read_clip(contents, waveform.rate)))
         except UNDECODABLE as error:
             return Read(None, b"", f"{collection.names[index]}: {first_line(error)}")
         return Read(clip, hashlib.sha256(contents).digest(), "")
@@ -159,14 +159,22 @@ def read_all(
 
 
 def window_spec(
-    name: str, length: int, levels: int, contexts: tuple[ContextSpec, ...] = ()
+    name: str, length: int, waveform: Waveform, contexts: tuple[ContextSpec, ...] = ()
 ) -> DataSpec:
     """What a window is: a sequence of levels.
 
     Args:
         name: Of the data.
         length: T, samples of a window.
-        levels: L.
+        waveform: What a level stands for.
         contexts: What is stored beside the windows.
     """
-    return DataSpec(name, "sequence", (length,), levels, "probability", contexts=contexts)
+    return DataSpec(
+        name,
+        "sequence",
+        (length,),
+        waveform.num_levels,
+        "probability",
+        contexts=contexts,
+        waveform=waveform,
+    )
