@@ -199,7 +199,9 @@ def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
     return _drawn(figure)
 
 
-def sounds(x: np.ndarray, rate: int, name: str, titles: Sequence[str] = ()) -> Tensor:
+def sounds(
+    x: np.ndarray, rate: int, name: str, titles: Sequence[str] = (), known: int = 0
+) -> Tensor:
     """Waveforms and spectrograms of sounds (N, T), one above the other.
 
     A spectrogram shows the power of frames of 16 to 512 samples by frequency, in decibels below
@@ -210,6 +212,7 @@ def sounds(x: np.ndarray, rate: int, name: str, titles: Sequence[str] = ()) -> T
         rate: Samples a second.
         name: Of the data.
         titles: Of each sound; none: its number.
+        known: Samples at the beginning of each that were there, in the colour of data.
     """
     number, length = x.shape
     across = min(ACROSS - 1, number)
@@ -223,7 +226,9 @@ def sounds(x: np.ndarray, rate: int, name: str, titles: Sequence[str] = ()) -> T
             wave.set_axis_off()
             spectrum.set_axis_off()
             continue
-        wave.plot((np.arange(length) + 0.5) / rate, x[i], color=_DRAWN, linewidth=0.5)
+        time = (np.arange(length) + 0.5) / rate
+        wave.plot(time[:known], x[i, :known], color=_DATA, linewidth=0.5)
+        wave.plot(time[known:], x[i, known:], color=_DRAWN, linewidth=0.5)
         wave.set(xlim=(0, seconds), ylim=(-1, 1))
         wave.set_title(_short(titles[i] if titles else str(i)), fontsize=8)
         spectrum.imshow(

@@ -47,13 +47,16 @@ class View:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def view(x: Tensor, spec: DataSpec, *, titles: Sequence[str] = (), **about: Any) -> View:
+def view(
+    x: Tensor, spec: DataSpec, *, titles: Sequence[str] = (), known: int = 0, **about: Any
+) -> View:
     """What events are shown as. A new kind of data has its place here, and nowhere else.
 
     Args:
         x: Events (N, *event).
         spec: What they are.
         titles: Of each event, where something is said of it.
+        known: Values at the beginning of a sound that were there before it was drawn.
         about: What else ``charts.samples`` draws by.
     """
     x = x.detach().cpu()
@@ -64,10 +67,11 @@ def view(x: Tensor, spec: DataSpec, *, titles: Sequence[str] = (), **about: Any)
         rate, some = spec.waveform.rate, x[:MOST_HEARD].numpy()
         each = spec.waveform.decoded(x.numpy())
         width = len(str(len(x) - 1))
+        ends = [f"-{i:0{width}}" for i in range(len(x))] if len(x) > 1 else [""]
         return View(
-            picture=charts.sounds(each[:MOST_HEARD], rate, spec.name, titles),
+            picture=charts.sounds(each[:MOST_HEARD], rate, spec.name, titles, known),
             sound=Sound(spec.waveform.joined(some), rate),
-            files={f"-{i:0{width}}.wav": wav(one, rate) for i, one in enumerate(each)},
+            files={f"{end}.wav": wav(one, rate) for end, one in zip(ends, each, strict=True)},
         )
     return View(picture=charts.samples(x, spec, **about))
 

@@ -14,8 +14,10 @@ from armodels import charts, views
 from armodels.alphabet import LINE, Alphabet
 from armodels.checkpoints import restore
 from armodels.data.sine import Sine
+from armodels.density.stream import after_prompt, with_length
+from armodels.density.walk import walk
 from armodels.spec import ContextSpec, DataSpec
-from armodels.waveform import PAUSE, Waveform
+from armodels.waveform import PAUSE, Waveform, write_wav
 
 RATE = 400
 SINE = (
@@ -120,6 +122,87 @@ def test_other_sounds_are_not_scored(run):
     other[1] = "data.rate=500"
     told = armodels(run, "score", "run", *other, "device=cpu").error
     assert "stand for other samples than those of sine-L16-32" in told
+
+
+# A sound that goes on
+
+
+def loud(folder, name: str, length: int, rate: int = RATE) -> np.ndarray:
+    """Samples of a file that is written into the folder."""
+    samples = np.sin(np.arange(length) / 3) / 2
+    write_wav(folder / name, samples, rate)
+    return samples
+
+
+@pytest.fixture
+def sf():
+    return pytest.importorskip("soundfile", reason="needs soundfile: pip install '.[audio]'")
+
+
+def test_a_clip_goes_on(run, sf):
+    samples = loud(run, "clip.wav", 50)
+    told = done(run, "complete", "run", "prompt=clip.wav", "length=0.1s", "device=cpu")
+    assert "prompt-seed0.wav" in told
+    written, rate = heard((run / "run/samples/prompt-seed0.wav").read_bytes())
+    assert (len(written), rate) == (50 + 40, RATE)
+    assert np.abs(written[:50] - samples).max() <= 1 / 16 + 1e-4  # half a level
+    assert len(np.unique(written[50:])) > 2
+    keys = ("prompt_file=clip.wav", "num_completions=2", "device=cpu", "seed=1")
+    done(run, "complete", "run", *keys)
+    both = [heard((run / f"run/samples/prompt-seed1-{i}.wav").read_bytes())[0] for i in (0, 1)]
+    assert [len(one) for one in both] == [50 + RATE] * 2
+    assert (both[0][:50] == both[1][:50]).all()
+    assert (both[0] != both[1]).any()
+
+
+def test_a_clip_of_another_rate_is_resampled(run, sf):
+    loud(run, "fast.wav", 500, 10 * RATE)
+    keys = ("prompt=fast.wav", "length=5", "seed=2", "device=cpu")
+    done(run, "complete", "run", *keys)
+    written, rate = heard((run / "run/samples/prompt-seed2.wav").read_bytes())
+    assert (len(written), rate) == (50 + 5, RATE)
+
+
+def test_what_goes_on_hears_the_whole_prompt(run):
+    model = restore(run / "run").model
+    prompts = torch.zeros(2, 40, dtype=torch.uint8)
+    prompts[1, 0] = 15
+    with torch.no_grad():
+        params = []
+        for prompt in prompts:
+            steps = after_prompt(model, prompt, 3)
+            params.append(steps.step(None, 0, steps.start(steps.pack(), 1), None)[0])
+        whole = with_length(model, 41).net(torch.cat([prompts, prompts[:, :1]], 1))
+        torch.testing.assert_close(torch.cat(params), whole[:, -1])
+        assert not params[0].equal(params[1])
+        values = walk(after_prompt(model, prompts[0], 3), 2, lambda s, _: prompts[:, s, None])
+    assert values.shape == (2, 3, 1)
+
+
+PROMPTS = {
+    "broken": (b"RIFF", "broken.wav cannot be read as sound"),
+    "text": (b"no sound at all", "text.wav cannot be read as sound"),
+    "absent": (None, "prompt absent.wav does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_clips_that_cannot_be_are_refused(run, sf, name):
+    contents, sentence = PROMPTS[name]
+    if contents is not None:
+        (run / f"{name}.wav").write_bytes(contents)
+    typed = (f"prompt={name}.wav", "device=cpu")
+    assert sentence in armodels(run, "complete", "run", *typed).error
+
+
+def test_an_empty_clip_and_one_that_was_cut_off_are_refused(run, sf):
+    loud(run, "empty.wav", 0)
+    told = armodels(run, "complete", "run", "prompt=empty.wav", "device=cpu").error
+    assert "empty.wav cannot be read as sound: it holds no samples" in told
+    loud(run, "cut.wav", 900)
+    (run / "cut.wav").write_bytes((run / "cut.wav").read_bytes()[:500])
+    told = armodels(run, "complete", "run", "prompt=cut.wav", "device=cpu").error
+    assert "it is cut off" in told
 
 
 # What is shown while a model is trained

@@ -9,7 +9,7 @@ from torch import Tensor
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.walk import score
-from armodels.networks.stream import StreamNetwork
+from armodels.networks.stream import AfterPrompt, StreamNetwork
 
 CHUNK = 1024
 """Values that are read at once."""
@@ -43,6 +43,20 @@ def with_length(model: DensityModel, length: int) -> AutoregressiveModel:
     net = _network(model)
     assert isinstance(model, AutoregressiveModel)
     return AutoregressiveModel(net.with_length(length), model.head).train(model.training)
+
+
+def after_prompt(model: DensityModel, prompt: Tensor, num_steps: int) -> AfterPrompt:
+    """The steps of what follows a prompt, for a walk.
+
+    Args:
+        model: It reads.
+        prompt: (t,) values.
+        num_steps: Values that follow.
+
+    Raises:
+        ValueError: The model does not read.
+    """
+    return AfterPrompt(_network(model), prompt, num_steps)
 
 
 def _network(model: DensityModel) -> StreamNetwork:
