@@ -17,7 +17,7 @@ from armodels.data.base import Splits
 from armodels.data.rows import Examples, Rows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
-from armodels.density.stream import reads, stream_log_probs, with_length
+from armodels.density.stream import ROWS, pieces_log_probs, reads, with_length
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 
@@ -148,7 +148,8 @@ def evaluate(
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     share = examples.share(rank, world)
     if whole:
-        return _evaluate_pieces(model, share, fabric, progress=progress, name=name)
+        rows = min(batch_size, ROWS)
+        return _evaluate_pieces(model, share, rows, fabric, progress=progress, name=name)
     values = log_probs(model, share, batch_size, progress=progress, name=name)
     sums = torch.stack(
         [torch.tensor(len(values), dtype=torch.double), values.sum(), values.square().sum()]
@@ -168,11 +169,18 @@ def evaluate(
 
 def is_whole(model: DensityModel, examples: Examples) -> bool:
     """Whether the model is evaluated on whole sequences, not on their windows."""
-    return bool(examples.pieces) and reads(model) and model.context is None
+    known = model.context is None or examples.piece_context is not None
+    return bool(examples.pieces) and reads(model) and known
 
 
 def _evaluate_pieces(
-    model: DensityModel, share: Examples, fabric: Fabric | None, *, progress: bool, name: str
+    model: DensityModel,
+    share: Examples,
+    rows: int,
+    fabric: Fabric | None,
+    *,
+    progress: bool,
+    name: str,
 ) -> Evaluation:
     """Every symbol of whole sequences once, given all before it in its piece.
 
@@ -183,30 +191,25 @@ def _evaluate_pieces(
     model.eval()
     length = model.spec.num_dims
     sums = torch.zeros(5, dtype=torch.double)  # symbols, log p; windows, their log p and squares
+    rests = [torch.zeros(0, dtype=torch.double)] * len(share.pieces)  # of a window, not yet whole
     bar = tqdm(
         total=sum(map(len, share.pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
         disable=None if progress else True, delay=1,
     )  # fmt: skip
     convolutions = torch.backends.cudnn
     with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False), torch.no_grad():
-        for piece in share.pieces:
-            if not sums[0]:
-                some = piece[: min(length, len(piece))][None].to(model.net.order_table.device)
-                _require_causal(with_length(model, some.shape[1]), some, None)
-            parts = []
-            for part in stream_log_probs(model, piece):
-                parts.append(part.double().cpu())
-                bar.update(len(part))
-            values = torch.cat(parts)
-            windows = values[: len(values) // length * length].view(-1, length).sum(1)
-            found = [
-                len(values),
-                values.sum(),
-                len(windows),
-                windows.sum(),
-                windows.square().sum(),
-            ]
-            sums += torch.tensor(found, dtype=torch.double)
+        if share.pieces:
+            _require_causal_pieces(model, share)
+        for number, part in pieces_log_probs(model, share.pieces, share.piece_context, rows=rows):
+            values = part.double().cpu()
+            bar.update(len(values))
+            sums[:2] += torch.tensor([len(values), values.sum()], dtype=torch.double)
+            rest = torch.cat([rests[number], values])
+            whole = len(rest) // length * length
+            rests[number] = rest[whole:].clone()
+            windows = rest[:whole].view(-1, length).sum(1)
+            found = [len(windows), windows.sum(), windows.square().sum()]
+            sums[2:] += torch.tensor(found, dtype=torch.double)
     if fabric and fabric.world_size > 1:
         sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
     symbols, total, count, of_windows, squares = sums.tolist()
@@ -215,6 +218,15 @@ def _evaluate_pieces(
     spread = max(squares - of_windows**2 / max(count, 1), 0.0)
     error = math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan
     return Evaluation(int(count), total / symbols * length, error, int(symbols))
+
+
+def _require_causal_pieces(model: DensityModel, share: Examples) -> None:
+    """As ``_require_causal``, on the beginning of the first piece."""
+    piece, context = share.pieces[0], share.piece_context
+    some = piece[: min(model.spec.num_dims, len(piece))][None]
+    device = next(iter([*model.parameters(), *model.buffers()])).device
+    heard = None if context is None or model.context is None else context[:1].to(device)
+    _require_causal(with_length(model, some.shape[1]), some.to(device), heard)
 
 
 class NoMean(ArithmeticError):

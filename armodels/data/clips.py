@@ -1,7 +1,8 @@
 """Clips of sound: how a collection of them is read, and how they are cut into windows.
 
-A source of sound gives whole clips (its method ``clips``). For now each is cut into windows of
-equal length that do not overlap, and what is left at the end of a clip is in no window.
+A source of sound gives whole clips (its method ``clips``). Each is cut into windows of equal
+length that do not overlap, and what is left at the end of a clip is in no window. Models that read
+are evaluated on the clips themselves.
 """
 
 import hashlib
@@ -63,6 +64,7 @@ def in_windows(
     (length,) = spec.shape
     rows: dict[str, Tensor] = {}
     contexts: dict[str, list[Tensor]] = {name: [] for name in labels}
+    of_clips: dict[str, list[Tensor]] = {name: [] for name in labels}
     short = 0
     for part in PARTS:
         cut = [windows(clip, length) for clip in clips[part]]
@@ -76,8 +78,9 @@ def in_windows(
             )
         order = torch.from_numpy(split_rows(num, (num,), ORDER_SEED)[0])
         rows[part] = torch.cat(cut)[order]
-        for name, of_clips in labels.items():
-            each = torch.tensor(of_clips[part], dtype=torch.uint8)
+        for name, of_parts in labels.items():
+            each = torch.tensor(of_parts[part], dtype=torch.uint8)
+            of_clips[name].append(each)
             contexts[name].append(each.repeat_interleave(counts)[order])
     if short:
         whole = sum(map(len, clips.values()))
@@ -87,6 +90,8 @@ def in_windows(
         *(rows[part] for part in PARTS),
         true_log_prob=true_log_prob,
         contexts={name: partial(contexts.__getitem__, name) for name in labels},
+        pieces=clips,
+        piece_contexts={name: partial(of_clips.__getitem__, name) for name in labels},
     )
 
 
