@@ -33,6 +33,7 @@ def samples(
     x: Tensor,
     spec: DataSpec,
     *,
+    classes: int = 0,
     data: Tensor | None = None,
     box: Box | None = None,
     true_log_prob: Density | None = None,
@@ -46,6 +47,7 @@ def samples(
     Args:
         x: The samples.
         spec: What they are.
+        classes: Labels that they were drawn of in turn, of pictures a column each; 0: of none.
         data: (M, *event) of the data, to compare them with.
         box: ((x0, x1), (y0, y1)) of a density on the plane.
         true_log_prob: (B, 2) -> (B,), nats, of a density on the plane.
@@ -55,6 +57,9 @@ def samples(
         return plane(x, spec, box, true_log_prob, log_prob)
     if is_table(spec):
         return table(x, spec, data)
+    if classes:
+        titles = [(str(label), 1) for label in range(classes)]
+        return pictures.events(x, spec, columns=classes, titles=titles)
     return pictures.events(x, spec)
 
 
@@ -192,6 +197,67 @@ def table(x: Tensor, spec: DataSpec, data: Tensor | None = None) -> Tensor:
     left_out = f", the first {shown} of {len(names)} columns" if shown < len(names) else ""
     figure.suptitle(title.replace("$", r"\$") + left_out, fontsize=10)
     return _drawn(figure)
+
+
+def sounds(
+    x: np.ndarray, rate: int, name: str, titles: Sequence[str] = (), known: int = 0
+) -> Tensor:
+    """Waveforms and spectrograms of sounds (N, T), one above the other.
+
+    A spectrogram shows the power of frames of 16 to 512 samples by frequency, in decibels below
+    the loudest, 80 at most.
+
+    Args:
+        x: Samples (N, T) in [-1, 1].
+        rate: Samples a second.
+        name: Of the data.
+        titles: Of each sound; none: its number.
+        known: Samples at the beginning of each that were there, in the colour of data.
+    """
+    number, length = x.shape
+    across = min(ACROSS - 1, number)
+    rows = math.ceil(number / across)
+    figure, panels = _figure(2.4 * max(across, 2), 2.8 * rows + 0.5, 2 * rows, across)
+    seconds = length / rate
+    for i in range(rows * across):
+        row, column = divmod(i, across)
+        wave, spectrum = panels[2 * row, column], panels[2 * row + 1, column]
+        if i >= number:
+            wave.set_axis_off()
+            spectrum.set_axis_off()
+            continue
+        time = (np.arange(length) + 0.5) / rate
+        wave.plot(time[:known], x[i, :known], color=_DATA, linewidth=0.5)
+        wave.plot(time[known:], x[i, known:], color=_DRAWN, linewidth=0.5)
+        wave.set(xlim=(0, seconds), ylim=(-1, 1))
+        wave.set_title(_short(titles[i] if titles else str(i)), fontsize=8)
+        spectrum.imshow(
+            _decibels(torch.from_numpy(x[i])),
+            cmap="inferno",
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, rate / 2000),
+            vmin=-80,
+            vmax=0,
+        )
+        if row == rows - 1:
+            spectrum.set_xlabel("seconds", fontsize=8)
+        if column == 0:
+            spectrum.set_ylabel("kHz", fontsize=8)
+        _ticks(wave)
+        _ticks(spectrum)
+    figure.suptitle(f"{_short(name, 80)}: {number} sounds and their spectrograms", fontsize=10)
+    return _drawn(figure)
+
+
+def _decibels(samples: Tensor) -> np.ndarray:
+    """Power of each frequency and frame (F, frames), in decibels below the loudest."""
+    size = min(512, max(16, 2 ** round(math.log2(max(1, len(samples) / 16)))))
+    window = torch.hann_window(size)
+    padded = torch.nn.functional.pad(samples, (size // 2, size - size // 2))
+    frames = padded.unfold(0, size, max(1, size // 4)) * window
+    power = torch.fft.rfft(frames).abs().square().T
+    return (10 * (power / power.max().clamp_min(1e-12)).clamp_min(1e-8).log10()).numpy()
 
 
 def completions(truth: Tensor, known: Tensor, values: Tensor, spec: DataSpec) -> Tensor:

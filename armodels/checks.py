@@ -12,6 +12,7 @@ import inspect
 import math
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -106,6 +107,18 @@ class Odd:
         return f"odd and at least {self.least}"
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """A time such as ``2.5s``, as ``Annotated[str, Seconds()]``."""
+
+    def __contains__(self, value: str) -> bool:
+        return re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?s", value) is not None
+
+    def broken_by(self, value: str) -> str:
+        """What the value must be."""
+        return "a number of values, or the seconds of a sound, such as 2.5s"
+
+
 Count = Annotated[int, Range(1, LARGEST)]
 """How many there are of what there must be."""
 Number = Annotated[int, Range(0, LARGEST)]
@@ -141,7 +154,7 @@ KEYS: dict[str, Any] = {
     "num_inputs": Count,
     "num_neighbours": Number,
     "num_completions": Count | None,
-    "length": Count,
+    "length": Count | Annotated[str, Seconds()] | None,
     "top_k": Count | None,
     "top_p": Factor | None,
     "num_particles": Count | None,

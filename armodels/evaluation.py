@@ -1,8 +1,7 @@
 """The exact likelihood of a model on examples, and the sums that every number comes from."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,10 +20,12 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.stream import (
     CHUNK,
+    ROWS,
+    Contexts,
     Piece,
+    pieces_log_probs,
     reads,
     receptive_field,
-    stream_log_probs,
     with_length,
 )
 from armodels.spec import DataSpec, bits_per_dim, nats
@@ -177,8 +178,9 @@ def evaluate(
             f"takes a text and a model that reads it whole, without a context, in one process"
         )
     if whole:
+        rows = min(batch_size, ROWS)
         found = _evaluate_pieces(
-            model, share, fabric, progress=progress, name=name, adapt_lr=adapt_lr
+            model, share, rows, fabric, progress=progress, name=name, adapt_lr=adapt_lr
         )
         return replace(found, past=_past(model, examples))
     values = log_probs(model, share, batch_size, progress=progress, name=name)
@@ -200,7 +202,8 @@ def evaluate(
 
 def is_whole(model: DensityModel, examples: Examples) -> bool:
     """Whether the model is evaluated on whole sequences, not on their windows."""
-    return bool(examples.pieces) and reads(model) and model.context is None
+    known = model.context is None or examples.piece_context is not None
+    return bool(examples.pieces) and reads(model) and known
 
 
 def _past(model: DensityModel, examples: Examples) -> int:
@@ -213,54 +216,58 @@ def _past(model: DensityModel, examples: Examples) -> int:
 def piece_log_probs(
     model: DensityModel,
     pieces: Sequence[Piece],
+    context: Contexts | None = None,
     *,
+    rows: int = ROWS,
     progress: bool = False,
     name: str = "",
     adapt_lr: float | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[int, Tensor]]:
     """Exact log p of every symbol of whole sequences, each given all before it in its piece.
 
     Args:
         model: It reads; put into evaluation mode.
         pieces: (T,) each.
+        context: (N, *context.shape) what each of them is conditioned on, if anything.
+        rows: Pieces that are read at once; the numbers do not depend on it.
         progress: Show a bar.
         name: Of the sequences, for the bar.
         adapt_lr: As in ``evaluate``.
 
     Yields:
-        (T,) nats, float64 on the CPU, of a piece after the other.
+        Number of a piece, and (t,) nats of its next symbols, float64 on the CPU.
 
     Raises:
         ValueError: The model does not read, or hears values before their step.
     """
     one = with_length(model, 1)  # refuses what does not read
     model.eval()
-    score: Callable[[Piece], Iterator[Tensor]] = functools.partial(
-        stream_log_probs, model, chunk=CHUNK * model.spec.unit_size
-    )
-    if adapt_lr is not None:
-        score = Adaptive(model, adapt_lr).log_probs  # which goes on from piece to piece
-    device, length = one.net.order_table.device, model.spec.num_dims
     bar = tqdm(
         total=sum(map(len, pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
         disable=None if progress else True, delay=1,
     )  # fmt: skip
     convolutions = torch.backends.cudnn
     with bar, convolutions.flags(enabled=convolutions.enabled, allow_tf32=False):
-        for i, piece in enumerate(pieces):
-            if not i and len(piece):
-                some = piece[: min(length, len(piece))][None].to(device)
-                _require_causal(with_length(model, some.shape[1]), some, None)
-            parts = [torch.zeros(0, dtype=torch.double)]
-            for part in score(piece):
-                parts.append(part.double().cpu())
-                bar.update(len(part))
-            yield torch.cat(parts)
+        if any(map(len, pieces)):
+            _require_causal_pieces(model, pieces, context, one.net.order_table.device)
+        found: Iterator[tuple[int, Tensor]]
+        if adapt_lr is None:
+            chunk = CHUNK * model.spec.unit_size
+            found = pieces_log_probs(model, pieces, context, rows=rows, chunk=chunk)
+        else:
+            learner = Adaptive(model, adapt_lr)  # which goes on from piece to piece
+            found = (
+                (i, part) for i, piece in enumerate(pieces) for part in learner.log_probs(piece)
+            )
+        for number, part in found:
+            bar.update(len(part))
+            yield number, part.double().cpu()
 
 
 def _evaluate_pieces(
     model: DensityModel,
     share: Examples,
+    rows: int,
     fabric: Fabric | None,
     *,
     progress: bool,
@@ -273,22 +280,30 @@ def _evaluate_pieces(
     after another, as symbols side by side depend on one another.
     """
     length = model.spec.num_dims
-    # values, log p; windows, their log p and squares; pieces, their means
-    sums = torch.zeros(7, dtype=torch.double)
-    for values in piece_log_probs(
-        model, share.pieces, progress=progress, name=name, adapt_lr=adapt_lr
+    sums = torch.zeros(5, dtype=torch.double)  # symbols, log p; windows, their log p and squares
+    rests = [torch.zeros(0, dtype=torch.double)] * len(share.pieces)  # of a window, not yet whole
+    of_pieces = torch.zeros(len(share.pieces), dtype=torch.double)
+    for number, values in piece_log_probs(
+        model,
+        share.pieces,
+        share.piece_context,
+        rows=rows,
+        progress=progress,
+        name=name,
+        adapt_lr=adapt_lr,
     ):
-        windows = values[: len(values) // length * length].view(-1, length).sum(1)
-        found = [
-            len(values),
-            values.sum(),
-            len(windows),
-            windows.sum(),
-            windows.square().sum(),
-            1,
-            values.mean(),
-        ]
-        sums += torch.tensor(found, dtype=torch.double)
+        of_pieces[number] += values.sum()
+        sums[:2] += torch.tensor([len(values), values.sum()], dtype=torch.double)
+        rest = torch.cat([rests[number], values])
+        whole = len(rest) // length * length
+        rests[number] = rest[whole:].clone()
+        windows = rest[:whole].view(-1, length).sum(1)
+        found = [len(windows), windows.sum(), windows.square().sum()]
+        sums[2:] += torch.tensor(found, dtype=torch.double)
+    lengths = torch.tensor([len(piece) for piece in share.pieces])
+    means_of_pieces = (of_pieces / lengths)[lengths > 0]
+    more = [len(means_of_pieces), means_of_pieces.sum()]  # pieces, their means
+    sums = torch.cat([sums, torch.tensor(more, dtype=torch.double)])
     if fabric and fabric.world_size > 1:
         sums = cast(Tensor, fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")).cpu()
     symbols, total, count, of_windows, squares, pieces, means = sums.tolist()
@@ -298,6 +313,16 @@ def _evaluate_pieces(
     error = math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan
     by_piece = means / pieces if pieces > 1 else math.nan
     return Evaluation(int(count), total / symbols * length, error, int(symbols), by_piece=by_piece)
+
+
+def _require_causal_pieces(
+    model: DensityModel, pieces: Sequence[Piece], context: Contexts | None, device: torch.device
+) -> None:
+    """As ``_require_causal``, on the beginning of the first piece that has one."""
+    i = next(i for i, piece in enumerate(pieces) if len(piece))
+    some = pieces[i][: min(model.spec.num_dims, len(pieces[i]))][None]
+    heard = None if context is None or model.context is None else context[i : i + 1].to(device)
+    _require_causal(with_length(model, some.shape[1]), some.to(device), heard)
 
 
 class NoMean(ArithmeticError):

@@ -83,6 +83,11 @@ def load_split(
             f"the model was trained on {own.name} ({own.kind} {own.shape}, levels {own.levels}) "
             f"and cannot score {spec.name} ({spec.kind} {spec.shape}, levels {spec.levels})"
         )
+    if other and (spec.alphabet, spec.waveform) != (own.alphabet, own.waveform):
+        raise ValueError(
+            f"the levels of {spec.name} stand for other {spec.unit}s than those of {own.name}, on "
+            f"which the model was trained, so it cannot score them"
+        )
     wanted = restored.model.context
     if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
         raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")

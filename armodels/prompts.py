@@ -1,4 +1,4 @@
-"""A text that goes on: what a model that reads writes after a prompt."""
+"""A text or a sound that goes on: what a model that reads writes after a prompt."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,120 +8,198 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import disk, show
+from armodels import contexts, show, views
 from armodels.alphabet import UNKNOWN, Alphabet, code_points
 from armodels.checkpoints import Restored
-from armodels.density.stream import reads, with_length
-from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, keep, walk
+from armodels.data.sound import read_clip
+from armodels.density.stream import after_prompt, reads, with_length
+from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, sampling, walk
+from armodels.spec import ContextSpec, DataSpec
+
+LENGTH = 500
+"""Values that follow a prompt, where nothing is said of it."""
 
 
-def read_prompt(config: Mapping[str, Any]) -> str | None:
-    """The prompt that a verb's config names; None: it names none.
+def read_prompt(config: Mapping[str, Any], spec: DataSpec) -> np.ndarray | None:
+    """Levels (t,) of the prompt that a verb's config names; None: it names none.
+
+    Args:
+        config: Of the verb.
+        spec: What the model is of. The prompt of a text is typed or lies in a file; that of a
+            sound is a file, mixed down, resampled and encoded as those of its training were.
 
     Raises:
-        ValueError: It names two, or a file that is not UTF-8.
+        ValueError: It names two, or what cannot be read, or what the model does not know.
         FileNotFoundError: There is no such file.
     """
-    prompt, file = config["prompt"], config["prompt_file"]
-    if prompt is not None and file is not None:
-        raise ValueError("prompt and prompt_file both say how the text begins; leave one out")
-    if file is None:
-        return None if prompt is None else str(prompt)
-    path = Path(str(file)).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"prompt_file {path} does not exist")
+    typed, file = config["prompt"], config["prompt_file"]
+    if typed is not None and file is not None:
+        raise ValueError("prompt and prompt_file both say what comes first; leave one out")
+    if typed is None and file is None:
+        return None
+    if typed is not None and spec.alphabet is not None:
+        return encoded(str(typed), spec.alphabet, "the prompt")
+    return (
+        levels_of(file, spec, "prompt_file") if typed is None else levels_of(typed, spec, "prompt")
+    )
+
+
+def levels_of(path: object, spec: DataSpec, key: str) -> np.ndarray:
+    """A file of a text or a sound as levels (t,) that a model knows.
+
+    Args:
+        path: Of the file.
+        spec: What the model is of.
+        key: What named the file.
+
+    Raises:
+        ValueError: It cannot be read, the model does not know a symbol, or is of something else.
+        FileNotFoundError: There is no such file.
+    """
+    if spec.alphabet is None and spec.waveform is None:
+        raise ValueError(
+            f"{key} names a text or a sound, but the model is of {spec.name}, which is neither"
+        )
+    found = Path(str(path)).expanduser()
+    if not found.is_file():
+        what = "is no file" if found.exists() else "does not exist"
+        raise FileNotFoundError(f"{key} {found} {what}")
+    if spec.alphabet is not None:
+        name = "the prompt" if key == "prompt_file" else str(found)
+        return encoded(_read_text(found, key), spec.alphabet, name)
+    assert spec.waveform is not None
+    return spec.waveform.encoded(read_clip(found, spec.waveform.rate))
+
+
+def _read_text(path: Path, key: str) -> str:
     contents = path.read_bytes()
     try:
         return contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"prompt_file {path} is not UTF-8: byte {error.start} is "
+            f"{key} {path} is not UTF-8: byte {error.start} is "
             f"0x{contents[error.start]:02x} ({error.reason})"
         ) from None
 
 
-def encoded(prompt: str, alphabet: Alphabet) -> np.ndarray:
-    """Levels (t,) of a prompt.
+def num_values(length: int | str | None, spec: DataSpec) -> int:
+    """Values of a ``length`` as it was typed: a number of them, or seconds of a sound (``2.5s``).
+
+    Where nothing was typed, those of ``LENGTH``, or of a second.
+
+    Raises:
+        ValueError: The model is of no sound, or the time is less than a sample.
+    """
+    if length is None:
+        return LENGTH if spec.waveform is None else spec.waveform.rate
+    if isinstance(length, int):
+        return length
+    if spec.waveform is None:
+        raise ValueError(
+            f"length={length} is of a sound, but the model is of {spec.name}; give a number of "
+            f"its {spec.unit}s"
+        )
+    found = round(float(length[:-1]) * spec.waveform.rate)
+    if found < 1:
+        raise ValueError(f"length={length} is less than a sample; give more of a second")
+    return found
+
+
+def encoded(text: str, alphabet: Alphabet, name: str) -> np.ndarray:
+    """Levels (t,) of a text.
+
+    Args:
+        text: The text.
+        alphabet: Of the model.
+        name: Of the text, for the sentence about a symbol that the model does not know.
 
     Raises:
         ValueError: It holds a symbol that the model does not know.
     """
     if alphabet.unit == "byte":
-        return alphabet.encoded(np.frombuffer(prompt.encode(), np.uint8), "the prompt")
-    return alphabet.encoded(code_points(prompt), "the prompt")
+        return alphabet.encoded(np.frombuffer(text.encode(), np.uint8), name)
+    return alphabet.encoded(code_points(text), name)
 
 
-def shown(choose: Choose, known: int, alphabet: Alphabet) -> Choose:
-    """A chooser that prints the first event's symbols as they are chosen.
-
-    Args:
-        choose: Chooses.
-        known: Symbols of the prompt, which stand there already.
-        alphabet: What the levels stand for.
-    """
+def printed(choose: Choose, alphabet: Alphabet) -> Choose:
+    """A chooser that prints the first event's symbols as they are chosen."""
     pending: list[int] = []
 
     def choosing(s: int, params: Tensor) -> Tensor:
         values = choose(s, params)
-        if s >= known:
-            pending.append(int(values[0, 0]))
-            text = alphabet.decoded(pending)
-            # A character of several bytes is printed when its last one is there.
-            if alphabet.unit == "char" or not text.endswith(UNKNOWN):
-                show.write(text)
-                pending.clear()
+        pending.append(int(values[0, 0]))
+        text = alphabet.decoded(pending)
+        # A character of several bytes is printed when its last one is there.
+        if alphabet.unit == "char" or not text.endswith(UNKNOWN):
+            show.write(text)
+            pending.clear()
         return values
 
     return choosing
 
 
-def continue_text(restored: Restored, prompt: str, config: Mapping[str, Any]) -> None:
-    """Write what follows a prompt, as it is drawn, and a file of all answers.
+def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> None:
+    """Draw what follows a prompt; write it as its kind of data is shown, a text as it is drawn.
 
     Args:
-        restored: A model of text that reads.
-        prompt: How the text begins.
+        restored: A model that reads.
+        prompt: Levels (t,) by which it begins.
         config: Of the verb.
 
     Raises:
-        ValueError: The model is no such model, or does not know a symbol of the prompt.
+        ValueError: The model is no such model, or what is asked for does not go with it.
     """
-    alphabet, length = restored.spec.alphabet, config["length"]
-    if alphabet is None:
-        raise ValueError(f"a prompt begins a text, but the model is of {restored.spec.name}")
-    if not reads(restored.model):
+    model, spec, answers = restored.model, restored.spec, config["num_completions"] or 1
+    if not reads(model):
         raise ValueError(
-            f"model {restored.model.description} takes events of one length alone, so that no "
-            f"text goes on; train one that reads, such as model=rnn"
+            f"model {model.description} takes events of one length alone, so that nothing goes "
+            f"on; train one that reads, such as model=rnn"
         )
-    if restored.model.context is not None:
-        raise ValueError(
-            f"a prompt goes with a model without a context, but this one is conditioned on "
-            f"{restored.model.context.name}"
-        )
+    context = _label(model.context, config["label"], answers)
     check_draw(config["temperature"])
-    answers = config["num_completions"] or 1
-    levels = torch.from_numpy(encoded(prompt, alphabet)).to(restored.spec.dtype)
-    total = len(levels) + length
-    model = with_length(restored.model, total)
-    values = torch.zeros(answers, total, 1, dtype=levels.dtype)
-    values[:, : len(levels), 0] = levels
-    known = (torch.arange(total) < len(levels)).expand(answers, -1)
+    length = num_values(config["length"], spec)
+    levels = torch.from_numpy(prompt).to(spec.dtype)
+    longer = with_length(model, len(levels) + length)
     generator = torch.Generator().manual_seed(config["seed"])
-    shape = (answers, total, model.head.num_noise)
-    noise = draw_noise(shape, generator, restored.device)
-    drawn = draw_among(
-        model.head, noise, config["temperature"], top_k=config["top_k"], top_p=config["top_p"]
+    noise = draw_noise((answers, length, longer.head.num_noise), generator, restored.device)
+    chooser = draw_among(
+        longer.head, noise, config["temperature"], top_k=config["top_k"], top_p=config["top_p"]
     )
-    chooser = keep(values.to(restored.device), known.to(restored.device), drawn)
     show.say(f"from   {restored.origin}")
-    show.say()
-    show.write(prompt)
-    with torch.no_grad():
-        written = walk(model.net, answers, shown(chooser, len(levels), alphabet))
-    show.write("\n")
-    show.say()
-    path = restored.folder_for(config["out"]) / f"prompt-seed{config['seed']}.txt"
-    with disk.atomic(path) as file:
-        file.write(alphabet.joined(written[..., 0].cpu().numpy()).encode())
-    show.say(f"wrote  {path}")
+    if spec.alphabet is not None:
+        show.say()
+        show.write(spec.alphabet.decoded(prompt))
+        chooser = printed(chooser, spec.alphabet)
+    steps = after_prompt(longer, levels.to(restored.device), length)
+    with sampling(longer):
+        drawn = walk(
+            steps,
+            answers,
+            chooser,
+            None if context is None else context.to(restored.device),
+            progress=spec.alphabet is None,
+        )
+    if spec.alphabet is not None:
+        show.write("\n")
+        show.say()
+    written = torch.cat([levels.expand(answers, -1), drawn[..., 0].cpu().to(levels.dtype)], 1)
+    shown = views.view(written, longer.spec, known=len(levels))
+    folder = restored.folder_for(config["out"])
+    views.tell(views.save(shown, folder / f"prompt-seed{config['seed']}"))
+
+
+def _label(wanted: ContextSpec | None, label: int | None, answers: int) -> Tensor | None:
+    """What each answer is conditioned on."""
+    if label is not None:
+        return torch.full((answers,), contexts.label(wanted, label))
+    if wanted is None:
+        return None
+    if wanted.shape:
+        raise ValueError(
+            f"a prompt goes with a model of a label or of none, but this one is conditioned on "
+            f"{wanted.name}"
+        )
+    raise ValueError(
+        f"the model is conditioned on {wanted.name}; give the prompt's: label=0 to "
+        f"label={wanted.num_classes - 1}"
+    )

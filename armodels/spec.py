@@ -11,6 +11,7 @@ from torch import Tensor
 
 from armodels.alphabet import Alphabet
 from armodels.notes import Notes
+from armodels.waveform import Waveform
 
 KINDS = ("vector", "image", "sequence")
 MEASURES = ("probability", "density", "bound")
@@ -171,6 +172,7 @@ class DataSpec:
         coding: What the levels stand for; None: themselves.
         alphabet: Of a text: what its levels stand for.
         notes: Of music: what its values stand for, and how many of them are a frame.
+        waveform: Of a sound: what its levels stand for, and how many of them are a second.
         checksum: Of all values, of data that are files of the user's own: says that two are the
             same, whatever their names; empty where the name alone says it.
     """
@@ -187,6 +189,7 @@ class DataSpec:
     checksum: str = ""
     alphabet: Alphabet | None = None
     notes: Notes | None = None
+    waveform: Waveform | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -200,8 +203,11 @@ class DataSpec:
             object.__setattr__(self, "alphabet", Alphabet(**self.alphabet))
         if isinstance(self.notes, dict):
             object.__setattr__(self, "notes", Notes(**self.notes))
-        if self.alphabet is not None and self.alphabet.num_levels != self.levels:
-            raise ValueError(f"data {self.name!r} has {self.levels} levels, its alphabet others")
+        if isinstance(self.waveform, dict):
+            object.__setattr__(self, "waveform", Waveform(**self.waveform))
+        for what, meaning in (("alphabet", self.alphabet), ("waveform", self.waveform)):
+            if meaning is not None and meaning.num_levels != self.levels:
+                raise ValueError(f"data {self.name!r} has {self.levels} levels, its {what} others")
         if self.coding is not None and len(self.coding.values) != self.levels:
             raise ValueError(f"data {self.name!r} has {self.levels} levels, its coding others")
         if self.kind not in KINDS:
@@ -227,11 +233,13 @@ class DataSpec:
 
     @property
     def unit(self) -> str:
-        """What a number is for: ``char``, ``byte``, ``frame``, ``symbol`` of others, ``dim``."""
+        """What a number is for: char, byte, frame, sample, symbol of others, or dim."""
         if self.alphabet is not None:
             return self.alphabet.unit
         if self.notes is not None:
             return "frame"
+        if self.waveform is not None:
+            return "sample"
         return "symbol" if self.kind == "sequence" else "dim"
 
     @property

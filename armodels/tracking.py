@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from armodels import names
 from armodels.disk import read_csv, write_csv
+from armodels.views import View
 
 COLUMNS = (
     "step",
@@ -222,16 +224,23 @@ class Tracker:
         """
         self.writer.add_image(tag, picture, step)
 
-    def text(self, tag: str, text: str, step: int) -> None:
-        """A text, as it is.
+    def view(self, shown: View, step: int) -> None:
+        """Samples as a text, a picture and a sound, each on the page of its kind.
 
         Args:
-            tag: Its name.
-            text: Whose lines stay lines.
+            shown: The view.
             step: Training steps so far.
         """
-        # TensorBoard reads Markdown, which leaves lines alone that are indented.
-        self.writer.add_text(tag, "\n".join(f"    {line}" for line in text.split("\n")), step)
+        if shown.text is not None:
+            # TensorBoard reads Markdown, which leaves lines alone that are indented.
+            lines = "\n".join(f"    {line}" for line in shown.text.split("\n"))
+            self.writer.add_text("view/samples", lines, step)
+        if shown.picture is not None:
+            self.picture("view/samples", shown.picture, step)
+        if (sound := shown.sound) is not None:
+            # A tag has one kind of values: the other one of the two would not be shown.
+            samples = torch.from_numpy(sound.samples)[None]
+            self.writer.add_audio("view/sound", samples, step, sample_rate=sound.rate)
 
     def flush(self) -> None:
         """Everything written so far goes to disk."""

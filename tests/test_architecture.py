@@ -16,7 +16,8 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "notes", "show", "checks", "disk", "earlier", "limits", "lines", "names"},
+    {"alphabet", "notes", "waveform", "show", "checks", "disk", "earlier", "limits"}
+    | {"lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
     {"contexts", "orders", "masks", "kernels", "typed"},
     {"networks", "heads", "objectives"},
@@ -25,6 +26,7 @@ LAYERS = [
     {"trust"},
     {"build", "pictures"},
     {"charts"},
+    {"views"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming"},
     {"candidates", "blending"},
@@ -43,7 +45,7 @@ ONLY = {
     "earlier": set(),
     "masks": set(),
     "contexts": {"spec"},
-    "data": {"alphabet", "checks", "contexts", "kernels", "notes", "show", "spec"},
+    "data": {"alphabet", "checks", "contexts", "kernels", "notes", "show", "spec", "waveform"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
     "objectives": {"orders", "spec"},
@@ -79,6 +81,7 @@ ONLY = {
         "show",
         "spec",
         "tracking",
+        "views",
     },  # fmt: skip
     "resuming": {"build", "checks", "run"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},

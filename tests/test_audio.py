@@ -16,7 +16,7 @@ from armodels.data.base import PARTS
 from armodels.data.clips import windows
 from armodels.data.images import Shares
 from armodels.data.sine import Sine
-from armodels.data.sound import decode, write_wav
+from armodels.waveform import Waveform, write_wav
 
 REAL = Path(os.environ.get("ARMODELS_DATA", "")) / "audio/fsdd.zip"
 RATE = 8000
@@ -32,7 +32,7 @@ def sf():
 def wav(levels, rate=RATE) -> bytes:
     """A file whose levels of ``linear8`` are those."""
     file = io.BytesIO()
-    write_wav(file, decode(np.asarray(levels), "linear8"), rate)
+    write_wav(file, Waveform.of(rate, "linear8").decoded(np.asarray(levels)), rate)
     return file.getvalue()
 
 

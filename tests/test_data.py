@@ -36,12 +36,12 @@ from armodels.data.music import Music
 from armodels.data.natural import CIFAR10, SVHN
 from armodels.data.omniglot import Omniglot
 from armodels.data.sine import Sine
-from armodels.data.sound import NUM_LEVELS, write_wav
 from armodels.data.tables import UCI_SIZES, BinaryUCI, RedWine
 from armodels.data.text import Text, TinyShakespeare
 from armodels.data.toy import CODES, DENSITIES, Toy
 from armodels.notes import Notes
 from armodels.spec import DataSpec
+from armodels.waveform import ENCODINGS, write_wav
 
 NUM_TRAIN, NUM_TEST = 50, 10  # of the small files that stand in for MNIST
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
@@ -345,8 +345,8 @@ def test_spec_needs_no_files(tmp_path):
         *(RedWine(fold, root=str(tmp_path)).spec for fold in range(10)),
         *(Toy(name).spec for name in [*DENSITIES, *CODES]),
         Toy("parity", num_dims=3).spec,
-        *(Audio("x", encoding=one).spec for one in NUM_LEVELS),
-        *(FSDD(one, root=str(tmp_path)).spec for one in NUM_LEVELS),
+        *(Audio("x", encoding=one).spec for one in ENCODINGS),
+        *(FSDD(one, root=str(tmp_path)).spec for one in ENCODINGS),
         Sine().spec,
         Digits().spec,
         Digits(2).spec,

@@ -9,18 +9,27 @@ import torch
 from cases import CASES, random_events
 
 from armodels import heads, limits, orders
-from armodels.data.base import Splits
+from armodels.data.base import PARTS, Splits
+from armodels.data.clips import in_windows, window_spec
 from armodels.data.rows import Examples, Windows
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.stream import learn, reads, stream_log_probs, with_length
-from armodels.evaluation import evaluate
+from armodels.density.stream import (
+    learn,
+    pieces_log_probs,
+    reads,
+    stream_log_probs,
+    with_length,
+)
+from armodels.evaluation import evaluate, is_whole
 from armodels.networks.attention import Pattern, make_distances
 from armodels.networks.ngram import NGram
+from armodels.networks.recurrent import Recurrent
 from armodels.networks.stream import StreamNetwork
 from armodels.spec import ContextSpec, DataSpec
 from armodels.training import timing
 from armodels.training.processes import make_fabric
 from armodels.training.settings import Settings
+from armodels.waveform import Waveform
 
 STREAMS = {
     name: case
@@ -138,6 +147,71 @@ def test_how_much_past_each_symbol_saw():
     assert apart.report(model.spec)["past_symbols_at_least"] == 0
 
 
+LENGTHS = (5, 1, 23, 11, 23, 4)
+
+
+@over_streams
+@pytest.mark.parametrize(("rows", "chunk"), [(1, 5), (2, 1), (4, 3), (6, 100)])
+def test_pieces_side_by_side_are_pieces_one_by_one(name, rows, chunk):
+    """What pads a piece is not scored, and what ends early leaves the others alone."""
+    model = STREAMS[name].build(0)
+    pieces = [values_of(STREAMS[name], n)[i % 2] for i, n in enumerate(LENGTHS)]
+    found = [[] for _ in pieces]
+    for i, part in pieces_log_probs(model, pieces, rows=rows, chunk=chunk):
+        found[i].append(part)
+    for piece, parts in zip(pieces, found, strict=True):
+        alone = torch.cat(list(stream_log_probs(model, piece)))
+        torch.testing.assert_close(torch.cat(parts), alone, rtol=0, atol=1e-10)
+
+
+def speaking() -> tuple[AutoregressiveModel, Splits]:
+    """A model of a label, and clips of two of them, no two of one length."""
+    label = ContextSpec("digit", (), 3)
+    waveform = Waveform(8000, "linear", 5)
+    spec = window_spec("said", 4, waveform, (label,))
+    head = heads.Categorical(spec)
+    torch.manual_seed(0)
+    net = Recurrent(
+        spec, head.num_params, orders.make("raster", (4,)), hidden_size=5, context=label
+    )
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    made = [random_events(spec, 3, i).flatten()[: 12 - i] for i in range(6)]
+    clips = dict.fromkeys(PARTS, made)
+    labels = {"digit": {part: [2, 0, 1, 2, 0, 1] for part in PARTS}}
+    return AutoregressiveModel(net, head).double().eval(), in_windows(spec, clips, labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 500])
+@torch.no_grad()
+def test_whole_clips_are_scored_given_their_own_label(batch_size):
+    model, splits = speaking()
+    examples = splits.examples("test", model.context)
+    total = 0.0
+    for clip, digit in zip(splits.pieces["test"], (2, 0, 1, 2, 0, 1), strict=True):
+        longer = with_length(model, len(clip))
+        total += float(longer.log_prob(clip[None], torch.tensor([digit])))
+    found = evaluate(model, examples, batch_size=batch_size)
+    assert found.num_symbols == sum(range(7, 13))
+    assert found.log_prob == pytest.approx(total / found.num_symbols * 4, abs=1e-10)
+    halves = [examples.share(rank, 2) for rank in (0, 1)]
+    of_halves = [evaluate(model, half) for half in halves]
+    both = sum(one.log_prob * one.num_symbols for one in of_halves) / found.num_symbols
+    assert both == pytest.approx(found.log_prob, abs=1e-10)
+
+
+def test_pieces_without_their_contexts_are_not_whole():
+    model, splits = speaking()
+    alone = dataclasses.replace(splits, piece_contexts={})
+    assert is_whole(model, splits.examples("valid", model.context))
+    assert not is_whole(model, alone.examples("valid", model.context))
+    wrong = dataclasses.replace(splits, piece_contexts={"digit": lambda: [torch.zeros(5)] * 3})
+    with pytest.raises(ValueError, match="digit"):
+        wrong.examples("valid", model.context)
+    with pytest.raises(ValueError, match="1 pieces have 2 contexts"):
+        Examples(torch.zeros(4, 2), pieces=[torch.zeros(3)], piece_context=torch.zeros(2))
+
+
 def test_the_error_of_a_mean_is_that_of_its_windows():
     case = CASES["rnn"]
     model = case.build(0)
@@ -156,11 +230,11 @@ def test_the_time_of_an_evaluation_is_that_of_whole_texts(monkeypatch):
     splits = Splits(model.spec, rows, rows, rows, pieces=pieces)
     now = [0.0]
 
-    def read(model, part, *unused):
-        now[0] += 0.001 * len(part)
+    def read(model, some, *unused):
+        now[0] += 0.001 * sum(map(len, some))
         return []
 
-    monkeypatch.setattr(timing, "stream_log_probs", read)
+    monkeypatch.setattr(timing, "pieces_log_probs", read)
     monkeypatch.setattr(limits, "now", lambda: now[0])
     fabric = make_fabric(Settings(accelerator="cpu"))
     table = timing.Timetable(limits.Budget(60.0), 60.0, 1, fabric)

@@ -227,7 +227,7 @@ REFUSED = {
         "the prompt has the character 'ä' (U+00E4) at line 1, column 6",
     ),
     "length": (["prompt=the", "length=0"], "length is 0; it must be at least 1"),
-    "both": (["prompt=a", "prompt_file=b"], "both say how the text begins"),
+    "both": (["prompt=a", "prompt_file=b"], "both say what comes first"),
     "none": (["prompt_file=nothing"], "prompt_file nothing does not exist"),
     "top_k": (["prompt=the", "top_k=0"], "top_k is 0; it must be at least 1"),
     "top_p": (["prompt=the", "top_p=1.5"], "top_p is 1.5"),

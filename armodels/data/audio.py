@@ -18,8 +18,9 @@ from armodels.data.clips import Clips, Rate, in_windows, read_all, window_spec, 
 from armodels.data.collections import MAX_SHOWN, Collection, Tree, Zip
 from armodels.data.folder import clean
 from armodels.data.images import Shares
-from armodels.data.sound import CLIPS, NUM_LEVELS, SUFFIXES, Encoding
+from armodels.data.sound import CLIPS, SUFFIXES
 from armodels.spec import ContextSpec, DataSpec
+from armodels.waveform import Encoding, Waveform
 
 VALID, TEST = 0.1, 0.1
 
@@ -76,18 +77,19 @@ class Audio(Source):
             raise ValueError(f"data.name is {name!r}; it is no path, so use no {os.sep} in it")
         self.path = Path(path).expanduser()
         self.name = name or f"audio-{clean(self.path.resolve().stem)}"
-        self.rate, self.encoding, self.length = rate, encoding, length
+        self.encoding, self.length = encoding, length
+        self.waveform = Waveform.of(rate, encoding)
         self.shares, self.split_seed = Shares(valid, test), split_seed
         self.skip_corrupt = skip_corrupt
 
     @property
     def spec(self) -> DataSpec:
-        name = f"{self.name}-{self.rate}-{self.encoding}-{self.length}"
+        name = f"{self.name}-{self.waveform.rate}-{self.encoding}-{self.length}"
         if (self.shares.valid, self.shares.test) != (VALID, TEST):
             name += f"-split{self.shares.valid:g}-{self.shares.test:g}"
         if self.split_seed:
             name += f"-seed{self.split_seed}"
-        return window_spec(name, self.length, NUM_LEVELS[self.encoding])
+        return window_spec(name, self.length, self.waveform)
 
     @cached_property
     def _collection(self) -> Collection:
@@ -117,7 +119,7 @@ class Audio(Source):
         """
         collection = self._collection
         advice = "mend or remove it, or leave such files out with data.skip_corrupt=true"
-        found = read_all(collection, self.rate, self.encoding, advice, skip=self.skip_corrupt)
+        found = read_all(collection, self.waveform, advice, skip=self.skip_corrupt)
         for sentence in collection.left_out:
             show.say(f"in {self.path}, left out are {sentence}")
         if skipped := [done.trouble for done in found if done.clip is None]:
@@ -207,20 +209,19 @@ class FSDD(Source):
     Differs from the paper: it has no split for valid.
     """
 
-    rate = 8_000
-
     @checked
     def __init__(
         self, encoding: Encoding = "mu_law", length: Count = 1024, root: str | None = None
     ):
         self.encoding, self.length = encoding, length
+        self.waveform = Waveform.of(8_000, encoding)
         self.root = data_root(root)
 
     @property
     def spec(self) -> DataSpec:
         contexts = (ContextSpec("digit", (), 10), ContextSpec("speaker", (), len(SPEAKERS)))
         name = f"fsdd-{self.encoding}-{self.length}"
-        return window_spec(name, self.length, NUM_LEVELS[self.encoding], contexts)
+        return window_spec(name, self.length, self.waveform, contexts)
 
     @cached_property
     def _recordings(self) -> dict[str, list[_Recording]]:
@@ -248,7 +249,7 @@ class FSDD(Source):
                     f"six speakers, {len(TAKES)} of each digit, and no others: fetch or copy it "
                     f"again"
                 )
-        read = read_all(collection, self.rate, self.encoding, "fetch or copy the zip again")
+        read = read_all(collection, self.waveform, "fetch or copy the zip again")
         found: dict[str, list[_Recording]] = {part: [] for part in PARTS}
         for name, done in zip(names, read, strict=True):
             digit, number, index = known[name]

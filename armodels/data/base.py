@@ -72,6 +72,7 @@ class Splits:
             (train, valid, test). Called when first asked for: most runs need no labels.
         pieces: Of a text or the like: name of a split -> the sequences (T,) whose windows its rows
             are, each of any length. A model that reads is evaluated on these.
+        piece_contexts: The same as ``contexts``, of the pieces instead of the rows.
         box: ((x0, x1), (y0, y1)) that holds nearly all of a density on the plane, for drawing.
 
     Raises:
@@ -88,6 +89,7 @@ class Splits:
     true_log_prob: Callable[[Tensor], Tensor] | None = None
     contexts: Mapping[str, Callable[[], Sequence[Rows]]] = field(default_factory=dict)
     pieces: Mapping[str, Sequence[Rows]] = field(default_factory=dict)
+    piece_contexts: Mapping[str, Callable[[], Sequence[Rows]]] = field(default_factory=dict)
     box: Box | None = None
     _stored: dict[str, dict[str, Rows]] = field(default_factory=dict, init=False, repr=False)
     _on_device: dict[torch.device, Rows] = field(default_factory=dict, init=False, repr=False)
@@ -198,7 +200,12 @@ class Splits:
             example = "such as model.context, or one of splits.spec.contexts"
             require_class("context", context, ContextSpec, example)
         found = self._examples(self.split(name), name, context)
-        return replace(found, pieces=self.pieces.get(name, ()))
+        pieces = self.pieces.get(name, ())
+        if context is None or context.name not in self.piece_contexts:
+            return replace(found, pieces=pieces)
+        beside = as_rows(self.piece_contexts[context.name]()[PARTS.index(name)])
+        context.check(beside[:], len(pieces))
+        return replace(found, pieces=pieces, piece_context=beside)
 
     def to_train(self, context: ContextSpec | None, device: torch.device) -> Examples:
         """Raw training rows with what a model is conditioned on, on a device where they fit.

@@ -1,7 +1,8 @@
 """Clips of sound: how a collection of them is read, and how they are cut into windows.
 
-A source of sound gives whole clips (its method ``clips``). For now each is cut into windows of
-equal length that do not overlap, and what is left at the end of a clip is in no window.
+A source of sound gives whole clips (its method ``clips``). Each is cut into windows of equal
+length that do not overlap, and what is left at the end of a clip is in no window. Models that read
+are evaluated on the clips themselves.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from armodels import show
 from armodels.checks import Range
 from armodels.data.base import PARTS, Splits, split_rows
 from armodels.data.collections import UNDECODABLE, Collection, first_line
-from armodels.data.sound import HIGHEST_RATE, Encoding, encode, read_clip, require_soundfile
+from armodels.data.sound import read_clip, require_soundfile
 from armodels.spec import ContextSpec, DataSpec
+from armodels.waveform import HIGHEST_RATE, Waveform
 
 Clips = dict[str, list[Tensor]]
 """Split -> clips (T,) of levels, each of its own length."""
@@ -62,6 +64,7 @@ def in_windows(
     (length,) = spec.shape
     rows: dict[str, Tensor] = {}
     contexts: dict[str, list[Tensor]] = {name: [] for name in labels}
+    of_clips: dict[str, list[Tensor]] = {name: [] for name in labels}
     short = 0
     for part in PARTS:
         cut = [windows(clip, length) for clip in clips[part]]
@@ -75,8 +78,9 @@ def in_windows(
             )
         order = torch.from_numpy(split_rows(num, (num,), ORDER_SEED)[0])
         rows[part] = torch.cat(cut)[order]
-        for name, of_clips in labels.items():
-            each = torch.tensor(of_clips[part], dtype=torch.uint8)
+        for name, of_parts in labels.items():
+            each = torch.tensor(of_parts[part], dtype=torch.uint8)
+            of_clips[name].append(each)
             contexts[name].append(each.repeat_interleave(counts)[order])
     if short:
         whole = sum(map(len, clips.values()))
@@ -86,6 +90,8 @@ def in_windows(
         *(rows[part] for part in PARTS),
         true_log_prob=true_log_prob,
         contexts={name: partial(contexts.__getitem__, name) for name in labels},
+        pieces=clips,
+        piece_contexts={name: partial(of_clips.__getitem__, name) for name in labels},
     )
 
 
@@ -113,14 +119,13 @@ class Read(NamedTuple):
 
 
 def read_all(
-    collection: Collection, rate: int, encoding: Encoding, advice: str, *, skip: bool = False
+    collection: Collection, waveform: Waveform, advice: str, *, skip: bool = False
 ) -> list[Read]:
     """All clips of a collection as levels, in its order, by several threads.
 
     Args:
         collection: Of files of sound.
-        rate: Samples a second that they are brought to.
-        encoding: Of a sample.
+        waveform: The rate that they are brought to, and what a level stands for.
         advice: What to do about a file that cannot be read.
         skip: Go on after one.
 
@@ -132,7 +137,7 @@ def read_all(
     def one(index: int) -> Read:
         try:
             contents = collection.contents(index)
-            clip = torch.from_numpy(encode(read_clip(contents, rate), encoding))
+            clip = torch.from_numpy(waveform.encoded(read_clip(contents, waveform.rate)))
         except UNDECODABLE as error:
             return Read(None, b"", f"{collection.names[index]}: {first_line(error)}")
         return Read(clip, hashlib.sha256(contents).digest(), "")
@@ -159,14 +164,22 @@ def read_all(
 
 
 def window_spec(
-    name: str, length: int, levels: int, contexts: tuple[ContextSpec, ...] = ()
+    name: str, length: int, waveform: Waveform, contexts: tuple[ContextSpec, ...] = ()
 ) -> DataSpec:
     """What a window is: a sequence of levels.
 
     Args:
         name: Of the data.
         length: T, samples of a window.
-        levels: L.
+        waveform: What a level stands for.
         contexts: What is stored beside the windows.
     """
-    return DataSpec(name, "sequence", (length,), levels, "probability", contexts=contexts)
+    return DataSpec(
+        name,
+        "sequence",
+        (length,),
+        waveform.num_levels,
+        "probability",
+        contexts=contexts,
+        waveform=waveform,
+    )

@@ -394,17 +394,21 @@ class Examples:
         context: (N, *context), what is stored beside the values; None: nothing.
         pieces: The sequences (T,) whose windows the rows are; none: each row stands by itself.
         derive: Values (B, *event) -> contexts (B, *context), where they follow from the values.
+        piece_context: (M, *context), what is stored beside each of the M pieces; None: nothing.
 
     Raises:
-        ValueError: There are not as many contexts as events.
+        ValueError: There are not as many contexts as events, or as pieces.
     """
 
     x: Rows
     context: Rows | None = None
     derive: Callable[[Tensor], Tensor] | None = None
     pieces: Sequence[Rows] = ()
+    piece_context: Rows | None = None
 
     def __post_init__(self) -> None:
+        if self.piece_context is not None and len(self.piece_context) != len(self.pieces):
+            raise ValueError(f"{len(self.pieces)} pieces have {len(self.piece_context)} contexts")
         if self.context is not None and len(self.context) != len(self.x):
             raise ValueError(f"{len(self.x)} events have {len(self.context)} contexts")
 
@@ -439,10 +443,12 @@ class Examples:
         """Examples ``rank``, ``rank + world``, ...: those of one of ``world`` processes."""
         if world == 1:
             return self
-        context = None if self.context is None else _share(self.context, rank, world)
-        return Examples(
-            _share(self.x, rank, world), context, self.derive, self.pieces[rank::world]
+        context, of_pieces = (
+            None if one is None else _share(one, rank, world)
+            for one in (self.context, self.piece_context)
         )
+        x = _share(self.x, rank, world)
+        return Examples(x, context, self.derive, self.pieces[rank::world], of_pieces)
 
 
 def _share(rows: Rows, rank: int, world: int) -> Rows:

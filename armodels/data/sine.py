@@ -12,6 +12,7 @@ from armodels.checks import Count, Range, Seed, Share, checked
 from armodels.data.base import PARTS, Source, Splits
 from armodels.data.clips import Clips, Rate, in_windows, window_spec
 from armodels.spec import DataSpec
+from armodels.waveform import Waveform
 
 FREQUENCIES, NUM_PHASES, NOISE, SINE_RATE = (250, 400, 800), 16, 0.2, 8_000
 
@@ -81,7 +82,7 @@ class Sine(Source):
             name += f"-noise{self.noise:g}"
         if self.rate != SINE_RATE:
             name += f"-rate{self.rate}"
-        return window_spec(name, self.length, self.levels)
+        return window_spec(name, self.length, Waveform(self.rate, "linear", self.levels))
 
     def sines(self) -> Tensor:
         """The F P sequences of levels before noise, (F P, T) int16, by frequency and phase."""

@@ -1,18 +1,32 @@
 """Whole sequences under a model that reads: each value once, given all before it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.walk import score
-from armodels.networks.stream import StreamNetwork
+from armodels.networks.stream import AfterPrompt, StreamNetwork
 
 CHUNK = 1024
-"""Values that are read at once."""
+"""Values of a sequence that are read at once."""
+
+ROWS = 64
+"""Sequences that are read side by side."""
+
+AT_ONCE = 2**15
+"""Values that are read at once, of all of these: of each the parameters lie in memory."""
+
+
+class Contexts(Protocol):
+    """What sequences are conditioned on, (N, *context.shape)."""
+
+    def __getitem__(self, numbers: Tensor, /) -> Tensor:
+        """Those of some sequences."""
 
 
 class Piece(Protocol):
@@ -62,6 +76,20 @@ def with_length(model: DensityModel, length: int) -> AutoregressiveModel:
     return AutoregressiveModel(net.with_length(length), model.head).train(model.training)
 
 
+def after_prompt(model: DensityModel, prompt: Tensor, num_steps: int) -> AfterPrompt:
+    """The steps of what follows a prompt, for a walk.
+
+    Args:
+        model: It reads.
+        prompt: (t,) values.
+        num_steps: Values that follow.
+
+    Raises:
+        ValueError: The model does not read.
+    """
+    return AfterPrompt(reader(model), prompt, num_steps)
+
+
 def reader(model: DensityModel) -> StreamNetwork:
     """The network of a model that reads.
 
@@ -91,7 +119,6 @@ def learn(model: DensityModel, pieces: Iterable[Piece]) -> bool:
     return net.learn(piece[:].to(net.order_table.device) for piece in pieces)
 
 
-@torch.no_grad()
 def stream_log_probs(
     model: DensityModel, piece: Piece, chunk: int = CHUNK, context: Tensor | None = None
 ) -> Iterator[Tensor]:
@@ -109,12 +136,63 @@ def stream_log_probs(
     Raises:
         ValueError: The model does not read.
     """
+    for _, found in _side_by_side(model, [piece], chunk, context):
+        yield found
+
+
+def pieces_log_probs(
+    model: DensityModel,
+    pieces: Sequence[Piece],
+    context: Contexts | None = None,
+    *,
+    rows: int = ROWS,
+    chunk: int = CHUNK,
+) -> Iterator[tuple[int, Tensor]]:
+    """The same of several sequences, which are read side by side.
+
+    Args:
+        model: It reads.
+        pieces: (T,) each, of any lengths.
+        context: (N, *context.shape) what each of them is conditioned on, if anything.
+        rows: Pieces that are read at once, those of similar length together.
+        chunk: Values of each that are read at once; fewer where many pieces are.
+
+    Yields:
+        Number of a piece, and (t,) of its next values. The numbers depend neither on ``rows`` nor
+        on ``chunk``.
+
+    Raises:
+        ValueError: The model does not read.
+    """
+    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))
+    for start in range(0, len(order), rows):
+        some = order[start : start + rows]
+        heard = None if context is None else context[torch.tensor(some)]
+        size = max(1, min(chunk, AT_ONCE // len(some)))
+        for i, found in _side_by_side(model, [pieces[i] for i in some], size, heard):
+            yield some[i], found
+
+
+@torch.no_grad()
+def _side_by_side(
+    model: DensityModel, pieces: Sequence[Piece], chunk: int, context: Tensor | None
+) -> Iterator[tuple[int, Tensor]]:
+    """As ``pieces_log_probs``, of pieces that are all read at once, the longest first."""
     net = reader(model)
     assert isinstance(model, AutoregressiveModel)
-    before, state = net.begin(1, context)
-    for start in range(0, len(piece), chunk):
-        values = piece[start : start + chunk].to(before.device)[None, :, None]
+    device = net.order_table.device
+    before, state = net.begin(len(pieces), None if context is None else context.to(device))
+    lengths = [len(piece) for piece in pieces]
+    for start in range(0, max(lengths, default=0), chunk):
+        parts = [piece[start : start + chunk] for piece in pieces if len(piece) > start]
+        if len(parts) < len(before):  # the shortest ones are over
+            state = state.fork(torch.arange(len(parts), device=device))
+            before = before[: len(parts)]
+        # What pads the shorter ones comes after their values, and is not scored.
+        values = pad_sequence([part.to(device) for part in parts], batch_first=True)[..., None]
         after, state = net.read(values, state)
         params = torch.cat([before[:, None], after[:, :-1]], 1)
         before = after[:, -1]
-        yield score(model.head, params, values)[0]
+        scores = score(model.head, params, values)
+        for i, part in enumerate(parts):
+            yield i, scores[i, : len(part)]

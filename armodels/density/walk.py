@@ -7,7 +7,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,16 @@ BULK = 64
 """Steps that are scored in one call of the head; a call for each would take as long as a step."""
 
 
+class Countable(Steps, Protocol):
+    """Steps that know their number, such as those of a network."""
+
+    @property
+    def num_steps(self) -> int:
+        """S."""
+
+
 def walk(
-    net: Network,
+    net: Countable,
     n: int,
     choose: Choose,
     context: Tensor | None = None,
@@ -36,7 +44,8 @@ def walk(
     """Write n events step after step, every value by the chooser.
 
     Args:
-        net: Says what the values so far mean for the next step.
+        net: Says what the values so far mean for the next step: a network, or its steps after a
+            prompt.
         n: Events, B.
         choose: Is asked once for each step, in turn.
         context: (B, *context.shape) what the events are conditioned on, if anything.
@@ -46,7 +55,7 @@ def walk(
     Returns:
         (B, S, K) values, in generation order.
     """
-    steps: Steps = NaiveSteps(net) if naive else net
+    steps: Steps = NaiveSteps(cast(Network, net)) if naive else net
     pack = steps.pack()
     state = steps.start(pack, n, context)
     written: list[Tensor] = []

@@ -10,7 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,54 @@ class StreamNetwork(Network):
             return first, state
         params, state = self.read(values[:, None], state)
         return params[:, 0], state
+
+
+@final
+class AfterPrompt:
+    """The steps of what follows a prompt, which is read at once before the first of them.
+
+    Args:
+        net: Reads.
+        prompt: (t,) of levels or real values; none: as if the network itself were walked.
+        num_steps: Values that follow.
+    """
+
+    CHUNK = 1024
+    """Values that are read at once, so that their parameters fit into memory."""
+
+    def __init__(self, net: StreamNetwork, prompt: Tensor, num_steps: int):
+        self._net, self._prompt, self.num_steps = net, prompt, num_steps
+
+    def pack(self) -> None:
+        """As of the network."""
+        return self._net.pack()
+
+    def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
+        """The state of n events that begin with the prompt.
+
+        Args:
+            pack: What ``pack`` gave.
+            n: Events, B.
+            context: (B, *context.shape), where the network has one.
+        """
+        first, state = self._net.begin(n, context)
+        for part in self._prompt.split(self.CHUNK):
+            after, state = self._net.read(part.expand(n, -1)[..., None], state)
+            first = after[:, -1]
+        return State({**state, "first": first})
+
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: None
+    ) -> tuple[Tensor, State]:
+        """Read the values of the step before.
+
+        Args:
+            values: (B, 1) of step s - 1; None before the first.
+            s: The step.
+            state: The state before it.
+            pack: What ``pack`` gave.
+        """
+        return self._net.step(values, s, state, pack)
 
 
 class FeatureStream(StreamNetwork):

@@ -15,7 +15,7 @@ from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, o
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
 from armodels.examples import draw_examples
-from armodels.prompts import continue_text, read_prompt
+from armodels.prompts import go_on, read_prompt
 from armodels.spec import ContextSpec, DataSpec
 
 LARGEST_BATCH = 100_000
@@ -259,8 +259,8 @@ def main(config: Mapping) -> None:
     """
     disk.require_place(config["out"])
     restored = checkpoints.from_config(config)
-    if (prompt := read_prompt(config)) is not None:
-        continue_text(restored, prompt, config)
+    if (prompt := read_prompt(config, restored.spec)) is not None:
+        go_on(restored, prompt, config)
         return
     answers = 7 if config["num_completions"] is None else config["num_completions"]
     if config["table"]:

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import build, charts, checkpoints, contexts, disk, pictures, show
+from armodels import build, charts, checkpoints, contexts, disk, pictures, show, views
 from armodels.data.rows import Examples
+from armodels.density.stream import with_length
 from armodels.examples import draw_examples, load_split
+from armodels.prompts import num_values
 from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
 
 MAX_ACROSS = 16
@@ -51,20 +53,32 @@ def nearest(x: Tensor, train: Examples, num: int) -> tuple[Tensor, Tensor]:
 
 
 def main(config: Mapping) -> None:
-    """Draw samples; write PNG and NPZ."""
+    """Draw samples; write NPZ, and what else the kind of data is shown as.
+
+    Raises:
+        ValueError: What is asked for does not go together, or with the model.
+    """
     disk.require_place(config["out"])
     num, inputs = config["num"], config["num_inputs"]
     restored = checkpoints.from_config(config)
     if config["temperature"] == 0:
         show.say("temperature 0 follows the mode: expect (nearly) equal samples")
-    spec, wanted = restored.spec, restored.model.context
+    model, wanted = restored.model, restored.model.context
+    if config["length"] is not None:
+        if config["num_neighbours"]:
+            raise ValueError(
+                "num_neighbours compares samples with windows of the data, which have one length; "
+                "leave out length"
+            )
+        model = with_length(model, num_values(config["length"], model.spec))
+    spec = model.spec
     context, truth = labels(wanted, config["label"], num), None
     if wanted is not None and wanted.shape:
         drawn = draw_examples(restored, min(inputs, num), config["seed"])
         truth, times = drawn.x, num // len(drawn.x)
         num = len(truth) * times
         context = drawn.repeat_interleave(times).context
-    x, log_prob = restored.model.sample_with_log_prob(
+    x, log_prob = model.sample_with_log_prob(
         num,
         context=None if context is None else context.to(restored.device),
         temperature=config["temperature"],
@@ -76,6 +90,8 @@ def main(config: Mapping) -> None:
     name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
     if config["label"] is not None:
         name += f"-label{config['label']}"
+    if config["length"] is not None:
+        name += f"-length{spec.num_dims}"
     found: dict[str, Tensor | None] = {
         "x": spec.original(x),
         "log_prob": log_prob + spec.log_det,
@@ -99,27 +115,23 @@ def main(config: Mapping) -> None:
     if spec.columns is not None:
         disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
         show.say(f"wrote  {folder / name}.csv")
-    if spec.alphabet is not None:
-        with disk.atomic(folder / f"{name}.txt") as file:
-            file.write(spec.alphabet.joined(arrays["x"]).encode())
-        show.say(f"wrote  {folder / name}.txt")
-        return
     path = folder / f"{name}.png"
     if truth is not None and context is not None and wanted is not None:
         _draw(answers(truth, context, x, wanted, spec), path, " (context, drawn, true)")
-    elif wanted is not None and wanted.num_classes <= MAX_ACROSS and config["label"] is None:
-        titles = [(str(label), 1) for label in range(wanted.num_classes)]
-        picture = pictures.events(x, spec, columns=wanted.num_classes, titles=titles)
-        _draw(picture, path, " (a class each column)")
     else:
-        _draw(charts.samples(x, spec, **reference(restored)), path)
+        titles, classes = views.titles(wanted, context), 0
+        if wanted is not None and wanted.num_classes <= MAX_ACROSS and config["label"] is None:
+            classes = wanted.num_classes
+        about = reference(restored) if config["length"] is None else {}
+        shown = views.view(x, spec, titles=titles, classes=classes, **about)
+        views.tell(views.save(shown, folder / name))
     if neighbours is not None:
         show.say(f"nearest training examples: mean distance {arrays['distances'].mean():.3f}")
         rows = torch.cat([x[:, None], neighbours.to(x.dtype)], 1)
         each = rows.shape[1]
         times = 4 if each <= 4 and spec.kind == "image" else 1
-        titles = [("sample", 1), ("nearest", each - 1)] * times
-        picture = pictures.events(rows.flatten(0, 1), spec, columns=each * times, titles=titles)
+        spans = [("sample", 1), ("nearest", each - 1)] * times
+        picture = pictures.events(rows.flatten(0, 1), spec, columns=each * times, titles=spans)
         _draw(picture, folder / f"{name}-neighbours.png", " (sample, nearest training examples)")
 
 

@@ -156,10 +156,13 @@ def _score_text(
     """
     name = config["split"] if config["file"] is None else config["file"]
     cuts = [ends(piece[:], by, spec) for piece in pieces]
-    found = piece_log_probs(restored.model, pieces, progress=True, name=name)
+    found: list[list[Tensor]] = [[] for _ in pieces]
+    for i, part in piece_log_probs(restored.model, pieces, progress=True, name=name):
+        found[i].append(part)
     rows: list[tuple[float, ...]] = []
     total, number = 0.0, 0
-    for values, places in zip(found, cuts, strict=True):
+    for parts, places in zip(found, cuts, strict=True):
+        values = torch.cat(parts)
         for part in values.tensor_split(places[:-1]):
             of_part, size = -float(part.sum()), len(part)
             each = of_part / size

@@ -6,7 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from armodels import charts, limits, pictures
+from armodels import charts, limits, pictures, views
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.training.record import Record
@@ -58,33 +58,29 @@ class Drawing:
         spec, splits = self._splits.spec, self._splits
         number = self._watching.num_samples
         beside: dict[str, Any] = {}
+        # A chart may take longer than an epoch of a small model: a twentieth of the time.
+        if views.takes_time(spec) and limits.now() < self._next_chart and not last:
+            return
         if charts.is_table(spec):
-            # A chart may take longer than an epoch of a small model: a twentieth of the time.
-            if limits.now() < self._next_chart and not last:
-                return
             number = number and max(number, charts.MAX_POINTS)
             beside = {"data": splits.split("train")[:]}
         started = limits.now()
         if number:
             # The same noise each time: what changes from picture to picture is the model.
             generator = torch.Generator().manual_seed(stream(SAMPLES, self._seed))
+            context = self._contexts(model, number)
             samples = model.sample(
                 number,
-                context=self._contexts(model, number),
+                context=context,
                 temperature=self._watching.temperature,
                 generator=generator,
                 progress=self._progress,
             )
-            if spec.alphabet is not None:
-                self._record.text(spec.alphabet.joined(samples.cpu().numpy()), step)
-                return
             if splits.box is not None and model.context is None:
                 beside |= {"box": splits.box, "true_log_prob": splits.true_log_prob}
                 beside["log_prob"] = lambda x: model.log_prob(x.to(self._device))
-            picture = charts.samples(samples, spec, **beside)
-            if picture is not None:
-                self._record.picture("view/samples", picture, step)
-                self._record.samples(picture, step)
+            titles = views.titles(model.context, context)
+            self._record.view(views.view(samples, spec, titles=titles, **beside), step)
         if spec.kind == "image":
             shown = splits.examples("valid", model.context)[:NUM_SURPRISES].to(self._device)
             with torch.no_grad():

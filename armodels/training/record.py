@@ -7,8 +7,7 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from armodels import checkpoints, pictures, show
-from armodels.disk import atomic
+from armodels import checkpoints, show, views
 from armodels.run import RunDirectory
 from armodels.tracking import Tracker, read_rows
 
@@ -94,12 +93,8 @@ class Record(ABC):
         """
         return
 
-    def samples(self, picture: Tensor, step: int) -> None:
-        """A picture (3, H, W) of samples, which gets a file of its own."""
-        return
-
-    def text(self, text: str, step: int) -> None:
-        """A text of samples, which gets a file of its own."""
+    def view(self, shown: views.View, step: int) -> None:
+        """Samples, which get files of their own."""
         return
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
@@ -233,15 +228,11 @@ class InFiles(Record):
         if self._tracker:
             self._tracker.picture(tag, picture, step)
 
-    def samples(self, picture: Tensor, step: int) -> None:
-        with atomic(self.directory.samples / f"step-{step:07d}.png") as file:
-            pictures.save(picture, file)
-
-    def text(self, text: str, step: int) -> None:
+    def view(self, shown: views.View, step: int) -> None:
+        stem = self.directory.samples / f"step-{step:07d}"
         if self._tracker:
-            self._tracker.text("view/samples", text, step)
-        with atomic(self.directory.samples / f"step-{step:07d}.txt") as file:
-            file.write(text.encode())
+            self._tracker.view(shown, step)
+        views.save(shown, stem, together=True)
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         if self._config is None:

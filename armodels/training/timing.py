@@ -10,7 +10,7 @@ from armodels import limits, show
 from armodels.data.base import Splits
 from armodels.data.rows import Examples
 from armodels.density.base import DensityModel
-from armodels.density.stream import CHUNK, stream_log_probs
+from armodels.density.stream import CHUNK, ROWS, pieces_log_probs
 from armodels.evaluation import is_whole, log_probs
 from armodels.training.processes import any_of, largest
 from armodels.training.state import State
@@ -99,16 +99,20 @@ class Timetable:
         num, per_one = 1, 0.0
         valid = splits.examples("valid", model.context)
         whole = is_whole(model, valid)
-        most = min(CHUNK, len(valid.pieces[0])) if whole else min(batch_size, len(valid))
+        pieces = valid.pieces[: min(batch_size, ROWS)]
+        longest = max(map(len, pieces), default=0)
+        most = min(CHUNK, longest) if whole else min(batch_size, len(valid))
         while True:
             started = limits.now()
             if whole:
-                for _ in stream_log_probs(model, valid.pieces[0][:num]):
+                some = [piece[:num] for piece in pieces]
+                for _ in pieces_log_probs(model, some, valid.piece_context):
                     pass
             else:
                 log_probs(model, Examples(*valid[:num]), num)
-            per_one = (limits.now() - started) / num
-            if num >= most or per_one * num > 0.2:
+            size = sum(map(len, some)) if whole else num
+            per_one = (limits.now() - started) / size
+            if num >= most or per_one * size > 0.2:
                 break
             num = min(4 * num, most)
         # Pieces are shared by processes as wholes, so one of them may have all the work.

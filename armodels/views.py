@@ -1,0 +1,129 @@
+"""What events are shown as: which kind of data has a text, a picture, a sound and which files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from armodels import charts, pictures, show
+from armodels.disk import atomic
+from armodels.spec import ContextSpec, DataSpec
+from armodels.waveform import wav
+
+MOST_HEARD = 10
+"""Sounds in one view: as many as there are digits, and as a page plays in a few seconds."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Mono samples.
+
+    Attributes:
+        samples: (T,) float32 in [-1, 1].
+        rate: Samples a second.
+    """
+
+    samples: np.ndarray
+    rate: int
+
+
+@dataclass(frozen=True)
+class View:
+    """What events are shown as; each part where the kind of data has it.
+
+    Attributes:
+        text: Of all events.
+        picture: uint8 (3, H, W).
+        sound: Of the first events, one after another.
+        files: End of a file's name -> contents: what every event is outside of this program.
+    """
+
+    text: str | None = None
+    picture: Tensor | None = None
+    sound: Sound | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def view(
+    x: Tensor, spec: DataSpec, *, titles: Sequence[str] = (), known: int = 0, **about: Any
+) -> View:
+    """What events are shown as. A new kind of data has its place here, and nowhere else.
+
+    Args:
+        x: Events (N, *event).
+        spec: What they are.
+        titles: Of each event, where something is said of it.
+        known: Values at the beginning of a sound that were there before it was drawn.
+        about: What else ``charts.samples`` draws by.
+    """
+    x = x.detach().cpu()
+    if spec.alphabet is not None:
+        text = spec.alphabet.joined(x.numpy())
+        return View(text=text, files={".txt": text.encode()})
+    if spec.waveform is not None:
+        rate, some = spec.waveform.rate, x[:MOST_HEARD].numpy()
+        each = spec.waveform.decoded(x.numpy())
+        width = len(str(len(x) - 1))
+        ends = [f"-{i:0{width}}" for i in range(len(x))] if len(x) > 1 else [""]
+        return View(
+            picture=charts.sounds(each[:MOST_HEARD], rate, spec.name, titles, known),
+            sound=Sound(spec.waveform.joined(some), rate),
+            files={f"{end}.wav": wav(one, rate) for end, one in zip(ends, each, strict=True)},
+        )
+    return View(picture=charts.samples(x, spec, **about))
+
+
+def titles(wanted: ContextSpec | None, context: Tensor | None) -> list[str]:
+    """What is said of each event: its label, where it has one.
+
+    Args:
+        wanted: What the model is conditioned on; None: nothing.
+        context: (N, *context.shape) of it; None: nothing.
+    """
+    if wanted is None or context is None or wanted.shape:
+        return []
+    return [f"{wanted.name} {label}" for label in context.tolist()]
+
+
+def takes_time(spec: DataSpec) -> bool:
+    """Whether drawing it takes longer than an epoch of a small model may: it is a chart."""
+    return charts.is_table(spec) or spec.waveform is not None
+
+
+def save(shown: View, stem: Path, *, together: bool = False) -> list[Path]:
+    """Write the files of a view and its picture, each whole or not at all.
+
+    Args:
+        shown: The view.
+        stem: Begins the name of each file.
+        together: Write its text and its sound, in place of files of every event.
+
+    Returns:
+        What was written.
+    """
+    files = dict(shown.files)
+    if together:
+        files = {} if shown.text is None else {".txt": shown.text.encode()}
+        if shown.sound is not None:
+            files[".wav"] = wav(shown.sound.samples, shown.sound.rate)
+    written = []
+    for end, contents in files.items():
+        with atomic(path := stem.with_name(stem.name + end)) as file:
+            file.write(contents)
+        written.append(path)
+    if shown.picture is not None:
+        with atomic(path := stem.with_name(f"{stem.name}.png")) as file:
+            pictures.save(shown.picture, file)
+        written.append(path)
+    return written
+
+
+def tell(written: Sequence[Path]) -> None:
+    """Say which files were written, a line for each kind of file."""
+    for suffix in dict.fromkeys(path.suffix for path in written):
+        same = [path for path in written if path.suffix == suffix]
+        others = "" if len(same) == 1 else f" to {same[-1].name} ({len(same)} files)"
+        show.say(f"wrote  {same[0]}{others}")
