@@ -321,7 +321,9 @@ def _require_causal_pieces(
     """As ``_require_causal``, on the beginning of the first piece that has one."""
     i = next(i for i, piece in enumerate(pieces) if len(piece))
     some = pieces[i][: min(model.spec.num_dims, len(pieces[i]))][None]
-    heard = None if context is None or model.context is None else context[i : i + 1].to(device)
+    heard = (
+        None if context is None or model.context is None else context[torch.tensor([i])].to(device)
+    )
     _require_causal(with_length(model, some.shape[1]), some.to(device), heard)
 
 
