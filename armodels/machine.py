@@ -1,5 +1,6 @@
 """This machine: its devices, and what a number depends on beside the code and its config."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -77,6 +78,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # of a process: what is edited while it runs is not what it runs
 def _git_commit() -> str | None:
     """Commit of the source tree that this package runs from, with + if it was edited."""
     root = Path(__file__).resolve().parent.parent

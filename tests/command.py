@@ -78,8 +78,10 @@ def armodels(folder: Path, *args: str, **env: str) -> Result:
         # Composing a config is half of the time of a command. It reads the same files each time,
         mock.patch.object(yaml, "load", _load_once),
         mock.patch.object(omegaconf.base, "parse", _parse_once),
-        # and Hydra composes every config twice, first for hydra.mode alone, which is null.
+        # and Hydra composes it twice, the first time for hydra.mode alone, which is null.
         mock.patch.object(Hydra, "get_mode", return_value=None, create=True),
+        # A test reads its files before the machine can lose power: it need not wait for the disk.
+        mock.patch.object(os, "fsync"),
     ):
         if "HYDRA_FULL_ERROR" not in env:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -175,6 +177,11 @@ def _child(folder: str, args: tuple[str, ...], env: dict[str, str], log: str) ->
     cli.main()
 
 
+PRELOAD = ["torch", "hydra", "armodels.tasks.train", "armodels.tasks.sample", "torchvision.utils",
+           "armodels.kernels.compiled", "cases", "tiny", "command"]  # fmt: skip
+"""What the children of ``fork`` use, imported once."""
+
+
 def fork(folder: Path, *args: str, **env: str) -> multiprocessing.Process:
     """``armodels args`` in a process of its own, forked from one that has imported torch.
 
@@ -183,7 +190,7 @@ def fork(folder: Path, *args: str, **env: str) -> multiprocessing.Process:
     operation on the files of ``run``, see ``_kill_at``.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hydra", "armodels.tasks.train", "command"])
+    context.set_forkserver_preload(PRELOAD)
     child = context.Process(target=_child, args=(str(folder), args, env, str(folder / "told")))
     child.start()
     return child

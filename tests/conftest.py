@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-# Threads of OpenMP that wait for the next operation do so asleep: the tests of two threads took
-# ten times the time of a processor, that of another worker. It is read when torch loads.
+# Threads of OpenMP sleep until the next operation. Awake, they took what another worker needs: the
+# tests of two threads ten times what they compute. The variable is read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 

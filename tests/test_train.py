@@ -198,13 +198,23 @@ def work(*args, **options) -> None:
     raise AssertionError("nothing ended it")
 
 
+TWO_EPOCHS = ("train", *TINY, "trainer.max_epochs=2")
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """A run of two epochs that nothing stopped."""
+    folder = tmp_path_factory.mktemp("two_epochs")
+    done(folder, *TWO_EPOCHS, "out=whole")
+    return folder / "whole"
+
+
 @pytest.mark.parametrize(
     "where", ["initializing", "evaluating valid", "drawing", "evaluating test"]
 )
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkeypatch):
+def test_signals_end_what_is_between_steps_at_once(where, name, two_epochs, tmp_path, monkeypatch):
     """And what was missing then is all that is done when the run goes on."""
-    args = ("train", *TINY, "trainer.max_epochs=2")
     number, evaluated = signal.Signals[name], []
 
     def stop(*args, **options):
@@ -223,7 +233,7 @@ def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkey
             patched.setattr(AutoregressiveModel, "initialize", stop)
         if where == "drawing":
             patched.setattr(Drawing, "draw", stop)
-        told = armodels(tmp_path, *args, "out=run")
+        told = armodels(tmp_path, *TWO_EPOCHS, "out=run")
     assert told.code == 128 + number
     line = f"stopped while {where}; go on with: armodels train resume=run trust=tiny.Tiny"
     assert told.err.strip().splitlines()[-1] == f"armodels: {line}"
@@ -233,8 +243,7 @@ def test_signals_end_what_is_between_steps_at_once(where, name, tmp_path, monkey
     monkeypatch.setattr(loop, "evaluate", watched)
     done(tmp_path, "train", "resume=run")
     assert evaluated == ["valid", "valid", "test"]
-    done(tmp_path, *args, "out=whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(two_epochs, tmp_path / "run")
 
 
 KILLED = ("train", *TINY, *EVERYTHING, "trainer.max_steps=120", "trainer.checkpoint_every=0",
