@@ -233,6 +233,17 @@ class Tracker:
         # TensorBoard reads Markdown, which leaves lines alone that are indented.
         self.writer.add_text(tag, "\n".join(f"    {line}" for line in text.split("\n")), step)
 
+    def sound(self, tag: str, sound: Tensor, rate: int, step: int) -> None:
+        """A sound (samples,) in [-1, 1].
+
+        Args:
+            tag: Its name.
+            sound: float32 (samples,).
+            rate: Samples a second.
+            step: Training steps so far.
+        """
+        self.writer.add_audio(tag, sound[None], step, sample_rate=rate)
+
     def flush(self) -> None:
         """Everything written so far goes to disk."""
         self.writer.flush()

@@ -72,6 +72,7 @@ ONLY = {
         "limits",
         "machine",
         "lines",
+        "notes",
         "objectives",
         "pictures",
         "run",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, disk, pictures, show
+from armodels.data.midi import write_midi
 from armodels.data.rows import Examples
 from armodels.examples import draw_examples, load_split
 from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
@@ -104,6 +105,10 @@ def main(config: Mapping) -> None:
             file.write(spec.alphabet.joined(arrays["x"]).encode())
         show.say(f"wrote  {folder / name}.txt")
         return
+    if spec.notes is not None:
+        with disk.atomic(folder / f"{name}.mid") as file:
+            write_midi(arrays["x"], spec.notes, file)
+        show.say(f"wrote  {folder / name}.mid")
     path = folder / f"{name}.png"
     if truth is not None and context is not None and wanted is not None:
         _draw(answers(truth, context, x, wanted, spec), path, " (context, drawn, true)")

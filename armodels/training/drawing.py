@@ -9,12 +9,16 @@ from torch import Tensor
 from armodels import charts, limits, pictures
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.notes import RATE, played
 from armodels.training.record import Record
 from armodels.training.settings import Watching
 from armodels.training.streams import SAMPLES, stream
 
 NUM_SURPRISES = 16
 """Images of valid of which each value's log-probability is drawn."""
+
+NUM_PLAYED = 4
+"""Samples of music that are played, one after another."""
 
 
 @final
@@ -85,6 +89,9 @@ class Drawing:
             if picture is not None:
                 self._record.picture("view/samples", picture, step)
                 self._record.samples(picture, step)
+            if spec.notes is not None:
+                sound = played(samples[:NUM_PLAYED].cpu().numpy(), spec.notes)
+                self._record.sound(torch.from_numpy(sound), RATE, step)
         if spec.kind == "image":
             shown = splits.examples("valid", model.context)[:NUM_SURPRISES].to(self._device)
             with torch.no_grad():

@@ -102,6 +102,16 @@ class Record(ABC):
         """A text of samples, which gets a file of its own."""
         return
 
+    def sound(self, sound: Tensor, rate: int, step: int) -> None:
+        """What samples sound like.
+
+        Args:
+            sound: (samples,) in [-1, 1].
+            rate: Samples a second.
+            step: Where it stands.
+        """
+        return
+
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """The training is done: its final numbers."""
         return
@@ -242,6 +252,10 @@ class InFiles(Record):
             self._tracker.text("view/samples", text, step)
         with atomic(self.directory.samples / f"step-{step:07d}.txt") as file:
             file.write(text.encode())
+
+    def sound(self, sound: Tensor, rate: int, step: int) -> None:
+        if self._tracker:
+            self._tracker.sound("view/samples", sound, rate, step)
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         if self._config is None:
