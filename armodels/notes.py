@@ -10,6 +10,16 @@ NUM_KEYS = 128
 HZ_OF_A, A = 440.0, 69
 """The concert pitch, and its key."""
 
+TEMPO = 100
+"""Beats a minute of what is written and played."""
+
+RATE = 16_000
+"""Samples a second of what is played."""
+
+_OVERTONES = (1.0, 0.5, 0.25, 0.12)
+_ATTACK, _FADING, _RELEASE = 0.01, 1.5, 0.05
+"""Seconds in which a note swells, loses two thirds of its loudness, and ends."""
+
 
 @dataclass(frozen=True)
 class Notes:
@@ -72,3 +82,33 @@ def held(roll: np.ndarray) -> list[tuple[int, int, int]]:
         begins, ends = np.flatnonzero(edges[:, key] > 0), np.flatnonzero(edges[:, key] < 0)
         found += [(int(a), int(b), key) for a, b in zip(begins, ends, strict=True)]
     return sorted(found)
+
+
+def played(events: np.ndarray, notes: Notes) -> np.ndarray:
+    """Events one after another as sound: a sum of sines for each note, nothing more.
+
+    Args:
+        events: (N, *event).
+        notes: What a frame is.
+
+    Returns:
+        (samples,) float32 in [-1, 1], at ``RATE``.
+    """
+    frame = 60 * RATE / TEMPO / notes.per_beat  # in samples
+    rolls = [np.any(notes.parts(event), 0) for event in events]
+    starts = np.cumsum([0, *(len(roll) + 2 * notes.per_beat for roll in rolls)])
+    sound = np.zeros(int(frame * starts[-1]) + 1, np.float32)
+    for start, roll in zip(starts, rolls, strict=False):
+        for first, end, key in held(roll):
+            begin, stop = int((start + first) * frame), int((start + end) * frame)
+            time = np.arange(stop - begin) / RATE
+            hz = HZ_OF_A * 2 ** ((key - A) / 12)
+            wave = np.zeros(len(time))
+            for i, loudness in enumerate(_OVERTONES, 1):
+                if i * hz < RATE / 2:
+                    wave += loudness * np.sin(2 * np.pi * i * hz * time)
+            wave *= np.minimum(time / _ATTACK, 1) * np.exp(-time / _FADING)
+            wave *= np.minimum((time[-1] - time) / _RELEASE, 1)
+            sound[begin:stop] += wave.astype(np.float32)
+    loudest = float(np.abs(sound).max())
+    return sound / loudest if loudest > 1 else sound

@@ -21,6 +21,12 @@ _COLOURS = np.array(
 _HATCH = ((64, 158, 163), (172, 216, 219))
 """Colours of unknown values: neither greys nor colours of the map."""
 
+_VOICES = ((31, 90, 166), (217, 95, 2), (27, 138, 90), (150, 60, 150))
+"""Colours of the parts of a piece, from the first one on."""
+
+_MIDDLE, _ROLL = 60, 120
+"""The key that is drawn where none sounds, and the least height of a roll."""
+
 _LEAST, _PADDING, _LINE, _FONT = 48, 2, 18, 13
 
 
@@ -144,6 +150,27 @@ def events(
     width = max(panel.shape[-1] for panel in panels)
     panels = [functional.pad(one, (0, width - one.shape[-1]), value=255) for one in panels]
     return torch.cat(panels, 1)
+
+
+def rolls(x: Tensor, spec: DataSpec) -> Tensor:
+    """Piano rolls of music (N, *event): time to the right, keys upwards, a colour for each voice.
+
+    Args:
+        x: The events.
+        spec: What they are; it has notes.
+    """
+    assert spec.notes is not None
+    parts = np.stack([spec.notes.parts(one) for one in x.detach().cpu().numpy()])  # (N, V, T, 128)
+    sounding = np.flatnonzero(parts.any((0, 1, 2)))
+    low, high = (sounding[0], sounding[-1]) if len(sounding) else (_MIDDLE, _MIDDLE)
+    low, high = max(low - 1, 0), min(high + 2, parts.shape[-1])
+    image = np.full((len(parts), parts.shape[2], high - low, 3), 255, np.uint8)
+    image[:, :: 4 * spec.notes.per_beat] = 244  # each fourth beat
+    image[:, :, np.arange(low, high) % 12 == 0] = 222  # C of each octave
+    for part, voice in zip(parts.swapaxes(0, 1), _VOICES * parts.shape[1], strict=False):
+        image[part[:, :, low:high]] = voice
+    upwards = torch.from_numpy(image).permute(0, 3, 2, 1).flip(2)
+    return grid(upwards, columns=max(1, min(4, 256 // image.shape[1])), least=_ROLL)
 
 
 def as_event(context: Tensor, context_spec: ContextSpec, spec: DataSpec) -> Tensor | None:

@@ -1,5 +1,6 @@
 """What events are shown as: which kind of data has a text, a picture, a sound and which files."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from armodels import charts, pictures, show
+from armodels import charts, notes, pictures, show
+from armodels.data.midi import write_midi
 from armodels.disk import atomic
 from armodels.spec import ContextSpec, DataSpec
 from armodels.waveform import wav
 
+MOST_PLAYED = 4
+"""Pieces of music in one view."""
 MOST_HEARD = 10
 """Sounds in one view: as many as there are digits, and as a page plays in a few seconds."""
 
@@ -73,7 +77,14 @@ def view(
             sound=Sound(spec.waveform.joined(some), rate),
             files={f"{end}.wav": wav(one, rate) for end, one in zip(ends, each, strict=True)},
         )
-    return View(picture=charts.samples(x, spec, **about))
+    files = {}
+    sound = None
+    if spec.notes is not None:
+        buffer = io.BytesIO()
+        write_midi(x.numpy(), spec.notes, buffer)
+        files = {".mid": buffer.getvalue()}
+        sound = Sound(notes.played(x[:MOST_PLAYED].numpy(), spec.notes), notes.RATE)
+    return View(picture=charts.samples(x, spec, **about), sound=sound, files=files)
 
 
 def titles(wanted: ContextSpec | None, context: Tensor | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Music from the file to the number and back to a file."""
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,12 +10,19 @@ import mido
 import numpy as np
 import pytest
 import torch
+from cases import CASES
+from command import QUICK, done
 from scipy import io as scipy_io
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from armodels import charts, pictures
+from armodels.baselines import Independent
 from armodels.data.midi import read_midi, write_midi
 from armodels.data.music import Music, Piece, _drawn, _table, read_cells
+from armodels.data.rows import Examples
+from armodels.density.stream import with_length
 from armodels.evaluation import Evaluation, describe, evaluate
-from armodels.notes import Notes, held
+from armodels.notes import RATE, Notes, held, played
 from armodels.spec import DataSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,8 +191,6 @@ def test_only_train_is_transposed(tunes):
 
 
 def test_numbers_are_those_of_a_frame(tunes):
-    from armodels.baselines import Independent
-
     splits = Music(path=tunes, length=1).load()
     model = Independent(splits.spec)
     model.initialize([splits.split("train")[:]])
@@ -336,11 +342,95 @@ def test_the_corpora_are_those_of_the_field():
 @needs_real
 def test_independent_notes_have_the_nats_of_the_field(tmp_path):
     """11.061 nats a test frame, with one more of each level."""
-    from armodels.baselines import Independent
-
     splits = Music("jsb", length=1, root=str(REAL)).load()
     model = Independent(splits.spec)
     model.initialize([splits.split("train")[:]])
     report = evaluate(model, splits.examples("test")).report(splits.spec)
     assert report["num_symbols"] == 4725
     assert report["nats_per_symbol"] == pytest.approx(11.061, abs=0.0005)
+
+
+def test_a_note_sounds_at_its_pitch():
+    frames = np.zeros((1, 4, 88), np.uint8)
+    frames[0, :3, 69 - 21] = 1
+    sound = played(frames, Notes(per_beat=2))
+    beat = 0.6 * RATE
+    assert len(sound) == int(4 * beat) + 1  # with two beats of rest
+    spectrum = np.abs(np.fft.rfft(sound[: int(beat)]))
+    assert spectrum.argmax() * RATE / int(beat) == pytest.approx(440, abs=2)
+    assert np.abs(sound).max() <= 1
+    assert not sound[int(1.5 * beat) :].any()
+    assert not played(frames * 0, Notes()).any()
+
+
+def test_a_roll_shows_keys_upwards_and_time_to_the_right():
+    spec = DataSpec("x", "sequence", (3 * 88,), 2, "probability", notes=Notes())
+    x = torch.zeros(1, 3, 88, dtype=torch.uint8)
+    x[0, 0, 40] = x[0, 2, 50] = 1
+    picture = charts.samples(x.view(1, -1), spec)
+    blue = torch.tensor(pictures._VOICES[0], dtype=torch.uint8).view(3, 1, 1)
+    rows, columns = (picture == blue).all(0).nonzero().unbind(1)
+    left, right = rows[columns < picture.shape[2] // 2], rows[columns > picture.shape[2] // 2]
+    assert left.min() > right.max()
+    silent = charts.samples(torch.zeros(2, 3 * 88, dtype=torch.uint8), spec)
+    assert not (silent == blue).all(0).any()
+
+
+SMALL = ("model=frames", "model.hidden_size=6", "model.context_size=3", "model.inner_size=5")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, str]:
+    """A run on ten tunes, and what it printed."""
+    folder = tmp_path_factory.mktemp("music")
+    for i in range(10):
+        save(folder / "tunes" / f"{i}.mid", tune(i))
+    keys = ("data=music", "data.path=tunes", "data.length=16", "trainer.batch_size=8")
+    args = (*SMALL, *keys, *QUICK, "trainer.max_epochs=2", "samples.num=2", "out=run")
+    return folder, done(folder, "train", *args)
+
+
+def test_music_trains_and_is_evaluated_by_frames(run):
+    folder, out = run
+    assert "all per frame" in out
+    report = json.loads((folder / "run/metrics.json").read_text())["test"]
+    assert report["num_symbols"] == 40
+    assert report["nats_per_symbol"] == pytest.approx(report["nats"] / 16)
+    assert "nats/frame" in done(folder, "eval", "run=run", "split=train")
+
+
+def test_samples_in_training_are_seen_and_heard(run):
+    folder, _ = run
+    assert len(list((folder / "run/samples").glob("*.png"))) > 0
+    events = EventAccumulator(str(folder / "run"), {"audio": 0})
+    events.Reload()
+    assert events.Tags()["audio"] == ["view/sound"]
+    assert events.Audio("view/sound")[-1].encoded_audio_string[:4] == b"RIFF"
+
+
+def test_samples_are_written_as_midi_and_as_a_roll(run):
+    folder, _ = run
+    out = done(folder, "sample", "run=run", "num=3", "out=drawn")
+    assert "sample-seed0-t1.mid" in out
+    x = np.load(folder / "drawn/sample-seed0-t1.npz")["x"]
+    assert x.shape == (3, 16 * 88)
+    frames, _ = read_midi((folder / "drawn/sample-seed0-t1.mid").read_bytes(), QUARTERED)
+    begins = np.flatnonzero(x[0].reshape(16, 88).any(1))[0]
+    np.testing.assert_array_equal(frames[: 16 - begins], x[0].reshape(16, 88)[begins:])
+    assert (folder / "drawn/sample-seed0-t1.png").stat().st_size > 0
+
+
+@torch.no_grad()
+def test_whole_pieces_are_evaluated_by_both_conventions():
+    case = CASES["frames"]
+    model = case.build(0)
+    pieces = [case.events(9).flatten()[:size] for size in (8, 20, 14)]
+    examples = Examples(torch.stack([one[:6] for one in pieces]), pieces=pieces)
+    found = evaluate(model, examples).report(case.spec)
+    each = torch.cat([with_length(model, len(one)).log_prob(one[None]) for one in pieces])
+    frames = torch.tensor([4, 10, 7])
+    assert found["num_symbols"] == 21
+    assert found["nats_per_symbol"] == pytest.approx(float(-each.sum() / 21))
+    by_piece = float((-each / frames).mean())
+    assert found["nats_per_symbol_by_piece"] == pytest.approx(by_piece)
+    assert abs(by_piece - found["nats_per_symbol"]) > 1e-3

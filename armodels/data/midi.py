@@ -8,7 +8,7 @@ import mido
 import numpy as np
 
 from armodels.data.collections import Wanted
-from armodels.notes import Notes, held
+from armodels.notes import TEMPO, Notes, held
 
 MIDIS = Wanted("MIDI", lambda: frozenset({".mid", ".midi"}))
 
@@ -26,9 +26,6 @@ number of beats."""
 
 DRUMS = 9
 """The channel whose keys are no pitches."""
-
-TEMPO = 100
-"""Beats a minute of what is written."""
 
 _TICKS, _LOUDNESS = 480, 80
 
