@@ -48,6 +48,20 @@ def window_mask(num_queries: int, num_keys: int, past: int, device: torch.device
     return (keys <= queries) & (keys > queries - past)
 
 
+def normed(x: Tensor) -> Tensor:
+    """Features with a mean square of one."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def require_heads(hidden_size: int, num_heads: int) -> None:
+    """Raise ValueError unless the heads of an attention can share the features."""
+    if hidden_size % (2 * num_heads):
+        raise ValueError(
+            f"hidden_size is {hidden_size}; it must be a multiple of {2 * num_heads}, twice "
+            f"num_heads"
+        )
+
+
 @final
 class Block(nn.Module):
     """Attention to the values before, and a perceptron for each value: (B, t, E) -> (B, t, E).
@@ -57,10 +71,20 @@ class Block(nn.Module):
         num_heads: Of the attention.
         activation: Of the perceptron.
         dropout: Probability of dropping a feature in training.
+        rotary: Whether it depends on the distance of two values; else on no places at all.
     """
 
-    def __init__(self, size: int, num_heads: int, activation: Activation, dropout: float):
+    def __init__(
+        self,
+        size: int,
+        num_heads: int,
+        activation: Activation,
+        dropout: float,
+        *,
+        rotary: bool = True,
+    ):
         super().__init__()
+        self.rotary = rotary
         self.num_heads = num_heads
         self.activation = activation
         self.heads = nn.Linear(size, 3 * size, bias=False)
@@ -82,30 +106,28 @@ class Block(nn.Module):
             values: (B, heads, m, D).
             past: Keys that are asked, a value's own among them.
         """
-        split = self.heads(_normed(x)).unflatten(-1, (3, self.num_heads, -1))
+        split = self.heads(normed(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        query, key = _normed(query), _normed(key)
+        query, key = normed(query), normed(key)
         keys, values = torch.cat([keys.to(key), key], 2), torch.cat([values.to(value), value], 2)
         num, all_of_them = x.shape[1], keys.shape[2]
-        # Places count from the oldest key: only distances matter, and small numbers are exact.
-        places = torch.arange(all_of_them, device=x.device, dtype=torch.double)
-        asked = rotated(query, places[all_of_them - num :])
+        asked, answers = query, keys
+        if self.rotary:
+            # Places count from the oldest key: only distances matter, and small numbers are exact.
+            places = torch.arange(all_of_them, device=x.device, dtype=torch.double)
+            asked, answers = rotated(query, places[all_of_them - num :]), rotated(keys, places)
         whole = num == all_of_them <= past
-        mask = None if whole else window_mask(num, all_of_them, past, x.device)
+        alone = num == 1 and all_of_them <= past  # one query, which may ask every key
+        mask = None if whole or alone else window_mask(num, all_of_them, past, x.device)
         read = F.scaled_dot_product_attention(
-            asked, rotated(keys, places), values, attn_mask=mask, is_causal=whole
+            asked, answers, values, attn_mask=mask, is_causal=whole
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
-        wide = self.wide(_normed(x))
+        wide = self.wide(normed(x))
         wide = F.relu(wide).square() if self.activation == "relu_squared" else F.gelu(wide)
         x = x + self.dropout(self.narrow(wide))
         kept = max(all_of_them - past + 1, 0)
         return x, keys[:, :, kept:], values[:, :, kept:]
-
-
-def _normed(x: Tensor) -> Tensor:
-    """Features with a mean square of one."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 @final
@@ -154,11 +176,7 @@ class Transformer(FeatureStream):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, hidden_size, context)
-        if hidden_size % (2 * num_heads):
-            raise ValueError(
-                f"hidden_size is {hidden_size}; it must be a multiple of {2 * num_heads}, twice "
-                f"num_heads"
-            )
+        require_heads(hidden_size, num_heads)
         self.num_heads = num_heads
         self.past = past
         self.dropout = nn.Dropout(dropout)
@@ -182,4 +200,4 @@ class Transformer(FeatureStream):
         for i, block in enumerate(self.blocks):
             before = state[f"keys.{i}"], state[f"values.{i}"]
             x, after[f"keys.{i}"], after[f"values.{i}"] = block(x, *before, self.past)
-        return self.params(_normed(x)), after
+        return self.params(normed(x)), after
