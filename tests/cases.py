@@ -40,6 +40,7 @@ from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
 from armodels.networks.recurrent import Recurrent
 from armodels.networks.separate import SeparateMLPs
+from armodels.networks.sigma_gpt import SigmaGPT
 from armodels.networks.transformer import Transformer
 from armodels.networks.wavenet import WaveNet
 from armodels.notes import Notes
@@ -401,6 +402,11 @@ def wavenet(spec, head, size, **keys) -> Case:
     return autoregressive(spec, head, WaveNet, num_channels=size, **keys)
 
 
+def sigma_gpt(spec, head, size, **keys) -> Case:
+    keys = {"num_layers": 2, "num_heads": 2, "activation": "gelu", "scale": 0.5} | keys
+    return autoregressive(spec, head, SigmaGPT, hidden_size=size, **keys)
+
+
 def ngram(spec, n) -> Case:
     """n-grams, fitted to random events."""
 
@@ -541,6 +547,24 @@ CASES: dict[str, Case] = {
         transformer(BIT_TEXT, CATEGORICAL, 4),
         ngram(BIT_TEXT, 9),
         weights=[0.5, 0.2, 0.3],
+    ),
+    "sigma-gpt": sigma_gpt(BITS, BERNOULLI, 8, order="random", dropout=0.5),
+    "sigma-gpt-sequence": sigma_gpt(TEXT, CATEGORICAL, 4, num_heads=1, activation="relu_squared"),
+    "sigma-gpt-rgb": sigma_gpt(RGB, CATEGORICAL, 8, order="columns"),
+    "sigma-gpt-rgb-joint": sigma_gpt(RGB_BITS, logistics, 8, order="random", order_seed=2),
+    "sigma-gpt-mog": sigma_gpt(PLANE, mixture_of_2, 4, order="reverse", scale=0.2),
+    "sigma-gpt-given": given(sigma_gpt(GREY, BERNOULLI, 8), VECTOR),
+    "sigma-gpt-one-bit": sigma_gpt(data("vector", 1, levels=2), BERNOULLI, 4),
+    "sigma-gpt-resampled": sigma_gpt(SMALL_RGB, BERNOULLI, 8, order="random", resample=True),
+    "orders-sigma-gpt-resampled": order_mixture(
+        LEVELS,
+        CATEGORICAL,
+        SigmaGPT,
+        num_orders=2,
+        resample=True,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
     ),
     "deep-nade": deep_nade(BITS, BERNOULLI, 8, 9),
     "deep-nade-levels": deep_nade(LEVELS, CATEGORICAL, 6, 7, 8, order="reverse"),

@@ -15,6 +15,7 @@ NAMED = {
     "deep-nade-canonical": Canonical,
     "orders-deep-nade-canonical": Canonical,
     "made-resampled": RandomOrder,
+    "sigma-gpt-resampled": RandomOrder,
     "orders-made-resampled": RandomOrder,
     "orders-made": MixtureOrder,
 }

@@ -120,10 +120,10 @@ class Pattern:
             read: () int64, values that the stream had before them.
 
         Returns:
-            (t, m + t) bool; None: all up to its own, with m = 0.
+            (t, m + t) bool; None: all up to its own, where m is 0 or t is 1.
         """
         near = self.past is None or kept + num <= self.past
-        if near and not kept and self.stride is None:
+        if near and self.stride is None and (not kept or num == 1):
             return None  # The fast kernels of PyTorch know this one.
         keys = read - kept + torch.arange(kept + num, device=read.device)
         queries = keys[kept:]
@@ -188,6 +188,15 @@ def _distances(query: Tensor, keys: Tensor, past: int) -> Tensor:
     """(t, m) from 0 to one less than ``past``; what lies outside is asked by nobody."""
     queries, places = places_of(query, keys)
     return (queries[:, None] - places).clamp(0, past - 1)
+
+
+@final
+class Unplaced(Distances):
+    """Distances do not enter: features say where they are."""
+
+    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As they are."""
+        return query, keys, None
 
 
 @final

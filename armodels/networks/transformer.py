@@ -25,6 +25,20 @@ from armodels.spec import ContextSpec, DataSpec
 Activation = Literal["relu_squared", "gelu"]
 
 
+def normed(x: Tensor) -> Tensor:
+    """Features with a mean square of one."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def require_heads(hidden_size: int, num_heads: int) -> None:
+    """Raise ValueError unless the heads of an attention can share the features."""
+    if hidden_size % (2 * num_heads):
+        raise ValueError(
+            f"hidden_size is {hidden_size}; it must be a multiple of {2 * num_heads}, twice "
+            f"num_heads"
+        )
+
+
 @final
 class Block(nn.Module):
     """Attention to the values before, and a perceptron for each value: (B, t, E) -> (B, t, E).
@@ -66,7 +80,8 @@ class Block(nn.Module):
             x: (B, t, E).
             keys: (B, heads, m, D) of the m values before, whatever their places.
             values: (B, heads, m, D).
-            mask: (t, m + t) bool, which keys each value asks; None: all up to its own, m = 0.
+            mask: (t, m + t) bool, which keys each value asks; None: all up to its own, where
+                m is 0 or t is 1.
         """
         split = self.heads(normed(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
@@ -77,18 +92,13 @@ class Block(nn.Module):
             allowed = full_mask(*places_of(query, keys)) if mask is None else mask
             mask = bias.masked_fill(~allowed, -torch.inf)
         read = F.scaled_dot_product_attention(
-            asked, placed, values, attn_mask=mask, is_causal=mask is None
+            asked, placed, values, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
         wide = self.wide(normed(x))
         wide = F.relu(wide).square() if self.activation == "relu_squared" else F.gelu(wide)
         x = x + self.dropout(self.narrow(wide))
         return x, keys, values
-
-
-def normed(x: Tensor) -> Tensor:
-    """Features with a mean square of one."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 @final
@@ -151,11 +161,7 @@ class Transformer(FeatureStream):
         context: ContextSpec | None = None,
     ):
         super().__init__(spec, num_params, order, hidden_size, context)
-        if hidden_size % (2 * num_heads):
-            raise ValueError(
-                f"hidden_size is {hidden_size}; it must be a multiple of {2 * num_heads}, twice "
-                f"num_heads"
-            )
+        require_heads(hidden_size, num_heads)
         self.num_heads = num_heads
         self.pattern = Pattern(attention, past, stride, summary)
         self.dropout = nn.Dropout(dropout)
