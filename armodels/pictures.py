@@ -152,12 +152,13 @@ def events(
     return torch.cat(panels, 1)
 
 
-def rolls(x: Tensor, spec: DataSpec) -> Tensor:
+def rolls(x: Tensor, spec: DataSpec, *, columns: int | None = None) -> Tensor:
     """Piano rolls of music (N, *event): time to the right, keys upwards, a colour for each voice.
 
     Args:
         x: The events.
         spec: What they are; it has notes.
+        columns: Events in a row; None: as many as are seen well.
     """
     assert spec.notes is not None
     parts = np.stack([spec.notes.parts(one) for one in x.detach().cpu().numpy()])  # (N, V, T, 128)
@@ -170,7 +171,8 @@ def rolls(x: Tensor, spec: DataSpec) -> Tensor:
     for part, voice in zip(parts.swapaxes(0, 1), _VOICES * parts.shape[1], strict=False):
         image[part[:, :, low:high]] = voice
     upwards = torch.from_numpy(image).permute(0, 3, 2, 1).flip(2)
-    return grid(upwards, columns=max(1, min(4, 256 // image.shape[1])), least=_ROLL)
+    columns = columns or max(1, min(4, 256 // image.shape[1]))
+    return grid(upwards, columns=columns, least=_ROLL)
 
 
 def as_event(context: Tensor, context_spec: ContextSpec, spec: DataSpec) -> Tensor | None:

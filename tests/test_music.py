@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from armodels import charts, pictures
 from armodels.baselines import Independent
+from armodels.data.base import PARTS
 from armodels.data.midi import read_midi, write_midi
 from armodels.data.music import Music, Piece, _drawn, _table, read_cells
 from armodels.data.rows import Examples
@@ -434,3 +435,29 @@ def test_whole_pieces_are_evaluated_by_both_conventions():
     by_piece = float((-each / frames).mean())
     assert found["nats_per_symbol_by_piece"] == pytest.approx(by_piece)
     assert abs(by_piece - found["nats_per_symbol"]) > 1e-3
+
+
+def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
+    """What is known stays, and the answers are written as four tracks each."""
+    voices = np.random.default_rng(0).integers(0, 46, (6, 40, 4))
+    chorales = [
+        Piece(str(i), torch.from_numpy(one.astype(np.uint8))) for i, one in enumerate(voices)
+    ]
+    monkeypatch.setattr(
+        Music, "pieces", dict(zip(PARTS, (chorales[:4], chorales[4:5], chorales[5:]), strict=True))
+    )
+    keys = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=4")
+    sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
+    out = done(tmp_path, "train", *keys, *sizes, *QUICK, "out=run")
+    assert "nats/frame" in out
+    out = done(
+        tmp_path, "complete", "run=run", "num=2", "num_completions=3", "known=top", "keep=0.25"
+    )
+    assert "exact: every answer is a draw" in out
+    (path,) = (tmp_path / "run").rglob("complete-*.npz")
+    with np.load(path) as file:
+        truth, drawn = file["truth"], file["completions"]
+    assert drawn.shape == (2, 3, 1, 4, 4)
+    np.testing.assert_array_equal(drawn[:, :, :, 0], truth[:, None, :, 0].repeat(3, 1))
+    assert len(mido.MidiFile(path.with_suffix(".mid")).tracks) == 5
+    assert path.with_suffix(".png").is_file()

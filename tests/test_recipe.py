@@ -20,6 +20,7 @@ CHOSEN = {
     "emnist": ("made", 8),
     "table": ("made", 8),
     "red_wine": ("made", 8),
+    "music": ("frames", None),
     "text": ("ngram", None),
     "tinyshakespeare": ("ngram", None),
     "audio": ("wavenet", 8),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, disk, pictures, show
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
+from armodels.data.midi import write_midi
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
 from armodels.examples import draw_examples
@@ -321,6 +322,10 @@ def main(config: Mapping) -> None:
             [[i // (answers + 1), i % (answers + 1), *row] for i, row in enumerate(cells)],
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
+    if spec.notes is not None:
+        with disk.atomic(folder / f"{name}.mid") as file:
+            write_midi(values.flatten(0, 1).numpy(), spec.notes, file)
+        show.say(f"wrote  {folder / name}.mid (the answers, one after another)")
     picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
         with disk.atomic(folder / f"{name}.png") as file:
@@ -341,6 +346,10 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
     if charts.is_table(spec):
         picture = charts.completions(truth, mask, values, spec)
         return picture, "drawn, known and true values of each column"
+    if spec.notes is not None:
+        each = torch.cat([truth[:, None], values], 1)
+        picture = pictures.rolls(each.flatten(0, 1), spec, columns=each.shape[1])
+        return picture, "in each row what is true, then the answers"
     rows = torch.cat([truth[:, None], truth[:, None], values], 1)
     known = torch.ones_like(rows, dtype=torch.bool)
     known[:, 1] = mask
