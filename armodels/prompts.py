@@ -1,18 +1,20 @@
 """A text that goes on: what a model that reads writes after a prompt."""
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from armodels import disk, show
-from armodels.alphabet import UNKNOWN, Alphabet, code_points
+from armodels.alphabet import Alphabet, code_points
 from armodels.checkpoints import Restored
-from armodels.density.stream import reads, with_length
-from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, keep, walk
+from armodels.density.stream import reader, reads, with_length
+from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, sampling, walk
+from armodels.networks.stream import After
 
 
 def read_prompt(config: Mapping[str, Any]) -> str | None:
@@ -51,28 +53,34 @@ def encoded(prompt: str, alphabet: Alphabet) -> np.ndarray:
     return alphabet.encoded(code_points(prompt), "the prompt")
 
 
-def shown(choose: Choose, known: int, alphabet: Alphabet) -> Choose:
+@final
+class Shown:
     """A chooser that prints the first event's symbols as they are chosen.
+
+    A character of several bytes is printed when its last one is there.
 
     Args:
         choose: Chooses.
-        known: Symbols of the prompt, which stand there already.
         alphabet: What the levels stand for.
     """
-    pending: list[int] = []
 
-    def choosing(s: int, params: Tensor) -> Tensor:
-        values = choose(s, params)
-        if s >= known:
-            pending.append(int(values[0, 0]))
-            text = alphabet.decoded(pending)
-            # A character of several bytes is printed when its last one is there.
-            if alphabet.unit == "char" or not text.endswith(UNKNOWN):
-                show.write(text)
-                pending.clear()
+    def __init__(self, choose: Choose, alphabet: Alphabet):
+        self._choose, self._alphabet = choose, alphabet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, s: int, params: Tensor) -> Tensor:
+        """The other's choice."""
+        values = self._choose(s, params)
+        level = [int(values[0, 0])]
+        if self._alphabet.unit == "byte":
+            show.write(self._decoder.decode(self._alphabet.as_bytes(level)))
+        else:
+            show.write(self._alphabet.decoded(level))
         return values
 
-    return choosing
+    def end(self) -> None:
+        """Print what is left of a character that the end has cut off."""
+        show.write(self._decoder.decode(b"", final=True))
 
 
 def continue_text(restored: Restored, prompt: str, config: Mapping[str, Any]) -> None:
@@ -102,26 +110,25 @@ def continue_text(restored: Restored, prompt: str, config: Mapping[str, Any]) ->
     check_draw(config["temperature"])
     answers = config["num_completions"] or 1
     levels = torch.from_numpy(encoded(prompt, alphabet)).to(restored.spec.dtype)
-    total = len(levels) + length
-    model = with_length(restored.model, total)
-    values = torch.zeros(answers, total, 1, dtype=levels.dtype)
-    values[:, : len(levels), 0] = levels
-    known = (torch.arange(total) < len(levels)).expand(answers, -1)
+    model = with_length(restored.model, length)
     generator = torch.Generator().manual_seed(config["seed"])
-    shape = (answers, total, model.head.num_noise)
-    noise = draw_noise(shape, generator, restored.device)
+    shape = (answers, len(levels) + length, model.head.num_noise)
+    noise = draw_noise(shape, generator, restored.device)[:, len(levels) :]
     drawn = draw_among(
         model.head, noise, config["temperature"], top_k=config["top_k"], top_p=config["top_p"]
     )
-    chooser = keep(values.to(restored.device), known.to(restored.device), drawn)
+    chooser = Shown(drawn, alphabet)
+    after = After(reader(model), levels[:, None].to(restored.device))
     show.say(f"from   {restored.origin}")
     show.say()
     show.write(prompt)
-    with torch.no_grad():
-        written = walk(model.net, answers, shown(chooser, len(levels), alphabet))
+    with sampling(model):
+        written = walk(model.net, answers, chooser, after=after)[..., 0].cpu()
+    chooser.end()
     show.write("\n")
     show.say()
     path = restored.folder_for(config["out"]) / f"prompt-seed{config['seed']}.txt"
     with disk.atomic(path) as file:
-        file.write(alphabet.joined(written[..., 0].cpu().numpy()).encode())
+        texts = torch.cat([levels.expand(answers, -1), written.to(levels)], 1)
+        file.write(alphabet.joined(texts.numpy()).encode())
     show.say(f"wrote  {path}")

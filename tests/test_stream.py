@@ -12,7 +12,9 @@ from armodels.data.base import Splits
 from armodels.data.rows import Examples, Windows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.stream import learn, reads, stream_log_probs, with_length
+from armodels.density.walk import draw, keep, walk
 from armodels.evaluation import evaluate
+from armodels.networks import stream
 from armodels.networks.ngram import NGram
 from armodels.networks.stream import StreamNetwork
 from armodels.networks.transformer import window_mask
@@ -76,6 +78,25 @@ def test_any_chopping_gives_the_same_numbers(name, chopping):
     longer = net.with_length(21)
     x = torch.cat([values, values[:, :1]], 1)
     torch.testing.assert_close(longer(x), whole, rtol=0, atol=1e-10)
+
+
+@over_streams
+@pytest.mark.parametrize("known", [0, 1, 13])
+@torch.no_grad()
+def test_a_walk_after_a_text_is_that_of_the_whole_from_there(name, known, monkeypatch):
+    """Read at once, five at a time, the same values are drawn as step after step."""
+    monkeypatch.setattr(stream, "CHUNK", 5)
+    case = STREAMS[name]
+    model, begin = case.build(0), values_of(case)[:1, :known, None]
+    noise = torch.rand(3, 20, model.head.num_noise, dtype=torch.double)
+    drawn = draw(model.head, noise)
+    values = torch.cat([begin, begin.new_zeros(1, 20 - known, 1)], 1).expand(3, -1, -1)
+    kept = keep(values, (torch.arange(20) < known).expand(3, -1), drawn)
+    whole = walk(model.net.with_length(20), 3, kept)
+    after = stream.After(model.net, begin[0])
+    rest = draw(model.head, noise[:, known:])
+    found = walk(model.net.with_length(20 - known), 3, rest, after=after)
+    torch.testing.assert_close(found, whole[:, known:], rtol=0, atol=1e-10)
 
 
 @over_streams

@@ -12,8 +12,12 @@ from command import QUICK, armodels, done
 
 from armodels import heads
 from armodels.alphabet import LINE, Alphabet, code_points
+from armodels.checkpoints import restore
 from armodels.data.text import Text, TinyShakespeare
-from armodels.density.walk import draw_among
+from armodels.density.stream import with_length
+from armodels.density.walk import draw_among, draw_noise, keep, walk
+from armodels.networks.recurrent import Recurrent
+from armodels.prompts import Shown
 from armodels.spec import DataSpec
 
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
@@ -221,7 +225,53 @@ def test_a_prompt_may_be_longer_than_a_window_and_lie_in_a_file(run):
     assert len(first) == len(second) == 105
 
 
+def test_a_prompt_is_read_once_and_not_step_after_step(run, monkeypatch):
+    sizes = []
+    own = Recurrent.read
+
+    def read(net, values, state):
+        sizes.append(values.shape[:2])
+        return own(net, values, state)
+
+    monkeypatch.setattr(Recurrent, "read", read)
+    (run / "long.txt").write_text(VERSE[:1500])
+    keys = ("prompt_file=long.txt", "length=4", "num_completions=3", "device=cpu", "seed=9")
+    done(run, "complete", "run", *keys)
+    assert sizes == [(1, 1024), (1, 476), *[(3, 1)] * 3]
+
+
+def test_a_prompt_goes_on_as_if_it_had_been_stepped_through(run):
+    """The same seed writes the same text, whether the prompt is read or drawn over."""
+    done(run, "complete", "run", "prompt=the cat ", "length=30", "device=cpu", "seed=4")
+    written = (run / "run/samples/prompt-seed4.txt").read_text()
+    restored = restore(run / "run")
+    model, alphabet = with_length(restored.model, 38), restored.spec.alphabet
+    levels = torch.from_numpy(alphabet.encoded(code_points("the cat "), "it"))
+    noise = draw_noise((1, 38, 1), torch.Generator().manual_seed(4), torch.device("cpu"))
+    values = torch.zeros(1, 38, 1, dtype=levels.dtype)
+    values[0, :8, 0] = levels
+    chooser = keep(values, torch.arange(38)[None] < 8, draw_among(model.head, noise))
+    with torch.no_grad():
+        (row,) = walk(model.net, 1, chooser)[..., 0]
+    assert alphabet.decoded(row.numpy()) == written
+
+
+def test_what_is_left_of_a_character_is_printed_at_the_end(capsys):
+    """Bytes of characters come one by one; the end cuts one off."""
+    alphabet = Alphabet(tuple(range(256)), "byte")
+    drawn = iter("é!世".encode()[:-1])
+    shown = Shown(lambda s, params: torch.tensor([[next(drawn)]]), alphabet)
+    printed = []
+    for s in range(5):
+        shown(s, torch.zeros(1, 256))
+        printed.append(capsys.readouterr().out)
+    assert printed == ["", "é", "!", "", ""]
+    shown.end()
+    assert capsys.readouterr().out == "\N{REPLACEMENT CHARACTER}"
+
+
 REFUSED = {
+    "negative": (["prompt=the", "length=-3"], "length is -3; it must be at least 1"),
     "strange": (
         ["prompt=the cät"],
         "the prompt has the character 'ä' (U+00E4) at line 1, column 6",

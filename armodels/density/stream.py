@@ -9,10 +9,8 @@ from torch import Tensor
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.walk import score
+from armodels.networks.stream import CHUNK as CHUNK
 from armodels.networks.stream import StreamNetwork
-
-CHUNK = 1024
-"""Values that are read at once."""
 
 
 class Piece(Protocol):

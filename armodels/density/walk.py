@@ -32,6 +32,7 @@ def walk(
     *,
     naive: bool = False,
     progress: bool = False,
+    after: Steps | None = None,
 ) -> Tensor:
     """Write n events step after step, every value by the chooser.
 
@@ -42,11 +43,12 @@ def walk(
         context: (B, *context.shape) what the events are conditioned on, if anything.
         naive: Take the steps that define all others: a whole forward pass each.
         progress: Show a bar with an ETA once a second has passed.
+        after: The network's steps after what it has read already (``networks.stream.After``).
 
     Returns:
         (B, S, K) values, in generation order.
     """
-    steps: Steps = NaiveSteps(net) if naive else net
+    steps: Steps = NaiveSteps(net) if naive else after or net
     pack = steps.pack()
     state = steps.start(pack, n, context)
     written: list[Tensor] = []

@@ -14,12 +14,9 @@ from armodels import show
 from armodels.checks import Between, Count, Positive, checked
 from armodels.networks.base import Network, State
 from armodels.networks.layers import ModuleListOf
-from armodels.networks.stream import StreamNetwork
+from armodels.networks.stream import CHUNK, StreamNetwork
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
-
-CHUNK = 1024
-"""Values that members read at once where weights are fitted."""
 
 ROUNDS = 200
 """Rounds of EM, and at most as many steps of L-BFGS: both end long before."""

@@ -10,6 +10,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from armodels.networks import layers
 from armodels.networks.base import Network, State
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
+
+CHUNK = 1024
+"""Values that are read at once, where nothing else says how many."""
 
 
 class StreamNetwork(Network):
@@ -115,6 +119,52 @@ class StreamNetwork(Network):
             return first, state
         params, state = self.read(values[:, None], state)
         return params[:, 0], state
+
+
+@final
+class After:
+    """The steps of a network after a text that it has read: what a walk goes on from.
+
+    Args:
+        net: Reads.
+        values: (t, K) what every event begins with; it is read once, ``CHUNK`` values at a time.
+    """
+
+    def __init__(self, net: StreamNetwork, values: Tensor):
+        self.net = net
+        self.values = values
+
+    def pack(self) -> None:
+        """The weights are read as they are."""
+        return
+
+    def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
+        """The state of n events, all of which have read the same.
+
+        Args:
+            pack: None.
+            n: Events, B.
+            context: (B, *context.shape), of which the first is that of all.
+        """
+        params, state = self.net.begin(1, None if context is None else context[:1])
+        for first in range(0, len(self.values), CHUNK):
+            read, state = self.net.read(self.values[None, first : first + CHUNK], state)
+            params = read[:, -1]
+        rows = torch.zeros(n, dtype=torch.int64, device=params.device)
+        return State({**state, "first": params}).fork(rows)
+
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: None
+    ) -> tuple[Tensor, State]:
+        """As the network's own.
+
+        Args:
+            values: (B, K) of the step before; None before the first that is written.
+            s: The step, counted from what was read.
+            state: The state before it.
+            pack: None.
+        """
+        return self.net.step(values, s, state, pack)
 
 
 class FeatureStream(StreamNetwork):
