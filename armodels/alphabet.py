@@ -94,14 +94,20 @@ class Alphabet:
             f"lacks; take it out, or give what is unknown a level with data.unknown=true"
         )
 
-    def decoded(self, levels: Sequence[int] | np.ndarray) -> str:
-        """The text of levels (T,)."""
+    def as_bytes(self, levels: Sequence[int] | np.ndarray) -> bytes:
+        """The bytes that levels (T,) of an alphabet of bytes stand for."""
         levels = np.asarray(levels)
         known = levels < len(self.symbols)
         found = np.array(self.symbols)[np.where(known, levels, 0)]
+        return np.where(known, found, 0xFF).astype(np.uint8).tobytes()  # 0xFF: no byte of UTF-8
+
+    def decoded(self, levels: Sequence[int] | np.ndarray) -> str:
+        """The text of levels (T,)."""
         if self.unit == "byte":
-            found = np.where(known, found, 0xFF)  # no byte of any UTF-8
-            return found.astype(np.uint8).tobytes().decode("utf-8", "replace")
+            return self.as_bytes(levels).decode("utf-8", "replace")
+        levels = np.asarray(levels)
+        known = levels < len(self.symbols)
+        found = np.array(self.symbols)[np.where(known, levels, 0)]
         return "".join(map(chr, np.where(known, found, ord(UNKNOWN)).tolist()))
 
     def joined(self, several: np.ndarray) -> str:

@@ -1,15 +1,16 @@
 """A text or a sound that goes on: what a model that reads writes after a prompt."""
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from armodels import contexts, show, views
-from armodels.alphabet import UNKNOWN, Alphabet, code_points
+from armodels.alphabet import Alphabet, code_points
 from armodels.checkpoints import Restored
 from armodels.data.sound import read_clip
 from armodels.density.stream import after_prompt, reads, with_length
@@ -121,21 +122,34 @@ def encoded(text: str, alphabet: Alphabet, name: str) -> np.ndarray:
     return alphabet.encoded(code_points(text), name)
 
 
-def printed(choose: Choose, alphabet: Alphabet) -> Choose:
-    """A chooser that prints the first event's symbols as they are chosen."""
-    pending: list[int] = []
+@final
+class Shown:
+    """A chooser that prints the first event's symbols as they are chosen.
 
-    def choosing(s: int, params: Tensor) -> Tensor:
-        values = choose(s, params)
-        pending.append(int(values[0, 0]))
-        text = alphabet.decoded(pending)
-        # A character of several bytes is printed when its last one is there.
-        if alphabet.unit == "char" or not text.endswith(UNKNOWN):
-            show.write(text)
-            pending.clear()
+    A character of several bytes is printed when its last one is there.
+
+    Args:
+        choose: Chooses.
+        alphabet: What the levels stand for.
+    """
+
+    def __init__(self, choose: Choose, alphabet: Alphabet):
+        self._choose, self._alphabet = choose, alphabet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, s: int, params: Tensor) -> Tensor:
+        """The other's choice."""
+        values = self._choose(s, params)
+        level = [int(values[0, 0])]
+        if self._alphabet.unit == "byte":
+            show.write(self._decoder.decode(self._alphabet.as_bytes(level)))
+        else:
+            show.write(self._alphabet.decoded(level))
         return values
 
-    return choosing
+    def end(self) -> None:
+        """Print what is left of a character that the end has cut off."""
+        show.write(self._decoder.decode(b"", final=True))
 
 
 def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> None:
@@ -162,14 +176,15 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
     longer = with_length(model, len(levels) + length)
     generator = torch.Generator().manual_seed(config["seed"])
     noise = draw_noise((answers, length, longer.head.num_noise), generator, restored.device)
-    chooser = draw_among(
+    chooser: Choose = draw_among(
         longer.head, noise, config["temperature"], top_k=config["top_k"], top_p=config["top_p"]
     )
     show.say(f"from   {restored.origin}")
+    shown: Shown | None = None
     if spec.alphabet is not None:
         show.say()
         show.write(spec.alphabet.decoded(prompt))
-        chooser = printed(chooser, spec.alphabet)
+        chooser = shown = Shown(chooser, spec.alphabet)
     steps = after_prompt(longer, levels.to(restored.device), length)
     with sampling(longer):
         drawn = walk(
@@ -179,13 +194,14 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
             None if context is None else context.to(restored.device),
             progress=spec.alphabet is None,
         )
-    if spec.alphabet is not None:
+    if shown is not None:
+        shown.end()
         show.write("\n")
         show.say()
     written = torch.cat([levels.expand(answers, -1), drawn[..., 0].cpu().to(levels.dtype)], 1)
-    shown = views.view(written, longer.spec, known=len(levels))
+    view = views.view(written, longer.spec, known=len(levels))
     folder = restored.folder_for(config["out"])
-    views.tell(views.save(shown, folder / f"prompt-seed{config['seed']}"))
+    views.tell(views.save(view, folder / f"prompt-seed{config['seed']}"))
 
 
 def _label(wanted: ContextSpec | None, label: int | None, answers: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from armodels import heads
 from armodels.alphabet import LINE, Alphabet, code_points
 from armodels.data.text import Text, TinyShakespeare
 from armodels.density.walk import draw_among
+from armodels.prompts import Shown
 from armodels.spec import DataSpec
 
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
@@ -221,7 +222,22 @@ def test_a_prompt_may_be_longer_than_a_window_and_lie_in_a_file(run):
     assert len(first) == len(second) == 105
 
 
+def test_what_is_left_of_a_character_is_printed_at_the_end(capsys):
+    """Bytes of characters come one by one; the end cuts one off."""
+    alphabet = Alphabet(tuple(range(256)), "byte")
+    drawn = iter("é!世".encode()[:-1])
+    shown = Shown(lambda s, params: torch.tensor([[next(drawn)]]), alphabet)
+    printed = []
+    for s in range(5):
+        shown(s, torch.zeros(1, 256))
+        printed.append(capsys.readouterr().out)
+    assert printed == ["", "é", "!", "", ""]
+    shown.end()
+    assert capsys.readouterr().out == "\N{REPLACEMENT CHARACTER}"
+
+
 REFUSED = {
+    "negative": (["prompt=the", "length=-3"], "length is -3; it must be at least 1"),
     "strange": (
         ["prompt=the cät"],
         "the prompt has the character 'ä' (U+00E4) at line 1, column 6",
