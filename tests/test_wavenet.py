@@ -5,7 +5,7 @@ import torch
 from cases import CASES, LABEL
 
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.stream import receptive_field
+from armodels.density.stream import describe_past, receptive_field
 from armodels.networks.wavenet import WaveNet
 from armodels.spec import DataSpec
 
@@ -85,6 +85,8 @@ def test_what_is_said_depends_on_the_receptive_field_and_nothing_before(num_laye
 def test_no_value_before_the_receptive_field_is_heard(name):
     model = CASES[name].build(0)
     field = receptive_field(model)
+    said = "all" if field is None else field
+    assert str(said) in describe_past(model)
     assert field == {"rnn": None, "transformer-past": 7, "wavenet": 7, "ngram": 8}[name]
     x = CASES[name].events(6).flatten()[:24][None]
     other = x.clone()
@@ -98,8 +100,14 @@ def test_no_value_before_the_receptive_field_is_heard(name):
 
 
 def test_a_stranger_to_streams_has_no_receptive_field():
+    assert describe_past(CASES["made"].build(0)) == ""
     with pytest.raises(ValueError, match="takes events of one length alone"):
         receptive_field(CASES["made"].build(0))
+
+
+def test_a_stack_of_forty_layers_is_refused():
+    with pytest.raises(ValueError, match="num_layers is 40; it must be"):
+        AutoregressiveModel.of(WaveNet, REAL, num_layers=40)
 
 
 @torch.no_grad()

@@ -58,7 +58,9 @@ def describe_past(model: DensityModel) -> str:
     if not reads(model):
         return ""
     field = receptive_field(model)
-    return ", looks back at all symbols" if field is None else f", looks back {field:,} symbols"
+    if field is None:
+        return ", looks back at all symbols"
+    return f", looks back {field:,} symbol{'' if field == 1 else 's'}"
 
 
 def with_length(model: DensityModel, length: int) -> AutoregressiveModel:

@@ -1,18 +1,21 @@
 """WaveNet: dilated causal convolutions over sequences."""
 
-from typing import final
+from typing import Annotated, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.checks import Count, checked
+from armodels.checks import Count, Range, checked
 from armodels.kernels import wavenet as kernels
 from armodels.networks.base import State
 from armodels.networks.layers import ModuleListOf, mark_table
 from armodels.networks.stream import FeatureStream
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
+
+Layers = Annotated[int, Range(1, 16)]
+"""Of a stack: one of sixteen looks back 65,536 values, and one more doubles what is kept."""
 
 
 @final
@@ -88,7 +91,7 @@ class WaveNet(FeatureStream):
         num_params: int,
         order: Order,
         *,
-        num_layers: Count = 10,
+        num_layers: Layers = 10,
         num_stacks: Count = 1,
         num_channels: Count = 32,
         num_skip_channels: Count = 128,
@@ -203,5 +206,7 @@ def _chunk(x: Tensor, ring: Tensor, dilation: int, place: int) -> tuple[Tensor, 
     known = max(len(both) - dilation, 0)
     kept = both[known:].transpose(0, 1)
     if not torch.is_grad_enabled():  # In training nothing reads on: a copy would take its time.
-        kept = F.pad(kept, (0, 0, dilation - kept.shape[1], 0)).contiguous()
+        # Who reads single values needs a ring to write to; whole windows need no zeros.
+        zeros = dilation - kept.shape[1] if len(x) == 1 else 0
+        kept = F.pad(kept, (0, 0, zeros, 0)).contiguous()
     return both[:known], kept
