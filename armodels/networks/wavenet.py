@@ -107,6 +107,8 @@ class WaveNet(FeatureStream):
         # One product for the skip connections of all layers: a sum of ten takes a tenth of a
         # training step.
         self.skip = nn.Linear(num_channels * len(dilations), num_skip_channels)
+        # Each layer adds as much as if the product were its own: no less where there are many.
+        nn.init.uniform_(self.skip.weight, -(num_channels**-0.5), num_channels**-0.5)
         self.mixed = nn.Linear(num_skip_channels, num_skip_channels)
         self.params = nn.Linear(num_skip_channels, num_params)
         nn.init.zeros_(self.params.weight)
