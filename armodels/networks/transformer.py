@@ -72,6 +72,7 @@ class Block(nn.Module):
         activation: Of the perceptron.
         dropout: Probability of dropping a feature in training.
         rotary: Whether it depends on the distance of two values; else on no places at all.
+        causal: Whether each value asks itself and those before alone; else all, at once.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Block(nn.Module):
         dropout: float,
         *,
         rotary: bool = True,
+        causal: bool = True,
     ):
         super().__init__()
+        self.causal = causal
         self.rotary = rotary
         self.num_heads = num_heads
         self.activation = activation
@@ -117,10 +120,10 @@ class Block(nn.Module):
             places = torch.arange(all_of_them, device=x.device, dtype=torch.double)
             asked, answers = rotated(query, places[all_of_them - num :]), rotated(keys, places)
         whole = num == all_of_them <= past
-        alone = num == 1 and all_of_them <= past  # one query, which may ask every key
-        mask = None if whole or alone else window_mask(num, all_of_them, past, x.device)
+        free = not self.causal or (num == 1 and all_of_them <= past)  # asks every key
+        mask = None if whole or free else window_mask(num, all_of_them, past, x.device)
         read = F.scaled_dot_product_attention(
-            asked, answers, values, attn_mask=mask, is_causal=whole
+            asked, answers, values, attn_mask=mask, is_causal=whole and self.causal
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
         wide = self.wide(normed(x))
