@@ -20,9 +20,9 @@ from armodels.spec import DataSpec
 WHOLE = 0.5
 """How often training on a canonical order asks for log p(x) itself, which evaluation reads."""
 
-SPREAD = 0.5
-"""How much of a step's weight goes to all that is unknown at it, in training on a canonical order:
-of the next step alone a pass would train one conditional in S."""
+SPREAD = 1.0
+"""How much of a step's weight goes to all that is unknown at it, in training on a canonical order;
+the rest goes to the next step alone, of which a pass would train one conditional in S."""
 
 ObjectiveName = Literal["all_orders", "canonical"]
 """What a network that is told which values are known may be trained for."""
@@ -230,9 +230,9 @@ class Canonical(Objective):
 
     Source: Shih, Sadigh & Ermon, 2022, https://arxiv.org/abs/2205.13554.
     Differs from the paper: half of the questions are log p(x); the others are completions, which
-    its code calls inpainting, where the text asks for marginals; weights by what is asked, so that
-    their mean is known, and half of them on the next step alone, for the loss over all that is
-    unknown.
+    its code calls inpainting, where the text asks for marginals; weights by what is asked, in
+    place of what is known, so that their mean is known: a sum over the steps of the answers, of
+    the mean over all that is unknown there (``SPREAD``).
 
     Args:
         model: It has a network for all orders.

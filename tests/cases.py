@@ -32,6 +32,7 @@ from armodels.networks.frames import Frames
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
+from armodels.networks.masked_transformer import MaskedTransformer
 from armodels.networks.nade import NADE
 from armodels.networks.ngram import NGram
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
@@ -407,6 +408,11 @@ def sigma_gpt(spec, head, size, **keys) -> Case:
     return autoregressive(spec, head, SigmaGPT, hidden_size=size, **keys)
 
 
+def masked_transformer(spec, head, size, **keys) -> Case:
+    keys = {"num_layers": 2, "num_heads": 2, "activation": "gelu", "scale": 0.5} | keys
+    return autoregressive(spec, head, MaskedTransformer, hidden_size=size, **keys)
+
+
 def ngram(spec, n) -> Case:
     """n-grams, fitted to random events."""
 
@@ -548,6 +554,14 @@ CASES: dict[str, Case] = {
         ngram(BIT_TEXT, 9),
         weights=[0.5, 0.2, 0.3],
     ),
+    "masked-transformer": masked_transformer(BITS, BERNOULLI, 8, order="random", dropout=0.5),
+    "masked-transformer-rgb": masked_transformer(RGB, CATEGORICAL, 8, order="columns"),
+    "masked-transformer-rgb-joint": masked_transformer(
+        RGB_BITS, logistics, 8, order="random", order_seed=2, activation="relu_squared"
+    ),
+    "masked-transformer-mog": masked_transformer(PLANE, mixture_of_2, 4, scale=0.2),
+    "masked-transformer-canonical": masked_transformer(LEVELS, CATEGORICAL, 4, canonical=True),
+    "masked-transformer-given": given(masked_transformer(GREY, BERNOULLI, 8), VECTOR),
     "sigma-gpt": sigma_gpt(BITS, BERNOULLI, 8, order="random", dropout=0.5),
     "sigma-gpt-sequence": sigma_gpt(TEXT, CATEGORICAL, 4, num_heads=1, activation="relu_squared"),
     "sigma-gpt-rgb": sigma_gpt(RGB, CATEGORICAL, 8, order="columns"),

@@ -57,7 +57,40 @@ def conv_nade_by_hand(net, x, known) -> torch.Tensor:
     return (net.output.weight[0, :, 0, 0] @ maps.flatten(1)) + net.bias[:, 0]
 
 
-HANDS = {"deep-nade": deep_nade_by_hand, "conv-nade": conv_nade_by_hand}
+def masked_transformer_by_hand(net, x, known) -> torch.Tensor:
+    """The same, token by token."""
+
+    def unit(one):
+        return one / (one.square().mean() + 1e-6).sqrt()
+
+    tokens = []
+    for i in range(len(x)):
+        there = float(i in known)
+        pair = torch.tensor([there * int(x[i]), there], dtype=torch.double)
+        place = net.places(torch.tensor([i]))[0]
+        tokens.append(net.read.weight @ pair + net.read.bias + place)
+    for block in net.blocks:
+        parts = [(block.heads.weight @ unit(one)).view(3, net.num_heads, -1) for one in tokens]
+        new = []
+        for one, part in zip(tokens, parts, strict=True):
+            read = []
+            for head in range(net.num_heads):
+                asked = unit(part[0][head]) / part.shape[-1] ** 0.5
+                scores = torch.stack([asked @ unit(other[1][head]) for other in parts])
+                answers = torch.stack([other[2][head] for other in parts])
+                read.append(scores.softmax(0) @ answers)
+            one = one + block.mixed.weight @ torch.cat(read)
+            wide = torch.nn.functional.gelu(block.wide.weight @ unit(one))
+            new.append(one + block.narrow.weight @ wide)
+        tokens = new
+    return torch.stack([net.output.weight[0] @ unit(one) for one in tokens]) + net.bias[:, 0]
+
+
+HANDS = {
+    "deep-nade": deep_nade_by_hand,
+    "conv-nade": conv_nade_by_hand,
+    "masked-transformer": masked_transformer_by_hand,
+}
 
 
 @pytest.mark.parametrize("name", HANDS)

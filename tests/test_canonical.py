@@ -52,7 +52,7 @@ def expected(model, x):
 def test_the_mean_over_all_questions_is_what_the_order_says(case, monkeypatch):
     model, x = case.build(0).requires_grad_(False), case.events(1)
     num_steps = model.net.num_steps
-    for spread in (objectives.SPREAD, 0.0):
+    for spread in (objectives.SPREAD, 0.5, 0.0):
         monkeypatch.setattr(objectives, "SPREAD", spread)
         mean = torch.zeros((), dtype=torch.double)
         for given, chance in questions(num_steps):

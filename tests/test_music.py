@@ -201,7 +201,7 @@ def test_numbers_are_those_of_a_frame(tunes):
     assert report["nats_per_symbol"] == pytest.approx(report["nats"])
     assert report["bits_per_symbol"] == pytest.approx(report["bits_per_dim"] * 88)
     spec = DataSpec("x", "sequence", (4 * 88,), 2, "probability", notes=Notes())
-    found = Evaluation(3, -40.0, 1.0, 4 * 88 * 3, -0.1)
+    found = Evaluation(3, -40.0, 1.0, 4 * 88 * 3, by_piece=-0.1)
     line = describe("test", found.report(spec), spec)
     assert line.startswith("test   10.0000 ± 0.4900 nats/frame   14.4270 ± 0.7069 bits/frame")
     assert line.endswith("(12 frames; the mean of the pieces' means 8.8000 nats)")

@@ -49,6 +49,7 @@ class Block(nn.Module):
         activation: Of the perceptron.
         dropout: Probability of dropping a feature in training.
         distances: How the distance of a key enters.
+        causal: Whether each value asks itself and those before alone; else all, at once.
     """
 
     def __init__(
@@ -58,8 +59,11 @@ class Block(nn.Module):
         activation: Activation,
         dropout: float,
         distances: Distances,
+        *,
+        causal: bool = True,
     ):
         super().__init__()
+        self.causal = causal
         self.distances = distances
         self.num_heads = num_heads
         self.activation = activation
@@ -91,8 +95,9 @@ class Block(nn.Module):
         if bias is not None:
             allowed = full_mask(*places_of(query, keys)) if mask is None else mask
             mask = bias.masked_fill(~allowed, -torch.inf)
+        in_turn = self.causal and mask is None and x.shape[1] > 1
         read = F.scaled_dot_product_attention(
-            asked, placed, values, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1
+            asked, placed, values, attn_mask=mask, is_causal=in_turn
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
         wide = self.wide(normed(x))
