@@ -3,9 +3,12 @@
 import gzip
 import os
 import shlex
+import tracemalloc
+import types
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from command import QUICK, armodels, done
@@ -126,6 +129,28 @@ def test_bad_texts_are_refused_in_one_sentence(name, tmp_path):
         typed = [f"data.{key}={value}" for key, value in keys.items()]
         told = armodels(tmp_path, "train", "data=text", "data.path=text.txt", "model=rnn", *typed)
         assert sentence in told.error
+
+
+def test_a_text_beyond_memory_is_refused_while_it_is_unpacked(tmp_path, monkeypatch):
+    """A gigabyte of zeros in a megabyte; a folder counts as one text."""
+    memory = types.SimpleNamespace(available=24 * 3_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    bomb = tmp_path / "bomb.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="bomb.gz has more than the 3,000,000 bytes that this"):
+        Text(str(bomb)).load()
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - left < 2**24
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.txt").write_bytes(b"word " * 400_000)
+    with pytest.raises(ValueError, match=r"b\.txt has more than the 1,000,000 bytes"):
+        Text(str(folder)).load()
 
 
 def test_files_that_are_not_there(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -22,6 +23,12 @@ from armodels.spec import DataSpec
 
 Parts = Mapping[str, np.ndarray]
 """Name of a split -> its symbols (T,): code points or bytes, a memory map of bytes perhaps."""
+
+BYTES_IN_MEMORY: Mapping[Unit, int] = {"char": 24, "byte": 4}
+"""Memory that a byte of a text takes while it becomes levels."""
+
+UNPACKED = 2**20
+"""Bytes that are read at once: a stream of gzip may unpack to a thousand times its size."""
 
 PRINTABLE = frozenset(map(chr, range(32, 127))) | {"\n"}
 
@@ -194,7 +201,12 @@ class Text(_Text):
             files = sorted(one for one in self.path.rglob("*") if one.is_file())
             if not files:
                 raise ValueError(f"folder {self.path} holds no files of text")
-        return np.concatenate([read_symbols(one, self.unit) for one in files])
+        most, parts = most_bytes(self.unit), []
+        for one in files:
+            contents = _contents(one, most)
+            most -= len(contents)
+            parts.append(_symbols_of(contents, self.unit, str(one)))
+        return np.concatenate(parts)
 
     def _checksum(self, parts: Parts) -> str:
         if self.path is None or any(isinstance(part, np.memmap) for part in parts.values()):
@@ -209,9 +221,15 @@ def read_symbols(path: Path, unit: Unit) -> np.ndarray:
     """A file of text, unpacked where it is a .gz, as code points or bytes (T,).
 
     Raises:
-        ValueError: It cannot be unpacked, or is not UTF-8 where its characters are wanted.
+        ValueError: It cannot be unpacked, does not fit into memory, or is not UTF-8 where its
+            characters are wanted.
     """
-    return _symbols_of(_contents(path), unit, str(path))
+    return _symbols_of(_contents(path, most_bytes(unit)), unit, str(path))
+
+
+def most_bytes(unit: Unit) -> int:
+    """Bytes of text that this machine has memory for."""
+    return psutil.virtual_memory().available // BYTES_IN_MEMORY[unit]
 
 
 def _symbols_of(contents: bytes, unit: Unit, name: str) -> np.ndarray:
@@ -226,19 +244,30 @@ def _symbols_of(contents: bytes, unit: Unit, name: str) -> np.ndarray:
         ) from None
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: Path, most: int) -> bytes:
     """A file, unpacked where it is a .gz.
 
+    Args:
+        path: Of the file.
+        most: Bytes that fit into memory.
+
     Raises:
-        ValueError: It cannot be unpacked.
+        ValueError: It cannot be unpacked, or does not fit.
     """
-    contents = path.read_bytes()
-    if path.suffix != ".gz":
-        return contents
-    try:
-        return gzip.decompress(contents)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"text {path} is no readable gzip stream: {error}") from None
+    contents = bytearray()
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            while piece := file.read(UNPACKED):
+                contents += piece
+                if len(contents) > most:
+                    raise ValueError(
+                        f"text {path} has more than the {most:,} bytes that this machine has "
+                        f"memory for; give one plain file with data.unit=byte, which stays on its "
+                        f"disk, or a smaller text"
+                    )
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"text {path} is no readable gzip stream: {error}") from None
+    return bytes(contents)
 
 
 def _library() -> bytes:
