@@ -40,6 +40,7 @@ SMALL = {
     "gmm": {"num_components": 2},
     "lmconv": {"num_blocks": 1, "num_channels": 4},
     "made": {"hidden_sizes": [4]},
+    "masked_transformer": {"num_layers": 1, "hidden_size": 4, "num_heads": 1},
     "mixture_of_categoricals": {"num_components": 2},
     "mog_ar": {"hidden_sizes": [4]},
     "nade": {"hidden_size": 4},
@@ -49,6 +50,7 @@ SMALL = {
     "ngram": {"n": 3},
     "rnn": {"hidden_size": 4},
     "row_lstm": {"num_layers": 1, "num_channels": 4, "num_output_channels": 4},
+    "sigma_gpt": {"num_layers": 1, "hidden_size": 4, "num_heads": 1},
     "transformer": {"num_layers": 1, "hidden_size": 4, "num_heads": 1},
     "uniform": {"margin": 3.0},
 }
