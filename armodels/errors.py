@@ -232,7 +232,9 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
             near = difflib.get_close_matches(last, own, 1)
             if near and not raster:
                 return f"{key} is no key of armodels {name}; did you mean {group}.{near[0]}?"
-            others = [other for other in sorted(takes) if last in takes[other]]
+            # What needs more than its name, such as the runs of a blend, is no way out.
+            whole = {other for other in takes if "???" not in _read(options[other]).values()}
+            others = [other for other in sorted(whole) if last in takes[other]]
             several = " or another" if len(others) > 3 else ""
             hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
             if raster:

@@ -543,7 +543,7 @@ CASES: dict[str, Case] = {
     "wavenet-one-layer": wavenet(
         data("sequence", 2, levels=5), CATEGORICAL, 3, num_layers=1, num_stacks=1
     ),
-    "wavenet-mog": wavenet(data("sequence", 2, levels=None), mixture_of_2, 3),
+    "wavenet-mog": wavenet(data("sequence", 2, levels=None), mixture_of_2, 3, scale=0.2),
     "wavenet-given": given(wavenet(TEXT, CATEGORICAL, 4)),
     "ngram": ngram(TEXT, 9),
     "blend": blend(TEXT, rnn(TEXT, CATEGORICAL, 6), ngram(TEXT, 3), weights="gate"),
@@ -554,7 +554,7 @@ CASES: dict[str, Case] = {
         ngram(BIT_TEXT, 9),
         weights=[0.5, 0.2, 0.3],
     ),
-    "masked-transformer": masked_transformer(BITS, BERNOULLI, 8, order="random", dropout=0.5),
+    "masked-transformer": masked_transformer(BITS, BERNOULLI, 8, order="random"),
     "masked-transformer-rgb": masked_transformer(RGB, CATEGORICAL, 8, order="columns"),
     "masked-transformer-rgb-joint": masked_transformer(
         RGB_BITS, logistics, 8, order="random", order_seed=2, activation="relu_squared"

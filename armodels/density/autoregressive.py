@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from armodels import heads, orders
-from armodels.checks import require_class, require_types
+from armodels.checks import checked, require_class
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.walk import (
@@ -86,6 +86,7 @@ class AutoregressiveModel(DensityModel):
             the head reads, or the objective does not suit the network.
     """
 
+    @checked
     def __init__(
         self,
         net: Network,
@@ -96,7 +97,6 @@ class AutoregressiveModel(DensityModel):
     ):
         super().__init__()
         _require_parts(net, head)
-        require_types({"objective": objective}, {"objective": ObjectiveName})
         if objective == "canonical" and not net.any_order:
             raise ValueError(
                 f"objective is canonical, but model {type(net).__name__} is not told which values "
