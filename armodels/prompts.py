@@ -84,7 +84,9 @@ def _read_text(path: Path, key: str) -> str:
 
 
 def num_values(length: int | str | None, spec: DataSpec) -> int:
-    """Values of a ``length`` as it was typed: a number of them, or seconds of a sound (``2.5s``).
+    """Values of a ``length`` as it was typed: a number of units, or seconds of a sound (``2.5s``).
+
+    A unit is a value, or a frame of music.
 
     Where nothing was typed, those of ``LENGTH``, or of a second.
 
@@ -92,9 +94,9 @@ def num_values(length: int | str | None, spec: DataSpec) -> int:
         ValueError: The model is of no sound, or the time is less than a sample.
     """
     if length is None:
-        return LENGTH if spec.waveform is None else spec.waveform.rate
+        length = LENGTH if spec.waveform is None else spec.waveform.rate
     if isinstance(length, int):
-        return length
+        return length * spec.unit_size
     if spec.waveform is None:
         raise ValueError(
             f"length={length} is of a sound, but the model is of {spec.name}; give a number of "

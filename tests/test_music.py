@@ -419,6 +419,8 @@ def test_samples_are_written_as_midi_and_as_a_roll(run):
     begins = np.flatnonzero(x[0].reshape(16, 88).any(1))[0]
     np.testing.assert_array_equal(frames[: 16 - begins], x[0].reshape(16, 88)[begins:])
     assert (folder / "drawn/sample-seed0-t1.png").stat().st_size > 0
+    done(folder, "sample", "run=run", "num=1", "out=drawn", "length=20")  # frames, not values
+    assert np.load(folder / "drawn/sample-seed0-t1-length20.npz")["x"].shape == (1, 20 * 88)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def main(config: Mapping) -> None:
     if config["label"] is not None:
         name += f"-label{config['label']}"
     if config["length"] is not None:
-        name += f"-length{spec.num_dims}"
+        name += f"-length{spec.num_dims // spec.unit_size}"
     found: dict[str, Tensor | None] = {
         "x": spec.original(x),
         "log_prob": log_prob + spec.log_det,
