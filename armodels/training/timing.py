@@ -15,6 +15,12 @@ from armodels.evaluation import is_whole, log_probs
 from armodels.training.processes import any_of, largest
 from armodels.training.state import State
 
+FIRST = 5.0
+"""Seconds below which the first evaluation of a plan is not counted, but repeated."""
+
+ENOUGH = 0.5
+"""Seconds of an evaluation from which that of a split can be foretold."""
+
 
 @final
 class Timetable:
@@ -96,7 +102,7 @@ class Timetable:
         if self.max_minutes is None:
             return True
         model.eval()
-        num, per_one = 1, 0.0
+        num, per_one, first = 1, 0.0, True
         valid = splits.examples("valid", model.context)
         whole = is_whole(model, valid)
         pieces = valid.pieces[: min(batch_size, ROWS)]
@@ -111,8 +117,12 @@ class Timetable:
             else:
                 log_probs(model, Examples(*valid[:num]), num)
             size = sum(map(len, some)) if whole else num
-            per_one = (limits.now() - started) / size
-            if num >= most or per_one * size > 0.2:
+            seconds = limits.now() - started
+            per_one = seconds / size
+            if first and seconds < FIRST:
+                first = False  # It paid for what is made once, such as compiled code.
+                continue
+            if num >= most or seconds > ENOUGH:
                 break
             num = min(4 * num, most)
         # Pieces are shared by processes as wholes, so one of them may have all the work.
