@@ -119,7 +119,11 @@ def config_of(*args: str) -> dict:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_builds(name):
     config = config_of(f"experiment={name}")
-    spec = build.source(config["data"]).spec
+    source = build.source(config["data"])
+    try:
+        spec = source.spec
+    except FileNotFoundError as error:  # A text's alphabet stands in its file alone.
+        pytest.skip(f"needs a file of $ARMODELS_DATA: {error}")
     model = build.model(config["model"], config["head"], spec)
     assert model.spec.shape == spec.shape
     if params := list(model.parameters()):
