@@ -14,13 +14,13 @@ from command import QUICK, armodels, done, snapshot
 from test_kneser_ney import CASES as COUNTED
 from test_kneser_ney import fitted as counted
 from test_kneser_ney import random_pieces
+from walks import stream_log_probs
 
 from armodels.data.rows import Examples, Windows
 from armodels.data.text import TinyShakespeare
 from armodels.density import adaptive
 from armodels.density.adaptive import Adaptive
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.stream import stream_log_probs
 from armodels.evaluation import evaluate
 from armodels.networks.kneser_ney import windows
 from armodels.networks.ngram import NGram

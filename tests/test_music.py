@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from armodels import charts, pictures
 from armodels.baselines import Independent
+from armodels.checkpoints import restore
 from armodels.data.base import PARTS
 from armodels.data.midi import read_midi, write_midi
 from armodels.data.music import Music, Piece, _drawn, _table, read_cells
@@ -462,4 +463,7 @@ def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
     assert drawn.shape == (2, 3, 1, 4, 4)
     np.testing.assert_array_equal(drawn[:, :, :, 0], truth[:, None, :, 0].repeat(3, 1))
     assert len(mido.MidiFile(path.with_suffix(".mid")).tracks) == 5
+    answers = io.BytesIO()
+    write_midi(drawn.reshape(6, 1, 4, 4), restore(tmp_path / "run").spec.notes, answers)
+    assert path.with_suffix(".mid").read_bytes() == answers.getvalue()
     assert path.with_suffix(".png").is_file()

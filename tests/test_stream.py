@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from cases import CASES, random_events
+from walks import stream_log_probs
 
 from armodels import heads, limits, orders
 from armodels.data.base import PARTS, Splits
@@ -17,7 +18,6 @@ from armodels.density.stream import (
     learn,
     pieces_log_probs,
     reads,
-    stream_log_probs,
     with_length,
 )
 from armodels.evaluation import evaluate, is_whole

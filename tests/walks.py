@@ -1,10 +1,15 @@
-"""The parameters that a walk comes by."""
+"""The parameters that a walk comes by, and what a model that reads says of one sequence."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from armodels.density.base import DensityModel
+from armodels.density.stream import pieces_log_probs
 from armodels.density.walk import walk
 from armodels.networks.base import Network
+from armodels.networks.stream import CHUNK
 
 
 def walked(
@@ -19,3 +24,8 @@ def walked(
 
     walk(net, len(values), choose, context, naive=naive)
     return torch.stack(params, 1)
+
+
+def stream_log_probs(model: DensityModel, piece: Tensor, chunk: int = CHUNK) -> Iterator[Tensor]:
+    """Of each value (T,), chunk after chunk."""
+    return (found for _, found in pieces_log_probs(model, [piece], chunk=chunk))

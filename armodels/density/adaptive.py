@@ -9,9 +9,10 @@ from torch import Tensor
 
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
-from armodels.density.stream import CHUNK, Piece, reader
+from armodels.density.stream import Piece, reader
 from armodels.density.walk import score
 from armodels.networks.base import State
+from armodels.networks.stream import CHUNK
 
 STEP = 32
 """Values between two steps of a gradient."""

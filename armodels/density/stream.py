@@ -10,10 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.walk import score
+from armodels.networks.stream import CHUNK as CHUNK
 from armodels.networks.stream import AfterPrompt, StreamNetwork
-
-CHUNK = 1024
-"""Values of a sequence that are read at once."""
 
 ROWS = 64
 """Sequences that are read side by side."""
@@ -121,27 +119,6 @@ def learn(model: DensityModel, pieces: Iterable[Piece]) -> bool:
     return net.learn(piece[:].to(net.order_table.device) for piece in pieces)
 
 
-def stream_log_probs(
-    model: DensityModel, piece: Piece, chunk: int = CHUNK, context: Tensor | None = None
-) -> Iterator[Tensor]:
-    """Log-probability of each value of a sequence, given all before it, nats.
-
-    Args:
-        model: It reads.
-        piece: (T,); one on disk is read chunk after chunk.
-        chunk: Values that are read at once; the numbers do not depend on it.
-        context: (1, *context.shape) what the sequence is conditioned on, if anything.
-
-    Yields:
-        (t,), of a chunk after the other.
-
-    Raises:
-        ValueError: The model does not read.
-    """
-    for _, found in _side_by_side(model, [piece], chunk, context):
-        yield found
-
-
 def pieces_log_probs(
     model: DensityModel,
     pieces: Sequence[Piece],
@@ -150,11 +127,11 @@ def pieces_log_probs(
     rows: int = ROWS,
     chunk: int = CHUNK,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The same of several sequences, which are read side by side.
+    """Log-probability of each value of sequences, given all before it in its own, nats.
 
     Args:
         model: It reads.
-        pieces: (T,) each, of any lengths.
+        pieces: (T,) each, of any lengths, read side by side, and from their disk by chunks.
         context: (N, *context.shape) what each of them is conditioned on, if anything.
         rows: Pieces that are read at once, those of similar length together.
         chunk: Values of each that are read at once; fewer where many pieces are.

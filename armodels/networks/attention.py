@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Attention = Literal["full", "window", "strided", "fixed"]
-Places = Literal["rotary", "learned", "sinusoidal"]
+PlaceKind = Literal["rotary", "learned", "sinusoidal"]
 
 
 def full_mask(queries: Tensor, keys: Tensor) -> Tensor:
@@ -136,6 +136,12 @@ class Pattern:
         return fixed_mask(queries, keys, self.past, self.stride, self.summary)
 
 
+def _angles(places: Tensor, num: int) -> Tensor:
+    """Of places (t,), at rates from 1 downwards by Vaswani et al., 2017: (t, num), float64."""
+    rates = 10_000.0 ** (-torch.arange(num, device=places.device, dtype=torch.double) / num)
+    return places[:, None] * rates
+
+
 def rotated(x: Tensor, places: Tensor) -> Tensor:
     """Features (..., t, D) turned by angles that grow with their places (t,), D even.
 
@@ -147,8 +153,7 @@ def rotated(x: Tensor, places: Tensor) -> Tensor:
         places: (t,).
     """
     half = x.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.double) / half)
-    angles = places[:, None] * rates
+    angles = _angles(places, half)
     cos, sin = angles.cos().to(x), angles.sin().to(x)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -156,9 +161,7 @@ def rotated(x: Tensor, places: Tensor) -> Tensor:
 
 def waves(places: Tensor, size: int) -> Tensor:
     """Sines and cosines of places (t,), by Vaswani et al., 2017: (t, size), size even."""
-    half = size // 2
-    rates = 10_000.0 ** (-torch.arange(half, device=places.device, dtype=torch.double) / half)
-    angles = places[:, None] * rates
+    angles = _angles(places, size // 2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
@@ -260,7 +263,7 @@ class Sinusoidal(Distances):
         return query + self.of_keys, keys, bias
 
 
-def make_distances(places: Places, num_heads: int, size: int, past: int | None) -> Distances:
+def make_distances(places: PlaceKind, num_heads: int, size: int, past: int | None) -> Distances:
     """How distances enter one attention.
 
     Args:

@@ -14,12 +14,9 @@ from armodels import show
 from armodels.checks import Between, Count, Positive, checked
 from armodels.networks.base import Network, State
 from armodels.networks.layers import ModuleListOf
-from armodels.networks.stream import StreamNetwork
+from armodels.networks.stream import CHUNK, StreamNetwork, require_levels
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
-
-CHUNK = 1024
-"""Values that members read at once where weights are fitted."""
 
 ROUNDS = 200
 """Rounds of EM, and at most as many steps of L-BFGS: both end long before."""
@@ -165,12 +162,7 @@ class Blend(StreamNetwork):
         super().__init__(spec, num_params, order, context)
         if context is not None:
             raise ValueError("model Blend has no context; use context=null")
-        bits = (spec.levels, num_params) == (2, 1)  # head=bernoulli reads one logit
-        if num_params != spec.levels and not bits:
-            raise ValueError(
-                f"model Blend gives each of {spec.levels} levels a probability; use "
-                f"head=categorical"
-            )
+        require_levels("Blend", spec, num_params)
         if len(runs) < 2:
             raise ValueError(f"model.runs names {len(runs)} runs; a blend needs two or more")
         nets = [reader(one, spec, f"member {i} of the blend") for i, one in enumerate(runs, 1)]

@@ -10,7 +10,7 @@ from armodels.checks import Count, checked
 from armodels.kernels.counting import GrowingCounts
 from armodels.networks.base import State
 from armodels.networks.kneser_ney import KneserNey
-from armodels.networks.stream import StreamNetwork
+from armodels.networks.stream import StreamNetwork, require_levels
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
@@ -49,12 +49,7 @@ class NGram(StreamNetwork):
         super().__init__(spec, num_params, order, context)
         if context is not None:
             raise ValueError("model NGram has no context; choose model=rnn, or context=null")
-        bits = (spec.levels, num_params) == (2, 1)  # head=bernoulli reads one logit
-        if num_params != spec.num_levels and not bits:
-            raise ValueError(
-                f"model NGram gives each of {spec.num_levels} levels a probability; use "
-                f"head=categorical"
-            )
+        require_levels("NGram", spec, num_params)
         self.n = n
         self.counts = KneserNey(spec.num_levels, n)
         self.growing: GrowingCounts | None = None

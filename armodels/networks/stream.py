@@ -21,6 +21,9 @@ from armodels.networks.base import Network, State
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
+CHUNK = 1024
+"""Values of a sequence that are read at once, so that their parameters fit into memory."""
+
 
 class StreamNetwork(Network):
     """A network that reads values one after another, however they are chopped.
@@ -121,6 +124,22 @@ class StreamNetwork(Network):
         return params[:, 0], state
 
 
+def require_levels(name: str, spec: DataSpec, num_params: int) -> None:
+    """Raise ValueError unless a head reads a number for each level.
+
+    Args:
+        name: Of the model that gives each level a probability.
+        spec: What a datum is.
+        num_params: Parameters per step, P.
+    """
+    bits = (spec.levels, num_params) == (2, 1)  # head=bernoulli reads one logit
+    if num_params != spec.num_levels and not bits:
+        raise ValueError(
+            f"model {name} gives each of {spec.num_levels} levels a probability; use "
+            f"head=categorical"
+        )
+
+
 @final
 class AfterPrompt:
     """The steps of what follows a prompt, which is read at once before the first of them.
@@ -130,9 +149,6 @@ class AfterPrompt:
         prompt: (t,) of levels or real values; none: as if the network itself were walked.
         num_steps: Values that follow.
     """
-
-    CHUNK = 1024
-    """Values that are read at once, so that their parameters fit into memory."""
 
     def __init__(self, net: StreamNetwork, prompt: Tensor, num_steps: int):
         self._net, self._prompt, self.num_steps = net, prompt, num_steps
@@ -150,7 +166,7 @@ class AfterPrompt:
             context: (B, *context.shape), where the network has one.
         """
         first, state = self._net.begin(n, context)
-        for part in self._prompt.split(self.CHUNK):
+        for part in self._prompt.split(CHUNK):
             after, state = self._net.read(part.expand(n, -1)[..., None], state)
             first = after[:, -1]
         return State({**state, "first": first})

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import build, charts, checkpoints, contexts, disk, pictures, show
+from armodels import build, charts, checkpoints, contexts, disk, pictures, show, views
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
-from armodels.data.midi import write_midi
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
 from armodels.examples import draw_examples
@@ -323,9 +322,8 @@ def main(config: Mapping) -> None:
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
     if spec.notes is not None:
-        with disk.atomic(folder / f"{name}.mid") as file:
-            write_midi(values.flatten(0, 1).numpy(), spec.notes, file)
-        show.say(f"wrote  {folder / name}.mid (the answers, one after another)")
+        heard = replace(views.view(values.flatten(0, 1), spec), picture=None)
+        views.tell(views.save(heard, folder / name))
     picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
         with disk.atomic(folder / f"{name}.png") as file:
