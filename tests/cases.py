@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class Case:
     """A family on tiny data.
 
     Attributes:
+        shows: What it is a case of: its network, how that is trained, its head.
         spec: Of the model.
         build: seed -> the model in float64 and evaluation mode; orders and masks are the same
             for every seed, weights are not.
@@ -70,6 +72,7 @@ class Case:
             tests do).
     """
 
+    shows: tuple[str, ...]
     spec: DataSpec
     build: Callable[..., DensityModel]
     steps: bool = False
@@ -83,6 +86,20 @@ class Case:
     def events(self, n: int, seed: int = 0) -> Tensor:
         """Random events in the support: (n, *event)."""
         return random_events(self.spec, n, seed)
+
+
+def every(cases: dict[str, Case], argument: str = "case"):
+    """Run a test on each case, as ``case`` or by ``name``.
+
+    Every time where the case is the first of them that shows something; else in the slow suite.
+    """
+    shown: set[str] = set()
+    params = []
+    for name, case in cases.items():
+        marks = [pytest.mark.slow] if shown.issuperset(case.shows) else []
+        shown.update(case.shows)
+        params.append(pytest.param({"case": case, "name": name}[argument], id=name, marks=marks))
+    return pytest.mark.parametrize(argument, params)
 
 
 def random_events(spec: DataSpec, n: int, seed: int = 0) -> Tensor:
@@ -148,7 +165,14 @@ def autoregressive(
 
     own = network.any_order
     kinds = {"any_order": resample or own, "reads_known": own, "canonical": canonical}
-    return Case(spec, build, steps=True, **kinds)
+    shows = _shows(network, head, resample=resample, canonical=canonical)
+    return Case(shows, spec, build, steps=True, **kinds)
+
+
+def _shows(network, head, **traits: bool) -> tuple[str, ...]:
+    """The network under what it is trained for, and the head."""
+    trained = " ".join(trait for trait in traits if traits[trait])
+    return f"{network.__name__} {trained}", head.__name__
 
 
 class Given(Network):
@@ -210,7 +234,8 @@ def given(one: Case, context: ContextSpec = LABEL) -> Case:
         net = kind(model.net, context_values(context, 2)[1])
         return AutoregressiveModel(net, model.head).eval()
 
-    return dataclasses.replace(one, build=build)
+    shows = f"{one.shows[0]} given {context.name}", *one.shows[1:]
+    return dataclasses.replace(one, shows=shows, build=build)
 
 
 def context_values(spec: ContextSpec, n: int) -> Tensor:
@@ -248,7 +273,8 @@ def order_mixture(
 
     own = network.any_order
     kinds = {"any_order": resample or own, "reads_known": own, "canonical": canonical}
-    return Case(spec, build, num_orders=num_orders, **kinds)
+    shows = _shows(network, head, mixture=True, resample=resample, canonical=canonical)
+    return Case(shows, spec, build, num_orders=num_orders, **kinds)
 
 
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:
@@ -259,7 +285,7 @@ def fitted(spec, kind, *, jumps=False, **keys) -> Case:
         model.initialize([random_events(spec, 200, seed), random_events(spec, 100, seed + 100)])
         return model.eval()
 
-    return Case(kind(spec, **keys).spec, build, jumps=jumps)
+    return Case((kind.__name__,), kind(spec, **keys).spec, build, jumps=jumps)
 
 
 class Least(DensityModel):
@@ -422,7 +448,7 @@ def ngram(spec, n) -> Case:
         net.learn([random_events(spec, 60, seed).flatten(), random_events(spec, 9, 7).flatten()])
         return AutoregressiveModel(net, head).double().eval()
 
-    return Case(spec, build, steps=True, counted=True)
+    return Case(("NGram",), spec, build, steps=True, counted=True)
 
 
 def blend(spec, *members: Case, **keys) -> Case:
@@ -438,7 +464,7 @@ def blend(spec, *members: Case, **keys) -> Case:
                 weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.double))
         return model.double().eval()
 
-    return Case(spec, build, steps=True, counted=True)
+    return Case(("Blend",), spec, build, steps=True, counted=True)
 
 
 def made_orders(spec, head, *sizes, **keys) -> Case:

@@ -201,6 +201,7 @@ def test_what_cannot_learn_is_refused(run):
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (REAL / "text/tinyshakespeare.txt").exists(), reason="needs text in $ARMODELS_DATA"
 )

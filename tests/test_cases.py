@@ -138,6 +138,7 @@ def test_a_corrupt_picture_of_a_name_that_is_no_text(draws, tmp_path):
     assert "\\xffd.jpg" in result.err or "\\udcffd.jpg" in result.err
 
 
+@pytest.mark.slow
 def test_without_a_home(draws, tmp_path):
     """A process of its own, as a user whom nobody knows."""
     pictures(tmp_path / "pictures", draws)
@@ -173,6 +174,7 @@ def pasted(folder: Path, told: str, marker: str = "armodels ") -> list[Result]:
     return [armodels(folder, *args) for args in words if args[0] != "tensorboard"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1", "my run (2)", "größe, $HOME #[1] it's"])
 def test_every_next_command_runs_as_it_stands(name, tmp_path):
     path = name.replace("\\", "\\\\").replace("'", "\\'")
@@ -192,6 +194,7 @@ def test_a_run_called_by_a_number(tmp_path):
     assert "TypeError" not in told.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["wine (1).csv", "wine's.csv", "wine,v2.csv", "wine#1.csv", "wine[1].csv", "größe.csv"]
 )
@@ -246,6 +249,7 @@ def shell(folder: Path, words: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "env",
     [

@@ -160,6 +160,7 @@ def test_bins_stand_around_few_values():
     assert len(charts._edges(np.arange(100.0))) == 31
 
 
+@pytest.mark.slow
 def test_verbs_draw_tables(tmp_path):
     rows = np.random.RandomState(0).randn(60, 2) * 3 + 50
     np.savetxt(tmp_path / "t.csv", rows, delimiter=",", header="a,b", comments="")

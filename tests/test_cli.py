@@ -465,6 +465,7 @@ def test_runs_do_not_share_a_directory(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_outlives_a_failing_job(tmp_path):
     result = armodels(
         tmp_path, "train", "-m", *TINY, "trainer.max_steps=1", "seed=1,2",
@@ -568,6 +569,7 @@ def test_tab_completion_of_nonsense_is_silent(tmp_path):
 # In its own process
 
 
+@pytest.mark.slow
 def test_python_m_armodels(folder):
     with start(folder, "eval", "run", "device=cpu") as child:
         out, err = child.communicate(timeout=120)

@@ -71,6 +71,7 @@ def number(run: Path, *keys: str):
     return value
 
 
+@pytest.mark.slow
 def test_seeds_are_one_row(folder):
     rows = [row for row in table(folder) if row["seeds"] == "1,2,3"]
     assert len(rows) == 1
@@ -264,6 +265,7 @@ def test_eval_of_other_splits_and_data(folder):
 # sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("made-1", np.uint8), ("real", np.float32), ("gmm-1", np.float32)],

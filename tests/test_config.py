@@ -140,6 +140,7 @@ def test_every_experiment_builds(name):
     assert re.search(r"^# [Rr]un time: ", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "blend"])  # needs runs
 def test_every_model_trains_as_it_ships(name, tmp_path):
     """A step, an evaluation and samples; test_kinds.py does the rest, with smaller sizes."""
@@ -175,12 +176,14 @@ def wheel(tmp_path_factory) -> set[str]:
         return set(file.namelist())
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_config(wheel):
     assert {f"armodels/configs/{name}" for name in NAMES} <= wheel
     assert "armodels/configs/__init__.py" in wheel
     assert "armodels/configs/local/default.yaml" not in wheel
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module(wheel):
     modules = {
         f"armodels/{path.relative_to(ROOT / 'armodels').as_posix()}"

@@ -79,6 +79,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_label_tells_its_part_of_the_likelihood(folder):
     """The label is the first value: of log 3 nats, nothing is left to be said."""
     told, untold = (run.RunDirectory(folder / name).read_metrics() for name in ("told", "untold"))

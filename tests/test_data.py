@@ -799,6 +799,7 @@ def test_real_red_wine():
     assert np.mean(nll) == pytest.approx(13.18, abs=0.01)
 
 
+@pytest.mark.slow
 @needs_real
 def test_real_mnist():
     start = time.process_time()

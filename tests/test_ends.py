@@ -62,6 +62,7 @@ COMMANDS = {
 FULL = "armodels: error: not everything could be printed: No space left on device\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_closed_pipe_is_silent_and_a_full_device_is_said(name, unbuffered, tmp_path):
@@ -145,6 +146,7 @@ def test_a_system_without_hangups(tmp_path):
 # TensorBoard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_tensorboard_ends_with_all_that_it_started(name, folder):
     with start(folder, "tensorboard", "run", "port=0") as child:
@@ -207,6 +209,7 @@ def test_a_sweep_lists_what_failed(tmp_path):
     assert "armodels: error: head gaussian_mixture needs" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["a,b", "2024_11_26,1e5"])
 def test_a_sweep_over_out_uses_it(out, tmp_path):
     done(tmp_path, "train", "-m", *TINY, "trainer.max_steps=1", f"out={out}")
@@ -215,6 +218,7 @@ def test_a_sweep_over_out_uses_it(out, tmp_path):
         assert RunDirectory(status.parent).read_status()["status"] == "done"
 
 
+@pytest.mark.slow
 def test_runs_are_resumed_by_a_sweep(folder, tmp_path):
     for name in ("a", "1"):
         done(tmp_path, "train", *TINY, "trainer.max_steps=1", f"out={name}")

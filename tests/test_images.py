@@ -589,6 +589,7 @@ def test_where_caches_are_kept(tmp_path, monkeypatch, capsys):
 NOBODY = ("unshare", "--user", "--map-user=12345", "--map-group=12345", "env", "-u", "HOME")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None
     or subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode,
@@ -681,6 +682,7 @@ def atari(folder, **keys):
     )
 
 
+@pytest.mark.slow
 @needs_ale
 def test_the_same_settings_give_the_same_bytes_on_any_number_of_processes(tmp_path):
     for name, keys in (("one", {}), ("two", {"num_processes": 2}), ("other", {"seed": 1})):
@@ -692,6 +694,7 @@ def test_the_same_settings_give_the_same_bytes_on_any_number_of_processes(tmp_pa
     assert other.read_bytes() != one.read_bytes()
 
 
+@pytest.mark.slow
 @needs_ale
 def test_what_changes_the_frames_changes_the_file(tmp_path):
     changes = [{}, {"policy": "sticky"}, {"policy": "sticky", "repeat": 0.9}, {"num_noops": 0},
@@ -705,6 +708,7 @@ def test_what_changes_the_frames_changes_the_file(tmp_path):
     assert len({atari(tmp_path, **keys).spec.name for keys in changes}) == len(changes)
 
 
+@pytest.mark.slow
 @needs_ale
 def test_no_frame_stands_in_two_splits(tmp_path, capsys):
     splits = atari(tmp_path, num_train=60, num_valid=24, num_test=24).load()
@@ -723,6 +727,7 @@ def test_no_frame_stands_in_two_splits(tmp_path, capsys):
         atari(tmp_path, size=(1, 1), levels=2).load()
 
 
+@pytest.mark.slow
 @needs_ale
 def test_frames_are_those_of_the_emulator(tmp_path):
     """Native, in colour: only colours of the console; by palette: exactly the same partition."""

@@ -111,6 +111,18 @@ for _kind, (_name, _, _levels) in KINDS.items():
 PAIRS = [(model, kind) for model in MODELS for kind in KINDS]
 
 
+def each_pair(pairs):
+    """Run a test on each pair; every time on the first of a model, on others in the slow suite."""
+    first = {model: (model, kind) for model, kind in reversed(pairs)}
+    return pytest.mark.parametrize(
+        ("model", "kind"),
+        [
+            pytest.param(*pair, marks=[] if first[pair[0]] == pair else [pytest.mark.slow])
+            for pair in pairs
+        ],
+    )
+
+
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory):
     """Resolved configs of train, by model, and of sample: composed once."""
@@ -132,7 +144,7 @@ def composed(tmp_path_factory):
     return configs
 
 
-@pytest.mark.parametrize(("model", "kind"), [pair for pair in PAIRS if pair not in REFUSED])
+@each_pair([pair for pair in PAIRS if pair not in REFUSED])
 def test_a_model_does_everything(model, kind, composed, tmp_path, capfd):
     """A step of training, an evaluation, another step after a resume, and two samples."""
     name, shape, levels = KINDS[kind]
@@ -160,7 +172,7 @@ def test_a_model_does_everything(model, kind, composed, tmp_path, capfd):
     torch.testing.assert_close(restored.log_prob(x), log_prob, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("model", "kind"), REFUSED)
+@each_pair(list(REFUSED))
 def test_a_model_is_refused(model, kind, tmp_path):
     name, shape, levels = KINDS[kind]
     keys = (f"data.kind={name}", f"data.shape={shape}".replace(" ", ""),

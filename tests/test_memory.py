@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, every
 from command import QUICK, TINY, armodels, done
 
 from armodels import memory
@@ -20,6 +20,7 @@ def test_a_model_of_too_many_parameters_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_limit_may_be_lifted(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "MOST", 10)
     args = (*TINY, "trainer.max_steps=1", "out=run")
@@ -45,7 +46,7 @@ def test_a_model_for_which_memory_is_short_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", CASES)
+@every(CASES, "name")
 def test_measuring_changes_nothing(name):
     """Neither a weight, nor the mode, nor the generator; more examples take no less."""
     model = CASES[name].build(0)

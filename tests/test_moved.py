@@ -84,6 +84,7 @@ CASES = [("csv", verb) for verb in VERBS]
 CASES += [("npz", "eval"), ("npz", "complete"), ("folder", "sample"), ("folder", "resume")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trained", "verb"), CASES, indirect=["trained"])
 def test_the_same_data_is_found_where_it_lies_now(verb, copied):
     kind, folder = copied
@@ -107,6 +108,7 @@ def test_the_same_data_is_found_where_it_lies_now(verb, copied):
         done(folder, "eval", "run", "checkpoint=last", "device=cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trained", "verb"), CASES, indirect=["trained"])
 def test_other_data_is_refused_wherever_it_lies(verb, copied):
     kind, folder = copied

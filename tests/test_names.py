@@ -74,6 +74,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_directories_are_named(folder):
     runs = sorted(path.name for path in (folder / "outputs/tiny/made").iterdir())
     typed = "hidden_sizes6-batch_size8-max_steps1"

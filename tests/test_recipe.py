@@ -35,6 +35,7 @@ def config_of(*args: str) -> dict:
     return OmegaConf.to_container(OmegaConf.create(shown))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "default"])
 def test_data_come_with_a_model_that_suits_them(name):
     """Where nothing else is said; what is said wins, and takes nothing of the other model."""

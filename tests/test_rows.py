@@ -556,6 +556,7 @@ def on_holes(tmp_path, *args: str) -> dict:
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_20_gb_reach_their_first_batch_in_little_memory(tmp_path):
     """None of it is read before it is needed."""

@@ -60,6 +60,7 @@ def test_the_selected_run_is_the_best_of_the_separate_ones(tmp_path):
     assert load_model(tmp_path / "all").net.hidden[0].out_features == int(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 10, 13, 20])
 def test_a_selection_goes_on_bit_for_bit(at, tmp_path, monkeypatch):
     select = "trainer.select={optimizer.weight_decay:[0.5],model.dropout:[0.6,0.1]}"

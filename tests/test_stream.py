@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from cases import CASES, random_events
+from cases import CASES, every, random_events
 from walks import stream_log_probs
 
 from armodels import heads, limits, orders
@@ -48,7 +48,7 @@ def fitted_ngram(seed: int, n: int) -> AutoregressiveModel:
 
 for n in (1, 2, 4):
     fit = functools.partial(fitted_ngram, n=n)
-    STREAMS[f"ngram-{n}"] = dataclasses.replace(CASES["rnn"], build=fit)
+    STREAMS[f"ngram-{n}"] = dataclasses.replace(CASES["ngram"], build=fit)
 
 CHOPPINGS = {
     "whole": [20],
@@ -57,7 +57,7 @@ CHOPPINGS = {
     "prompt": [13, *[1] * 7],
 }
 
-over_streams = pytest.mark.parametrize("name", STREAMS)
+over_streams = every(STREAMS, "name")
 
 
 def values_of(case, length: int = 20) -> torch.Tensor:

@@ -51,6 +51,7 @@ def context(logdir):
     return backend_context.Context(base_plugin.TBContext(data_provider=provider))
 
 
+@pytest.mark.slow
 def test_hparams_backend_reads_every_run(folder):
     backend, request = context(folder / "outputs"), RequestContext()
     metadata = backend.hparams_metadata(request, "")

@@ -16,7 +16,7 @@ import golden
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, every
 from command import QUICK, TINY, armodels, done, fork, process, snapshot
 from lightning_fabric import Fabric
 from tqdm import tqdm
@@ -209,6 +209,7 @@ def two_epochs(tmp_path_factory):
     return folder / "whole"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", ["initializing", "evaluating valid", "drawing", "evaluating test"]
 )
@@ -306,6 +307,7 @@ def test_killed_before_the_first_checkpoint(tmp_path):
 # What must not matter
 
 
+@pytest.mark.slow
 def test_watching_changes_no_weight(tmp_path):
     args = ("train", *TINY, *EVERYTHING, "trainer.max_steps=15")
     done(tmp_path, *args, "out=a")
@@ -559,6 +561,7 @@ class Clock:
         return self.time
 
 
+@pytest.mark.slow
 def test_a_limit_of_minutes_holds_what_saving_takes(tmp_path, monkeypatch):
     """Checkpoints of a large model on a slow disk, which take twenty seconds each."""
     clock, save = Clock(0.05), checkpoints.save
@@ -804,7 +807,7 @@ def test_compile_changes_nothing_but_speed(tmp_path, graphs):
 GOLDEN = json.loads(golden.FILE.read_text())
 
 
-@pytest.mark.parametrize("name", CASES)
+@every(CASES, "name")
 def test_golden_loss(name):
     assert name in GOLDEN, "a new case: run python tests/golden.py"
     assert golden.loss(name) == pytest.approx(GOLDEN[name], rel=1e-7)

@@ -275,6 +275,7 @@ class Net(MADE):
 """
 
 
+@pytest.mark.slow
 def test_own_classes_run_where_this_command_trusts_them(tmp_path):
     late = "tabnanny"  # nothing has imported it before
     (tmp_path / "mynet.py").write_text(f"import {late}\n{NET}")

@@ -159,6 +159,7 @@ def test_every_key_of_a_verb_without_a_value_is_known_as_text_or_as_a_number(ver
             assert key in typed.LISTS, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["2024_11_26", "1e5", "true", "1", "my run (2)", "x[1],y", "größe's"]
 )
@@ -194,6 +195,7 @@ def test_advice_about_columns_runs_as_pasted():
         assert value(*translate(word)) == names
 
 
+@pytest.mark.slow
 def test_a_file_of_any_name_is_read(tmp_path):
     rows = "a,b\n" + "".join(f"{i}.5,{i * 7 % 11}\n" for i in range(40))
     for name in ("größe.csv", "wine's.csv", "wine,v2.csv", "w#1.csv", "wine[1].csv", "w (1).csv",

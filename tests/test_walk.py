@@ -4,17 +4,17 @@ import math
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, every
 from torch import Tensor
 
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.walk import Choose, Scored, draw, draw_noise, follow, keep, walk
 
-CODED = [
-    name
+CODED = {
+    name: case
     for name, case in CASES.items()
     if case.steps and case.spec.levels is not None and case.num_orders == 1
-]
+}
 TOTAL = 2**52
 """Integer frequencies of all levels of a value add up to this."""
 
@@ -74,7 +74,7 @@ class Decoding:
         return values
 
 
-@pytest.mark.parametrize("name", CODED)
+@every(CODED, "name")
 @torch.no_grad()
 def test_a_chooser_that_reads_a_number_decodes_what_another_wrote(name):
     model, x = CASES[name].build(0), CASES[name].events(5, seed=2)
