@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from armodels import build, checks, memory
+from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.density.stream import bytes_to_learn
 from armodels.spec import DataSpec
 from armodels.training.learner import Candidate
 from armodels.training.settings import Settings
@@ -107,6 +109,25 @@ def affordable(
         needed = memory.of_training(model, part, averaged=settings.ema is not None)
         memory.require(needed, device, advice)
     return model
+
+
+def require_learnable(
+    config: Mapping[str, Any], model: DensityModel, splits: Splits, device: torch.device
+) -> None:
+    """Refuse a model whose counts of the training split do not fit into memory.
+
+    Args:
+        config: Of the run.
+        model: Built.
+        splits: What it is trained on.
+        device: Where it is trained.
+
+    Raises:
+        memory.TooLarge: They do not.
+    """
+    if not config["model"].get("allow_large", False):
+        needed = bytes_to_learn(model, splits.pieces.get("train", ()))
+        memory.require(needed, device, memory.way_out(config["model"]))
 
 
 def first_model(

@@ -46,6 +46,19 @@ def test_a_model_for_which_memory_is_short_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", ["ngram", "markov"])
+def test_counts_of_a_text_beyond_memory_are_refused(model, tmp_path):
+    """Of 10^13 bytes, in a file of holes that takes no room on the disk."""
+    path = tmp_path / "text.bin"
+    with path.open("wb") as file:
+        file.truncate(10**13)
+    args = ("data=text", f"data.path={path}", "data.unit=byte", f"model={model}", "out=run")
+    error = armodels(tmp_path, "train", *QUICK, *args).error
+    assert error.startswith("training this model takes about 900000.0 GB, but this machine has ")
+    assert error.endswith("or try it with model.allow_large=true")
+    assert [one.name for one in tmp_path.iterdir()] == ["text.bin"]
+
+
 @every(CASES, "name")
 def test_measuring_changes_nothing(name):
     """Neither a weight, nor the mode, nor the generator; more examples take no less."""

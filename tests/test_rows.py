@@ -12,8 +12,19 @@ import torch
 from command import TINY, armodels
 
 from armodels import heads
+from armodels.data import mapped as maps
 from armodels.data.base import PARTS, Splits
-from armodels.data.rows import Batch, Examples, MappedRows, Rows, as_rows, on_device, take
+from armodels.data.mapped import MappedRows
+from armodels.data.rows import (
+    Batch,
+    Examples,
+    FrozenRows,
+    Rows,
+    Windows,
+    as_rows,
+    on_device,
+    take,
+)
 from armodels.density import autoregressive
 from armodels.spec import ContextSpec, DataSpec
 
@@ -570,10 +581,101 @@ def test_20_gb_reach_their_first_batch_in_little_memory(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_model_starts_on_20_gb_in_little_memory(tmp_path):
-    """For its marginals it reads 100 million values."""
+    """For its marginals it reads 100,000 rows, of 100 million values or fewer."""
     start = on_holes(tmp_path, "start")["start"]
     print(f"the start of a model takes {start / 1e6:.0f} MB at its peak")
     assert start < 900_000_000
+
+
+def resident(name: str = "RssFile") -> int:
+    with open("/proc/self/status") as file:
+        (line,) = [line for line in file if line.startswith(name)]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("scattered", [False, True])
+def test_what_was_read_of_a_map_is_given_back(scattered, tmp_path, monkeypatch):
+    path, num = tmp_path / "many.bin", 64 * 2**20
+    path.write_bytes(bytes(range(256)) * (num // 256))
+    monkeypatch.setattr(maps, "MAX_MAPPED", 2**23)
+    rows = as_rows(np.memmap(path, np.uint8, "r"))
+    before, most = resident(), 0
+    generator = torch.Generator().manual_seed(0)
+    for i in range(0, num, 2**16):
+        index = slice(i, i + 2**16)
+        if scattered:
+            index = torch.randint(num, (50,), generator=generator)
+        expected = (index if scattered else torch.arange(2**16)) % 256
+        assert rows[index].equal(expected.to(torch.uint8))
+        most = max(most, resident() - before)
+    assert most < 2**24
+
+
+def test_what_was_written_to_a_map_is_never_given_back(stored, monkeypatch):
+    monkeypatch.setattr(maps, "MAX_MAPPED", 0)
+    array = stored(numbers(40), "c")
+    array[7] = 3
+    rows = as_rows(array)
+    for index in (slice(0, 40), torch.tensor([1, 30])):
+        rows[index]
+    assert rows[7:8].tolist() == [[3, 3, 3]]
+
+
+def test_a_slice_lists_its_own_rows_and_no_other():
+    windows = Windows(Long(), 3)
+    assert len(windows) > 10**14
+    assert windows[5:7].tolist() == [[1, 2, 3], [4, 5, 6]]
+    frozen = FrozenRows(windows, lambda raw, generator: raw + 1, seed=0)
+    assert frozen[5:7].tolist() == [[2, 3, 4], [5, 6, 7]]
+
+
+class Long:
+    """A sequence of 10^15 values, too many to list."""
+
+    shape, dtype = (10**15,), torch.int64
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        return rows % 14
+
+
+TRAIN_ON_5_GB = ("train", "data=text", "data.unit=byte", "data.valid=1e-5", "data.test=1e-5",
+                 "model=rnn", "model.hidden_size=32", "trainer.max_steps=200", "samples.num=0",
+                 "trainer.eval_every=null", "trainer.progress=false", "out=run")  # fmt: skip
+
+PEAK = """
+import sys
+from armodels.cli import main
+sys.argv = ["armodels", *sys.argv[1:]]
+try:
+    main()
+finally:
+    with open("/proc/self/status") as file:
+        print([line.split()[1] for line in file if line.startswith("VmHWM")][0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_of_5_gb_trains_in_less_than_a_gb(tmp_path):
+    """Random bytes here and there in a file of holes; the peak of the whole command."""
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(5 * 10**9)
+        for i in range(0, 5 * 10**9, 10**8):
+            file.seek(i)
+            file.write(np.random.RandomState(i % 2**32).bytes(2**20))
+    try:
+        command = [sys.executable, "-c", PEAK, *TRAIN_ON_5_GB, f"data.path={path}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=tmp_path)
+    finally:
+        path.unlink()
+    peak = int(done.stdout.split()[-1]) * 1024
+    print(f"training on 5 GB takes {peak / 1e6:.0f} MB at its peak")
+    assert peak < 10**9
 
 
 @pytest.mark.parametrize(("levels", "most"), [(2, 700), (17, 700), (None, 23 * 61)])

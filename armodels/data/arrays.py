@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels.data.rows import MappedRows, Rows, as_rows
+from armodels.data.mapped import MappedRows
+from armodels.data.rows import Rows, as_rows
 from armodels.spec import DataSpec
 
 Kind = Literal["vector", "image", "sequence"]

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from armodels import show
-from armodels.data.rows import MappedRows
+from armodels.data.mapped import MappedRows
 
 MAX_VERIFIED = 2**30
 """Bytes of a cache that are read at the start for their checksums; of a larger one, which would

@@ -1,7 +1,6 @@
 """Rows of a data set, in memory or on disk, and batches of them with their contexts."""
 
 import math
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final, runtime_checkable
@@ -9,6 +8,8 @@ from typing import NamedTuple, Protocol, final, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+
+from armodels.data.mapped import MappedRows, map_of, simple
 
 Index = slice | Tensor
 """Rows of a split: a slice, or an int64 tensor (B,) of row numbers."""
@@ -34,43 +35,6 @@ class Rows(Protocol):
 
     def __getitem__(self, rows: Index, /) -> Tensor:
         """Values (B, *event) of a slice, or of an int64 tensor of row numbers."""
-
-
-@final
-class MappedRows:
-    """Rows of an array on disk: a read copies its own rows into memory and no other.
-
-    Args:
-        array: (N, *event), a memory map.
-        dtype: That of the values read; None: the array's own.
-    """
-
-    def __init__(self, array: np.ndarray, dtype: torch.dtype | None = None):
-        self._array, self._map, self._advised = array, _map_of(array), ""
-        self.shape = array.shape
-        self.dtype = dtype or torch.from_numpy(_simple(np.empty(0, array.dtype))).dtype
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, rows: Index) -> Tensor:
-        self._advise("MADV_RANDOM" if isinstance(rows, Tensor) else "MADV_NORMAL")
-        index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        return torch.from_numpy(_simple(np.array(self._array[index], subok=False))).to(self.dtype)
-
-    def to(self, dtype: torch.dtype) -> "MappedRows":
-        """The same rows, read as values of another type."""
-        return MappedRows(self._array, dtype)
-
-    def _advise(self, advice: str) -> None:
-        """Say how the next rows lie, in order or scattered.
-
-        Reading ahead makes rows in order 20 times faster; of a file with holes, 100 scattered ones
-        took 1.5 s with it and 1 ms without.
-        """
-        if self._map is not None and advice != self._advised and hasattr(mmap, advice):
-            self._map.madvise(getattr(mmap, advice))
-            self._advised = advice
 
 
 @final
@@ -145,7 +109,7 @@ class FrozenRows:
         return len(self._rows)
 
     def __getitem__(self, rows: Index) -> Tensor:
-        numbers = rows.cpu() if isinstance(rows, Tensor) else torch.arange(len(self))[rows]
+        numbers = rows.cpu() if isinstance(rows, Tensor) else _numbers(rows, len(self))
         values = torch.empty(len(numbers), *self.shape[1:], dtype=self.dtype)
         blocks = numbers.div(self.BLOCK, rounding_mode="floor")
         for block in blocks.unique().tolist():
@@ -178,10 +142,15 @@ class Windows:
         return self.shape[0]
 
     def __getitem__(self, rows: Index) -> Tensor:
-        numbers = rows if isinstance(rows, Tensor) else torch.arange(len(self))[rows]
+        numbers = rows if isinstance(rows, Tensor) else _numbers(rows, len(self))
         places = torch.arange(self.shape[1], device=numbers.device)
         index = (numbers * self._stride)[:, None] + places
         return take(self._values, index.flatten()).view(index.shape)
+
+
+def _numbers(rows: slice, num_rows: int) -> Tensor:
+    """The row numbers of a slice: (B,), without a list of all N."""
+    return torch.arange(*rows.indices(num_rows))
 
 
 def read_rows(rows: Rows, index: Index, name: str) -> Tensor:
@@ -273,9 +242,9 @@ def as_rows(values: Rows | np.ndarray) -> Rows:
             )
         values = values.data
     if isinstance(values, np.ndarray):
-        if _map_of(values) is not None:
+        if map_of(values) is not None:
             return MappedRows(values)
-        return torch.from_numpy(np.require(_simple(values), requirements=("C", "W")))
+        return torch.from_numpy(np.require(simple(values), requirements=("C", "W")))
     if isinstance(values, Rows):
         if not isinstance(values.dtype, torch.dtype):
             raise TypeError(
@@ -303,27 +272,8 @@ def _computable(values: Tensor) -> Tensor:
     if values.dtype not in NUMBERS | WIDE:
         raise TypeError(f"values of {values.dtype} are no numbers of a data set")
     if values.dtype in WIDE:
-        return torch.from_numpy(_simple(values.cpu().numpy()))
+        return torch.from_numpy(simple(values.cpu().numpy()))
     return values
-
-
-def _simple(array: np.ndarray) -> np.ndarray:
-    """An array of a type that torch computes with: the machine's own, unsigned only of a byte."""
-    wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
-    if wide and array.dtype.itemsize == 8 and array.size and array.max() >= 2**63:
-        raise ValueError(
-            f"the largest integer is {array.max()}, but integers are below 2**63: give real "
-            f"values as floats"
-        )
-    return array.astype(np.int64 if wide else array.dtype.newbyteorder("="), copy=False)
-
-
-def _map_of(array: np.ndarray) -> mmap.mmap | None:
-    """The memory map that an array lies in, itself or as a view of another; None: in none."""
-    base: object = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
 
 
 def num_bytes(rows: Rows) -> int:

@@ -119,6 +119,18 @@ def learn(model: DensityModel, pieces: Iterable[Piece]) -> bool:
     return net.learn(piece[:].to(net.order_table.device) for piece in pieces)
 
 
+def bytes_to_learn(model: DensityModel, pieces: Iterable[Piece]) -> int:
+    """Memory at least that ``learn`` takes; 0 of a model that does not read.
+
+    Args:
+        model: Of any kind.
+        pieces: The sequences of the training split.
+    """
+    if not reads(model) or not (each := reader(model).bytes_to_learn):
+        return 0
+    return each * sum(map(len, pieces))
+
+
 def pieces_log_probs(
     model: DensityModel,
     pieces: Sequence[Piece],

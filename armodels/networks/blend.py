@@ -226,6 +226,11 @@ class Blend(StreamNetwork):
         parts = zip(self.members, self._split(state), strict=True)
         return self._joined(member.absorb(values, own) for member, own in parts)
 
+    @property
+    def bytes_to_learn(self) -> int:
+        """Of all members that count."""
+        return sum(member.bytes_to_learn for member in self.members) if self.fits else 0
+
     def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Fit the weights on the end of train, with members that have not counted it."""
         if not self.fits:

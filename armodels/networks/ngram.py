@@ -59,6 +59,11 @@ class NGram(StreamNetwork):
         """n - 1."""
         return self.n - 1
 
+    @property
+    def bytes_to_learn(self) -> int:
+        """Of a text in which all n-grams recur; of one at random up to 90 bytes times n."""
+        return 100
+
     def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Count the n-grams of whole sequences."""
         self.counts.fit(pieces)

@@ -65,6 +65,11 @@ class StreamNetwork(Network):
             Parameters (B, t, P), those at i of the value after value i; and the state.
         """
 
+    @property
+    def bytes_to_learn(self) -> int:
+        """Memory at least that ``learn`` takes for each symbol of the training split."""
+        return 0
+
     def learn(self, pieces: Iterable[Tensor]) -> bool:
         """Hook before training: fit in closed form whatever can be.
 

@@ -90,6 +90,7 @@ def _begin(
     model = candidates.first_model(config, settings, fabric.device, spec, trust, guard)
     blending.warn(config, spec, members)
     splits = source.load()  # which may make the folder of the data
+    candidates.require_learnable(config, model, splits, fabric.device)
     if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
         splits = replace(splits, spec=spec)
     config = build.located(config)

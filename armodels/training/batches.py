@@ -10,10 +10,14 @@ from torch import Tensor
 from armodels.data.base import Splits
 from armodels.data.rows import Batch, take
 from armodels.spec import ContextSpec
+from armodels.training.scattered import Scattered
 from armodels.training.streams import EPOCH, NOISE, stream
 
 BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
 """Fresh values are drawn for so many steps at once, as far as they are no more than so many."""
+
+MAX_LISTED = 2**22
+"""Rows of a training split whose order is listed; that of more is computed, place by place."""
 
 
 @final
@@ -45,19 +49,28 @@ class Batches:
         self._train = splits.to_train(context, fabric.device)
         self._seed = seed
         self._fabric = fabric
-        self._epoch_rows: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._order: tuple[int, Tensor | Scattered] = (-1, torch.empty(0))
         self._block: tuple[tuple[int, int], Tensor] = ((-1, -1), torch.empty(0))
 
     def rows(self, step: int) -> Tensor:
         """Rows of the training split that the global batch of ``step`` holds."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        if self._epoch_rows[0] != epoch:
-            generator = torch.Generator().manual_seed(stream(EPOCH, self._seed, epoch))
-            rows = torch.randperm(len(self._train), generator=generator)
-            raw = self._train.x
-            self._epoch_rows = (epoch, rows.to(raw.device) if isinstance(raw, Tensor) else rows)
         size = self.batch_size
-        return self._epoch_rows[1][index * size : (index + 1) * size]
+        return self._rows_of(epoch, slice(index * size, (index + 1) * size))
+
+    def _rows_of(self, epoch: int, places: slice) -> Tensor:
+        """Rows at some places of an epoch's order."""
+        if self._order[0] != epoch:
+            self._order = epoch, self._order_of(stream(EPOCH, self._seed, epoch))
+        rows, raw = self._order[1][places], self._train.x
+        return rows.to(raw.device) if isinstance(raw, Tensor) else rows
+
+    def _order_of(self, seed: int) -> Tensor | Scattered:
+        if (num := len(self._train)) > MAX_LISTED:
+            return Scattered(num, seed)
+        rows = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
+        raw = self._train.x
+        return rows.to(raw.device) if isinstance(raw, Tensor) else rows
 
     def batch(self, step: int) -> Batch:
         """What the model is trained on at ``step`` in this process: its share of the rows."""
@@ -72,7 +85,7 @@ class Batches:
         size = self.batch_size
         if self._block[0] != (epoch, block):
             first = block * self.block_steps * size
-            several = self._epoch_rows[1][first : first + self.block_steps * size]
+            several = self._rows_of(epoch, slice(first, first + self.block_steps * size))
             noise = torch.Generator(self._fabric.device)
             noise.manual_seed(stream(NOISE, self._seed, epoch, block))
             raw = take(self._train.x, several).to(self._fabric.device)
