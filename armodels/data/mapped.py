@@ -30,8 +30,11 @@ class MappedRows:
     def __init__(self, array: np.ndarray, dtype: torch.dtype | None = None):
         self._array, self._map, self._advised = array, map_of(array), ""
         # Of a map that may be written to, what is given back would lose what was written.
-        given_back = self._map is not None and hasattr(mmap, "MADV_DONTNEED")
-        self._given_back = given_back and memoryview(self._map).readonly
+        self._given_back = (
+            self._map is not None
+            and hasattr(mmap, "MADV_DONTNEED")
+            and memoryview(self._map).readonly
+        )
         self._mapped = 0  # bytes at most since pages were given back
         self.shape = array.shape
         self.dtype = dtype or torch.from_numpy(simple(np.empty(0, array.dtype))).dtype
@@ -57,7 +60,7 @@ class MappedRows:
         row = self._array.nbytes // max(1, len(self._array))
         moved = np.diff(index * row // FAULT, prepend=-1) != 0  # to another part of the file
         size = max(1, MAX_MAPPED // (FAULT * (1 + row // FAULT)))  # moves
-        cuts = np.flatnonzero(moved)[size::size] if self._given_back else []
+        cuts = np.flatnonzero(moved & self._given_back)[size::size]
         for part, moves in zip(np.split(index, cuts), np.split(moved, cuts), strict=True):
             yield part, int(moves.sum()) * (row // FAULT + 1) * FAULT
 
