@@ -201,7 +201,8 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
         show.write("\n")
         show.say()
     written = torch.cat([levels.expand(answers, -1), drawn[..., 0].cpu().to(levels.dtype)], 1)
-    view = views.view(written, longer.spec, known=len(levels))
+    known = torch.arange(longer.spec.num_dims) < len(levels)
+    view = views.view(written, longer.spec, known=known, most_played=answers)
     folder = restored.folder_for(config["out"])
     views.tell(views.save(view, folder / f"prompt-seed{config['seed']}"))
 

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import sys
+import wave
+from dataclasses import replace
 from pathlib import Path
 
 import mido
@@ -11,21 +13,28 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES
-from command import QUICK, done
+from command import QUICK, armodels, done
 from scipy import io as scipy_io
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from armodels import charts, pictures
+from armodels import heads, orders, pictures, views
 from armodels.baselines import Independent
 from armodels.checkpoints import restore
 from armodels.data.base import PARTS
 from armodels.data.midi import read_midi, write_midi
-from armodels.data.music import Music, Piece, _drawn, _table, read_cells
+from armodels.data.music import VOICES, Music, Piece, _drawn, _table, read_cells
 from armodels.data.rows import Examples
+from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.stream import with_length
 from armodels.evaluation import Evaluation, describe, evaluate
+from armodels.networks.conv_nade import ConvNADE
+from armodels.networks.deep_nade import DeepNADE
+from armodels.networks.masked_transformer import MaskedTransformer
+from armodels.networks.sigma_gpt import Places, SigmaGPT
 from armodels.notes import RATE, Notes, held, played
 from armodels.spec import DataSpec
+from armodels.tasks.complete import known_part
+from armodels.waveform import Waveform
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
@@ -108,8 +117,8 @@ def test_notes_are_held_while_their_key_sounds():
 
 
 def test_voices_are_parts_of_their_own():
-    notes = Notes(lowest=36, size=2, per_beat=4, voices=True)
-    event = np.array([[[1, 1, 0], [5, 0, 6]]])
+    notes = Notes(lowest=36, size=2, per_beat=4, voices=("upper", "lower"))
+    event = np.array([[[1, 5], [1, 0], [0, 6]]])
     upper, lower = notes.parts(event)
     assert [np.flatnonzero(one).tolist() for one in upper] == [[36], [36], []]
     assert [np.flatnonzero(one).tolist() for one in lower] == [[40], [], [41]]
@@ -179,8 +188,8 @@ def test_transposition_moves_keys_as_far_as_there_is_room():
     drawn = torch.cat(
         [_drawn(all_frames, 2, True, table, torch.Generator().manual_seed(i)) for i in range(200)]
     )
-    assert drawn.shape[1:] == (1, 4, 2)
-    found = {tuple(one[0, :, 0].tolist()) for one in drawn}
+    assert drawn.shape[1:] == (1, 2, 4)
+    found = {tuple(one[0, 0].tolist()) for one in drawn}
     assert found == {(1 + k, 40 + k, 0, 20 + k) for k in range(7)}
 
 
@@ -337,7 +346,7 @@ def test_the_corpora_are_those_of_the_field():
     assert sizes["jsb_16th"] == [55_228, 18_408, 18_900]
     voices = Music("jsb_16th", voices=True, root=str(REAL))
     frames = Music("jsb_16th", root=str(REAL)).pieces["test"][3].frames
-    sung = voices.notes.parts(voices.pieces["test"][3].frames.numpy().T)
+    sung = voices.notes.parts(voices.pieces["test"][3].frames.numpy())
     np.testing.assert_array_equal(np.any(sung, 0)[:, 21:109], frames.numpy())
 
 
@@ -369,12 +378,12 @@ def test_a_roll_shows_keys_upwards_and_time_to_the_right():
     spec = DataSpec("x", "sequence", (3 * 88,), 2, "probability", notes=Notes())
     x = torch.zeros(1, 3, 88, dtype=torch.uint8)
     x[0, 0, 40] = x[0, 2, 50] = 1
-    picture = charts.samples(x.view(1, -1), spec)
+    picture = pictures.rolls(x.view(1, -1), spec)
     blue = torch.tensor(pictures._VOICES[0], dtype=torch.uint8).view(3, 1, 1)
     rows, columns = (picture == blue).all(0).nonzero().unbind(1)
     left, right = rows[columns < picture.shape[2] // 2], rows[columns > picture.shape[2] // 2]
     assert left.min() > right.max()
-    silent = charts.samples(torch.zeros(2, 3 * 88, dtype=torch.uint8), spec)
+    silent = pictures.rolls(torch.zeros(2, 3 * 88, dtype=torch.uint8), spec)
     assert not (silent == blue).all(0).any()
 
 
@@ -440,6 +449,73 @@ def test_whole_pieces_are_evaluated_by_both_conventions():
     assert abs(by_piece - found["nats_per_symbol"]) > 1e-3
 
 
+def test_samples_of_before_are_removed(tmp_path):
+    spec = DataSpec("s", "sequence", (8,), 256, "probability", waveform=Waveform.of(8, "mu_law"))
+    x = torch.zeros(12, 8, dtype=torch.uint8)
+    others = ["a-length8.wav", "a-1.npz", "b-01.wav", "a-t0.5.wav", "a.csv", "a-neighbours.png"]
+    for name in others:
+        (tmp_path / name).touch()
+    stem = tmp_path / "a"
+    for number in (12, 3, 1, 2):
+        written = views.save(views.view(x[:number], spec), stem)
+        assert len(written) == number + 1
+        assert {*tmp_path.iterdir()} == {*written, *(tmp_path / name for name in others)}
+    each = [views.view(x[:1], spec)] * 11
+    written = views.save_each(each, stem)
+    assert {*tmp_path.iterdir()} == {*written, *(tmp_path / name for name in others)}
+    assert [path.name for path in written[:2]] == ["a-00.wav", "a-00.png"]
+
+
+CHORALE = DataSpec("chorale", "image", (1, 3, 4), 47, "probability", notes=VOICES)
+
+
+def test_a_chorale_is_read_frame_after_frame():
+    """The raster order is that of time, with the four voices of a frame within."""
+    steps = orders.make("raster", CHORALE.shape).table[:, 0]
+    event = torch.arange(12).view(1, 3, 4)
+    assert event.flatten()[steps].tolist() == list(range(12))
+    one = np.array([[[1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 3]]])
+    sounding = [np.argwhere(part).tolist() for part in VOICES.parts(one)]
+    assert sounding == [[[0, 36]], [[1, 37]], [], [[2, 38]]]
+    with pytest.raises(ValueError, match="has 4 voices a frame, but shape"):
+        replace(CHORALE, shape=(1, 4, 3))
+    with pytest.raises(ValueError, match="has 4 values, but the voices"):
+        replace(VOICES, voices=("soprano",))
+    assert replace(VOICES, voices=False).voices == ()  # as runs from before have it
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (SigmaGPT, {"num_layers": 1, "hidden_size": 8}),
+        (MaskedTransformer, {"num_layers": 1, "hidden_size": 8}),
+        (DeepNADE, {"hidden_sizes": [8]}),
+        (ConvNADE, {"num_channels": 4, "num_layers": 2, "kernel_size": 3}),
+    ],
+)
+def test_voices_are_drawn_exactly_under_any_order(network, options):
+    """Soprano known or bass, all beginnings known: what is known comes first in the order."""
+    torch.manual_seed(0)
+    head = heads.auto(CHORALE)
+    net = network(CHORALE, head.num_params, orders.make("random", CHORALE.shape), **options)
+    model = AutoregressiveModel(net, head, resample_orders=not net.any_order)
+    x = torch.randint(47, (3, 1, 3, 4), dtype=torch.uint8)
+    for known in (["soprano"], ["alto", "bass"], "top"):
+        mask = known_part(known, 0.34, CHORALE, 0)
+        assert mask.sum() == {"soprano": 3, "alto": 6}.get(known[0], 4)
+        found = model.complete(x, mask)
+        assert found.method == "exact"
+        assert torch.equal(found.values[:, mask], x[:, mask])
+
+
+def test_places_of_a_chorale_are_voices_and_frames():
+    places = Places(CHORALE.shape, 5)
+    assert [len(table) for table in places.tables] == [1, 3, 4, 12]
+    one, frame, voice, both = places.tables
+    found = places(torch.tensor([6]))  # the third voice of the second frame
+    torch.testing.assert_close(found[0], one[0] + frame[1] + voice[2] + both[6])
+
+
 def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
     """What is known stays, and the answers are written as four tracks each."""
     voices = np.random.default_rng(0).integers(0, 46, (6, 40, 4))
@@ -453,17 +529,26 @@ def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
     sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
     out = done(tmp_path, "train", *keys, *sizes, *QUICK, "out=run")
     assert "nats/frame" in out
-    out = done(
-        tmp_path, "complete", "run=run", "num=2", "num_completions=3", "known=top", "keep=0.25"
-    )
-    assert "exact: every answer is a draw" in out
-    (path,) = (tmp_path / "run").rglob("complete-*.npz")
-    with np.load(path) as file:
-        truth, drawn = file["truth"], file["completions"]
-    assert drawn.shape == (2, 3, 1, 4, 4)
-    np.testing.assert_array_equal(drawn[:, :, :, 0], truth[:, None, :, 0].repeat(3, 1))
-    assert len(mido.MidiFile(path.with_suffix(".mid")).tracks) == 5
-    answers = io.BytesIO()
-    write_midi(drawn.reshape(6, 1, 4, 4), restore(tmp_path / "run").spec.notes, answers)
-    assert path.with_suffix(".mid").read_bytes() == answers.getvalue()
-    assert path.with_suffix(".png").is_file()
+    test = chorales[5].frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
+    for known in ("known=[soprano]", "known=left"):
+        words = ("num=2", "num_completions=3", known, "keep=0.25", f"out={known[6:10]}")
+        out = done(tmp_path, "complete", "run=run", *words)
+        assert "exact: every answer is a draw" in out
+        (path,) = (tmp_path / known[6:10]).glob("complete-*.npz")
+        with np.load(path) as file:
+            truth, drawn = file["truth"], file["completions"]
+        assert drawn.shape == (2, 3, 1, 4, 4)
+        assert all((test == torch.from_numpy(one[0])).all((1, 2)).any() for one in truth)
+        np.testing.assert_array_equal(drawn[..., 0], truth[:, None, ..., 0].repeat(3, 1))
+        assert not np.array_equal(drawn[..., 1:], truth[:, None, ..., 1:].repeat(3, 1))
+        for i, answers in enumerate(drawn):
+            written = path.with_name(f"{path.stem}-{i}.mid").read_bytes()
+            file, notes = io.BytesIO(), restore(tmp_path / "run").spec.notes
+            write_midi(answers, notes, file)
+            assert written == file.getvalue()
+            assert len(mido.MidiFile(file=io.BytesIO(written)).tracks) == 5
+            with wave.open(str(path.with_name(f"{path.stem}-{i}.wav"))) as sound:
+                assert sound.getnframes() == len(played(answers, notes))
+            assert path.with_name(f"{path.stem}-{i}.png").is_file()
+    told = armodels(tmp_path, "complete", "run=run", "known=[sopran]").err
+    assert "known names 'sopran'; the voices are soprano, alto, tenor, bass" in told

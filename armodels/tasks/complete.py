@@ -33,20 +33,20 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
     Args:
         known: A word of ``KNOWN``: where about ``keep`` of an example lies. Vectors and sequences
             count as one column for top and bottom (the first or last values), and as one row for
-            the others. Or names of a table's columns.
+            the others. Or names of a table's columns, or of a chorale's voices.
         keep: Between 0 and 1.
         spec: What a datum is.
         seed: Of ``random``.
 
     Raises:
-        ValueError: There is no such part or column of the data, or ``keep`` is no share.
+        ValueError: There is no such part, column or voice of the data, or ``keep`` is no share.
     """
     if not isinstance(known, str):
-        return _known_columns(known, spec)
+        return _known_names(known, spec)
     if known not in KNOWN:
         raise ValueError(
             f"known is {known!r}; choose from {', '.join(KNOWN)}"
-            + ("" if spec.columns is None else ", or a list of columns: known=[...]")
+            + (f", or names: {show.override('known', [spec.names[0]])}" if spec.names else "")
         )
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is {keep}; it must lie between 0 and 1")
@@ -75,14 +75,15 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
     return mask.expand(spec.shape[0], -1, -1) if spec.kind == "image" else mask.reshape(spec.shape)
 
 
-def _known_columns(known: list, spec: DataSpec) -> Tensor:
-    if spec.columns is None:
+def _known_names(known: list, spec: DataSpec) -> Tensor:
+    what = "columns" if spec.columns else "voices"
+    if not spec.names:
         raise ValueError(f"known is {known}, but {spec.name} has no named columns")
-    columns, names = spec.columns, [str(name) for name in known]
+    names = [str(name) for name in known]
     for name in names:
-        if name not in columns:
-            raise ValueError(f"known names {name!r}; the columns are {', '.join(columns)}")
-    return torch.tensor([name in names for name in columns])
+        if name not in spec.names:
+            raise ValueError(f"known names {name!r}; the {what} are {', '.join(spec.names)}")
+    return torch.tensor([name in names for name in spec.names]).expand(spec.shape)
 
 
 def read_mask(path: Path, spec: DataSpec) -> Tensor:
@@ -322,8 +323,9 @@ def main(config: Mapping) -> None:
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
     if spec.notes is not None:
-        heard = replace(views.view(values.flatten(0, 1), spec), picture=None)
-        views.tell(views.save(heard, folder / name))
+        tunes = [tune(x, mask, each, spec) for x, each in zip(truth, values, strict=True)]
+        views.tell(views.save_each(tunes, folder / name))
+        return
     picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
         with disk.atomic(folder / f"{name}.png") as file:
@@ -344,10 +346,6 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
     if charts.is_table(spec):
         picture = charts.completions(truth, mask, values, spec)
         return picture, "drawn, known and true values of each column"
-    if spec.notes is not None:
-        each = torch.cat([truth[:, None], values], 1)
-        picture = pictures.rolls(each.flatten(0, 1), spec, columns=each.shape[1])
-        return picture, "in each row what is true, then the answers"
     rows = torch.cat([truth[:, None], truth[:, None], values], 1)
     known = torch.ones_like(rows, dtype=torch.bool)
     known[:, 1] = mask
@@ -359,6 +357,22 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
         known=known.flatten(0, 1),
     )
     return picture, "true, known with the rest hatched, drawn"
+
+
+def tune(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> views.View:
+    """Answers (A, *event) to be heard, and a roll of what is true, then of them.
+
+    Args:
+        truth: (*event).
+        mask: True where a value is known, (*event).
+        values: The answers.
+        spec: What a datum is.
+    """
+    each = torch.cat([truth[None], values])
+    known = mask.expand(each.shape).clone()
+    known[0] = False
+    shown = views.view(values, spec, known=mask, most_played=len(values))
+    return replace(shown, picture=pictures.rolls(each, spec, known=known))
 
 
 def _tell(what: str, result: Completion, particles: int) -> None:
