@@ -7,6 +7,7 @@ import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import mido
 import numpy as np
@@ -25,7 +26,8 @@ from armodels.data.midi import read_midi, write_midi
 from armodels.data.music import VOICES, Music, Piece, _drawn, _table, read_cells
 from armodels.data.rows import Examples
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.stream import with_length
+from armodels.density.stream import after_prompt, with_length
+from armodels.density.walk import walk
 from armodels.evaluation import Evaluation, describe, evaluate
 from armodels.networks.conv_nade import ConvNADE
 from armodels.networks.deep_nade import DeepNADE
@@ -34,7 +36,7 @@ from armodels.networks.sigma_gpt import Places, SigmaGPT
 from armodels.notes import RATE, Notes, held, played
 from armodels.spec import DataSpec
 from armodels.tasks.complete import known_part
-from armodels.waveform import Waveform
+from armodels.waveform import Waveform, wav
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
@@ -516,20 +518,27 @@ def test_places_of_a_chorale_are_voices_and_frames():
     torch.testing.assert_close(found[0], one[0] + frame[1] + voice[2] + both[6])
 
 
-def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
-    """What is known stays, and the answers are written as four tracks each."""
+@pytest.fixture(scope="module")
+def chorales(tmp_path_factory) -> tuple[Path, torch.Tensor]:
+    """A run on windows of four frames, and the frames (40, 4) of its test split."""
+    folder = tmp_path_factory.mktemp("chorales")
     voices = np.random.default_rng(0).integers(0, 46, (6, 40, 4))
-    chorales = [
+    pieces = [
         Piece(str(i), torch.from_numpy(one.astype(np.uint8))) for i, one in enumerate(voices)
     ]
-    monkeypatch.setattr(
-        Music, "pieces", dict(zip(PARTS, (chorales[:4], chorales[4:5], chorales[5:]), strict=True))
-    )
-    keys = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=4")
-    sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
-    out = done(tmp_path, "train", *keys, *sizes, *QUICK, "out=run")
-    assert "nats/frame" in out
-    test = chorales[5].frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
+    parts = dict(zip(PARTS, (pieces[:4], pieces[4:5], pieces[5:]), strict=True))
+    with mock.patch.object(Music, "pieces", parts):
+        keys = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=4")
+        sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
+        out = done(folder, "train", *keys, *sizes, *QUICK, "out=run")
+        assert "nats/frame" in out
+        yield folder, pieces[5].frames
+
+
+def test_a_soprano_is_harmonized(chorales):
+    """What is known stays, and the answers are written as four tracks each."""
+    tmp_path, frames = chorales
+    test = frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
     for known in ("known=[soprano]", "known=left"):
         words = ("num=2", "num_completions=3", known, "keep=0.25", f"out={known[6:10]}")
         out = done(tmp_path, "complete", "run=run", *words)
@@ -552,3 +561,168 @@ def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
             assert path.with_name(f"{path.stem}-{i}.png").is_file()
     told = armodels(tmp_path, "complete", "run=run", "known=[sopran]").err
     assert "known names 'sopran'; the voices are soprano, alto, tenor, bass" in told
+
+
+def notes_of(path: Path, notes: Notes) -> np.ndarray:
+    return read_midi(path.read_bytes(), notes, highest=81)[0]
+
+
+def test_a_tune_goes_on(run):
+    """By a model that reads: what is written begins with the prompt, whatever its length."""
+    folder, _ = run
+    save(folder / "begin.mid", tune(50))
+    words = ("num_completions=2", "seed=3", "out=on")
+    out = done(folder, "complete", "run=run", "prompt=begin.mid", "length=6", *words)
+    frames = notes_of(folder / "on/prompt-seed3.mid", QUARTERED)
+    each = 40 + 6 + 8  # with two beats of rest
+    np.testing.assert_array_equal(frames[:40], tune(50))
+    np.testing.assert_array_equal(frames[each : each + 40], tune(50))
+    assert not np.array_equal(frames[40:46], frames[each + 40 : each + 46])
+    with wave.open(str(folder / "on/prompt-seed3.wav")) as sound:
+        assert sound.getnframes() == int(2 * each * 0.15 * RATE) + 1
+    assert (folder / "on/prompt-seed3.png").is_file()
+    assert out.count("wrote") == 3
+    done(folder, "complete", "run=run", "prompt_file=begin.mid", "out=on")  # a window of 16
+    frames = notes_of(folder / "on/prompt-seed0.mid", QUARTERED)
+    assert 40 < len(frames) <= 56
+
+
+@torch.no_grad()
+def test_frames_go_on_after_whole_ones():
+    case = CASES["frames"]
+    model, x = case.build(0), case.events(2).flatten(1)[:, :4]
+    steps = after_prompt(model, x[0, :2], 2)  # one frame, then another
+    found = []
+
+    def follow(s: int, params: torch.Tensor) -> torch.Tensor:
+        found.append(params)
+        return x[:, 2 + s, None]
+
+    walk(steps, 2, follow)
+    both = torch.cat([x[:1, :2].expand(2, -1), x[:, 2:]], 1)
+    wanted = with_length(model, 4).net(both)[:, 2:]
+    torch.testing.assert_close(torch.stack(found, 1), wanted)
+    steps = after_prompt(model, x[0, :3], 2)
+    with pytest.raises(ValueError, match="after whole frames of 2 values, but what was read ends"):
+        steps.start(steps.pack(), 2)
+
+
+def test_a_tune_of_voices_goes_on_and_a_soprano_of_ones_own_is_harmonized(chorales):
+    folder, frames = chorales
+    whole = frames[:6].numpy()
+    whole[0] = 1  # a tune begins with its first note
+    save(folder / "six.mid", whole, VOICES)
+    np.testing.assert_array_equal(notes_of(folder / "six.mid", VOICES), whole)
+    words = ("run=run", "prompt=six.mid", "num_completions=2", "length=3", "out=on")
+    out = done(folder, "complete", *words)
+    assert "heard  the last 1 of 6 frames" in out
+    assert "exact" in out
+    written = notes_of(folder / "on/prompt-seed0.mid", VOICES)
+    np.testing.assert_array_equal(written[:6], whole)
+    np.testing.assert_array_equal(written[9 + 8 :][:6], whole)
+    assert not np.array_equal(written[6:9], written[9 + 8 + 6 :][:3])
+    one = replace(VOICES, size=1, voices=("soprano",))
+    save(folder / "line.mid", whole[:3, :1], one)
+    words = ("run=run", "prompt=line.mid", "known=[soprano]", "num_completions=2", "out=on")
+    assert "exact" in done(folder, "complete", *words)
+    written = notes_of(folder / "on/prompt-soprano-seed0.mid", VOICES)
+    np.testing.assert_array_equal(written[:3, 0], whole[:3, 0])
+    np.testing.assert_array_equal(written[3 + 8 :][:3, 0], whole[:3, 0])
+    assert len(written) == 3 + 8 + 3
+    assert (folder / "on/prompt-soprano-seed0.png").is_file()
+    two = replace(VOICES, size=2, voices=("bass", "soprano"))
+    save(folder / "two.mid", whole[:3, :2], two)
+    done(folder, "complete", "run=run", "prompt=two.mid", "known=[bass,soprano]", "out=on")
+    written = notes_of(folder / "on/prompt-bass-soprano-seed0.mid", VOICES)
+    np.testing.assert_array_equal(written[:, [3, 0]], whole[:3, :2])
+
+
+def of_ticks(*tracks: list[tuple[int, int, int, int]]) -> bytes:
+    """A file of notes (tick, ticks, key, channel) at four ticks a beat; drums have channel 9."""
+    file = mido.MidiFile(ticks_per_beat=4)
+    for notes in tracks:
+        events = [(first, 1, key, channel) for first, _, key, channel in notes]
+        events += [(first + ticks, 0, key, channel) for first, ticks, key, channel in notes]
+        track, now = mido.MidiTrack(), 0
+        for at, on, key, channel in sorted(events):
+            kind = "note_on" if on else "note_off"
+            track.append(mido.Message(kind, note=key, channel=channel, time=at - now))
+            now = at
+        file.tracks.append(track)
+    contents = io.BytesIO()
+    file.save(file=contents)
+    return contents.getvalue()
+
+
+def test_voices_are_tracks_or_channels():
+    two = Notes(60, 2, 4, voices=("a", "b"))
+    upper, lower = [(0, 2, 61, 0), (2, 1, 62, 0)], [(1, 2, 60, 3)]
+    drums = [(0, 1, 70, 9)]
+    wanted = [[2, 0], [2, 1], [3, 1]]
+    for file in (of_ticks([], upper, drums, lower), of_ticks(upper + lower + drums)):
+        frames, outside = read_midi(file, two, highest=90)
+        assert (frames.tolist(), outside) == (wanted, 0)
+    late = of_ticks([(0, 3, 61, 0), (2, 1, 62, 0)], lower)
+    with pytest.raises(ValueError, match="its a has the keys 61 and 62 at a time"):
+        read_midi(late, two, highest=90)
+    short = replace(two, per_beat=1)  # legato of less than half a frame is cut short
+    assert read_midi(late, short, highest=90)[0].tolist() == [[3, 1]]
+    with pytest.raises(ValueError, match="it has 1 track or channels with notes, but one is"):
+        read_midi(of_ticks(upper), two, highest=90)
+
+
+@pytest.fixture(scope="module")
+def strange(run, chorales):
+    """Files that no run can go on with."""
+    for folder in (run[0], chorales[0]):
+        (folder / "bad.mid").write_bytes(b"MThd" + b"x" * 50)
+        (folder / "none.mid").write_bytes(of_ticks([], []))
+        (folder / "drums.mid").write_bytes(of_ticks([(0, 4, 40, 9)]))
+        (folder / "clip.wav").write_bytes(wav(np.zeros(50, np.float32), 8000))
+        (folder / "long.mid").write_bytes(of_ticks([(0, 5, 60, 0)]))
+        (folder / "high.mid").write_bytes(of_ticks([(0, 2, 60, 0), (2, 1, 82, 0)]))
+        (folder / "two.mid").write_bytes(of_ticks([(0, 3, 62, 0), (0, 3, 60, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("prompt=bad.mid", "prompt bad.mid cannot be read as music: it is no readable MIDI file"),
+        ("prompt=none.mid", "prompt none.mid cannot be read as music: it has no notes"),
+        (
+            "prompt_file=drums.mid",
+            "prompt_file drums.mid cannot be read as music: it has no notes",
+        ),
+        (
+            "prompt=clip.wav",
+            "prompt clip.wav cannot be read as music: it is no readable MIDI file",
+        ),
+        ("prompt=nothing.mid", "prompt nothing.mid does not exist"),
+    ],
+)
+def test_tunes_that_cannot_be_read_are_refused(run, chorales, strange, words, sentence):
+    for folder in (run[0], chorales[0]):
+        told = armodels(folder, "complete", "run=run", words)
+        assert told.code
+        assert sentence in told.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("prompt=long.mid", "it has 1 track or channels with notes, but one is needed for each"),
+        ("prompt=long.mid known=[soprano]", "5 frames, but the model draws windows of 4"),
+        ("prompt=high.mid known=[soprano]", "1 of its notes are none of the keys 36 to 81"),
+        ("prompt=two.mid known=[bass]", "its bass has the keys 60 and 62 at a time"),
+        ("prompt=long.mid known=[tuba]", "known names 'tuba'; the voices are soprano"),
+        ("prompt=long.mid known=[alto] length=3", "length says how much follows a prompt"),
+        ("prompt=four.mid length=4", "length is 4 frames, but the model draws windows of 4"),
+        ("prompt=four.mid top_k=3", "top_k and top_p go with a model that reads"),
+    ],
+)
+def test_tunes_that_do_not_fit_are_refused(chorales, strange, words, sentence):
+    folder, _ = chorales
+    save(folder / "four.mid", np.full((3, 4), 20, np.uint8), VOICES)
+    told = armodels(folder, "complete", "run=run", *words.split())
+    assert told.code
+    assert sentence in told.err

@@ -14,8 +14,9 @@ from armodels import build, charts, checkpoints, contexts, disk, pictures, show,
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
+from armodels.density.stream import reads
 from armodels.examples import draw_examples
-from armodels.prompts import go_on, read_prompt
+from armodels.prompts import go_on, num_values, read_prompt
 from armodels.spec import ContextSpec, DataSpec
 
 LARGEST_BATCH = 100_000
@@ -246,6 +247,75 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     show.say(f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled)")
 
 
+def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor) -> None:
+    """Draw what a user's tune lacks, by a model of windows: what follows it, or other voices.
+
+    Of a tune that goes on, the model hears as many of the last frames as its window has room for.
+
+    Args:
+        config: Of the verb; where ``known`` names voices, the tune has these alone.
+        restored: The model.
+        tune: Frames (t, F).
+
+    Raises:
+        ValueError: The tune, or what is asked for, does not fit into a window.
+    """
+    spec, known, answers = restored.spec, config["known"], config["num_completions"] or 1
+    config, size = _with_particles(config, spec), spec.unit_size
+    window, total = spec.num_dims // size, len(tune)
+    if config["top_k"] is not None or config["top_p"] is not None:
+        raise ValueError("top_k and top_p go with a model that reads, such as model=frames")
+    if isinstance(known, str):
+        length = num_values(config["length"], spec) // size if config["length"] else window // 2
+        if not 0 < length < window:
+            raise ValueError(
+                f"length is {length} frames, but the model draws windows of {window}: choose "
+                f"fewer, or train it with a larger data.length"
+            )
+        heard, columns, parts = min(total, window - length), [*range(size)], ["prompt"]
+    else:
+        if config["length"] is not None:
+            raise ValueError(
+                "length says how much follows a prompt, but known=[...] has the other voices of "
+                "the same frames drawn; leave one out"
+            )
+        if total > window:
+            raise ValueError(
+                f"the prompt has {total} frames, but the model draws windows of {window}: cut it, "
+                f"or train the model with a larger data.length"
+            )
+        length, heard, parts = 0, total, ["prompt", *known]
+        columns = [spec.names.index(name) for name in known]
+    x = torch.zeros(window, size, dtype=spec.dtype)
+    mask = torch.zeros(window, size, dtype=torch.bool)
+    x[:heard, columns], mask[:heard, columns] = tune[total - heard :].to(spec.dtype), True
+    result = restored.model.complete(
+        x.view(1, *spec.shape).repeat_interleave(answers, 0).to(restored.device),
+        mask.view(spec.shape).to(restored.device),
+        num_particles=config["num_particles"],
+        temperature=config["temperature"],
+        generator=torch.Generator().manual_seed(config["seed"]),
+        progress=True,
+    )
+    drawn = result.values.cpu().view(answers, window, size)[:, : heard + length]
+    whole, there = drawn, mask[: heard + length]
+    if unheard := total - heard:
+        before = tune[:unheard].to(spec.dtype)
+        whole = torch.cat([before.expand(answers, -1, -1), drawn], 1)
+        there = torch.cat([torch.ones_like(before, dtype=torch.bool), there])
+    shape = spec.shape[:-2] + (len(there), size) if spec.names else (there.numel(),)
+    longer = replace(spec, shape=shape)
+    show.say(f"from   {restored.origin}")
+    if unheard:
+        show.say(f"heard  the last {heard} of {total} frames, as a window has {window} of them")
+    _tell("method", result, config["num_particles"])
+    shown = views.view(
+        whole.view(answers, *shape), longer, known=there.view(shape), most_played=answers
+    )
+    stem = restored.folder_for(config["out"]) / f"{'-'.join(parts)}-seed{config['seed']}"
+    views.tell(views.save(shown, stem))
+
+
 def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
     wanted = config["num_particles"]
     number = TABLE_PARTICLES if spec.columns is not None else 1
@@ -260,8 +330,16 @@ def main(config: Mapping) -> None:
     """
     disk.require_place(config["out"])
     restored = checkpoints.from_config(config)
-    if (prompt := read_prompt(config, restored.spec)) is not None:
-        go_on(restored, prompt, config)
+    notes = restored.spec.notes
+    if notes and notes.voices and not isinstance(config["known"], str):
+        _known_names(config["known"], restored.spec)  # refuses what is no voice
+        named = tuple(config["known"])
+        notes = replace(notes, size=len(named), voices=named)
+    if (prompt := read_prompt(config, restored.spec, notes)) is not None:
+        if notes is None or reads(restored.model):
+            go_on(restored, prompt, config)
+        else:
+            complete_tune(config, restored, torch.from_numpy(prompt).view(-1, notes.size))
         return
     answers = 7 if config["num_completions"] is None else config["num_completions"]
     if config["table"]:
