@@ -1,5 +1,6 @@
 """Music from the file to the number and back to a file."""
 
+import csv
 import io
 import json
 import os
@@ -726,3 +727,49 @@ def test_tunes_that_do_not_fit_are_refused(chorales, strange, words, sentence):
     told = armodels(folder, "complete", "run=run", *words.split())
     assert told.code
     assert sentence in told.err
+
+
+def test_a_tune_has_the_number_that_eval_has_for_its_piece(run):
+    """And a folder a row for each tune; those by windows sum to the tune."""
+    folder, _ = run
+    (piece,) = Music(path=folder / "tunes", length=16).pieces["test"]
+    done(folder, "eval", "run=run", "device=cpu", "out=report.json")
+    report = json.loads((folder / "report.json").read_text())
+    out = done(folder, "score", "run=run", "file=tunes", "device=cpu", "out=all.csv")
+    with open(folder / "all.csv", newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert [*rows] == sorted(f"tunes/{i}.mid" for i in range(10))
+    row = rows[f"tunes/{piece.name}"]
+    assert int(row["symbols"]) == report["num_symbols"] == 40
+    assert float(row["nats_per_symbol"]) == pytest.approx(report["nats_per_symbol"])
+    assert float(row["bits_per_dim"]) * 88 == pytest.approx(report["bits_per_symbol"])
+    assert "(400 frames, each given all before it)" in out
+    words = ("run=run", f"file=tunes/{piece.name}", "by=window", "device=cpu", "out=one.csv")
+    told = done(folder, "score", *words)
+    assert f"{report['nats_per_symbol']:.4f} nats/frame" in told
+    with open(folder / "one.csv", newline="") as file:
+        parts = [*csv.DictReader(file)]
+    assert [int(one["symbols"]) for one in parts] == [16, 16, 8]
+    total = sum(float(one["nats"]) for one in parts)
+    assert total == pytest.approx(float(row["nats"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("file=bad.mid", "file bad.mid cannot be read as music: it is no readable MIDI file"),
+        ("file=none.mid", "file none.mid cannot be read as music: it has no notes"),
+        ("file=clip.wav", "file clip.wav cannot be read as music"),
+        ("file=nothing.mid", "file nothing.mid does not exist"),
+        ("file=tunes/0.mid by=line", "by=line is for texts"),
+    ],
+)
+def test_tunes_that_cannot_be_scored_are_refused(run, strange, words, sentence):
+    told = armodels(run[0], "score", "run=run", *words.split(), "out=refused.csv")
+    assert sentence in told.error
+    assert not (run[0] / "refused.csv").exists()
+
+
+def test_a_model_of_windows_scores_no_tune(chorales):
+    told = armodels(chorales[0], "score", "run=run", "file=six.mid").error
+    assert "reads no music of any length without a context; train one that does" in told
