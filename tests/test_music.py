@@ -294,7 +294,7 @@ def test_what_is_too_short_or_too_few_is_refused(tunes, capsys):
         Music(path=tunes, length=41).load()
     save(tunes / "short.mid", tune(90, 7))
     Music(path=tunes, length=16).load()
-    assert "1 of 11 pieces, such as short.mid, are shorter than" in capsys.readouterr().out
+    assert "1 of 11 pieces, such as short.mid, is shorter than" in capsys.readouterr().out
     for i in range(1, 10):
         (tunes / f"{i}.mid").unlink()
     with pytest.raises(ValueError, match="holds 2 different pieces, which is too few"):
@@ -520,8 +520,8 @@ def test_places_of_a_chorale_are_voices_and_frames():
 
 
 @pytest.fixture(scope="module")
-def chorales(tmp_path_factory) -> tuple[Path, torch.Tensor]:
-    """A run on windows of four frames, and the frames (40, 4) of its test split."""
+def chorales(tmp_path_factory) -> tuple[Path, dict[str, list[Piece]]]:
+    """A run on windows of four frames, and its pieces of 40 frames."""
     folder = tmp_path_factory.mktemp("chorales")
     voices = np.random.default_rng(0).integers(0, 46, (6, 40, 4))
     pieces = [
@@ -533,13 +533,14 @@ def chorales(tmp_path_factory) -> tuple[Path, torch.Tensor]:
         sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
         out = done(folder, "train", *keys, *sizes, *QUICK, "out=run")
         assert "nats/frame" in out
-        yield folder, pieces[5].frames
+    return folder, parts
 
 
-def test_a_soprano_is_harmonized(chorales):
+def test_a_soprano_is_harmonized(chorales, monkeypatch):
     """What is known stays, and the answers are written as four tracks each."""
-    tmp_path, frames = chorales
-    test = frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
+    tmp_path, parts = chorales
+    monkeypatch.setattr(Music, "pieces", parts)
+    test = parts["test"][0].frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
     for known in ("known=[soprano]", "known=left"):
         words = ("num=2", "num_completions=3", known, "keep=0.25", f"out={known[6:10]}")
         out = done(tmp_path, "complete", "run=run", *words)
@@ -609,8 +610,8 @@ def test_frames_go_on_after_whole_ones():
 
 
 def test_a_tune_of_voices_goes_on_and_a_soprano_of_ones_own_is_harmonized(chorales):
-    folder, frames = chorales
-    whole = frames[:6].numpy()
+    folder, parts = chorales
+    whole = parts["test"][0].frames[:6].numpy().copy()
     whole[0] = 1  # a tune begins with its first note
     save(folder / "six.mid", whole, VOICES)
     np.testing.assert_array_equal(notes_of(folder / "six.mid", VOICES), whole)

@@ -303,8 +303,9 @@ class Music(Source):
         if short:
             number = sum(map(len, pieces.values()))
             show.say(
-                f"{len(short)} of {number} pieces, such as {short[0].name}, are shorter than "
-                f"data.length={self.length} frames and in no window"
+                f"{len(short)} of {number} pieces, such as {short[0].name}, "
+                f"{'is' if len(short) == 1 else 'are'} shorter than data.length={self.length} "
+                f"frames and in no window"
             )
 
     def _windows(self, pieces: list[Piece]) -> Tensor:

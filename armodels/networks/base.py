@@ -153,6 +153,9 @@ class Network(nn.Module, ABC):
     raster_only: ClassVar[bool] = False
     """Follows the raster order and no other; its config names none."""
 
+    takes_context: ClassVar[bool] = True
+    """May be conditioned; else neither its arguments nor its config name a context."""
+
     num_components: ClassVar[int] = 10
     """Gaussians of each conditional on real values, where the user names neither head nor number
     (``head=auto``)."""
