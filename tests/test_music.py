@@ -565,6 +565,33 @@ def test_a_soprano_is_harmonized(chorales, monkeypatch):
     assert "known names 'sopran'; the voices are soprano, alto, tenor, bass" in told
 
 
+@needs_real
+def test_the_soprano_of_a_chorale_is_that_of_its_file(tmp_path):
+    """A transformer for any order keeps it bit for bit, from the file to the MIDI."""
+    data = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=8")
+    model = ("model=sigma_gpt", "model.num_layers=1", "model.hidden_size=8", "model.num_heads=2")
+    orders_ = ("model.order=random", "model.resample_orders=true", "trainer.max_steps=1")
+    done(tmp_path, "train", *data, *model, *orders_, *QUICK, "out=run", ARMODELS_DATA=str(REAL))
+    words = ("complete", "run=run", "known=[soprano]", "num=3", "num_completions=2", "out=on")
+    assert "exact" in done(tmp_path, *words, ARMODELS_DATA=str(REAL))
+    sung = json.loads((REAL / "music/Jsb16thSeparated.json").read_text())["test"]
+    windows = {
+        tuple(one[0] for one in piece[first : first + 8])
+        for piece in sung
+        for first in range(0, len(piece) - 7, 8)
+    }
+    for i in range(3):
+        track = mido.MidiFile(tmp_path / f"on/complete-soprano-seed0-{i}.mid").tracks[1]
+        keys, now = [-1] * 24, 0  # two answers of eight frames, two beats of rest after each
+        for message in track:
+            if message.type == "note_off":
+                first = now // 120
+                keys[first : first + message.time // 120] = [message.note] * (message.time // 120)
+            now += message.time
+        assert tuple(keys[:8]) in windows
+        assert keys[:8] == keys[16:]
+
+
 def notes_of(path: Path, notes: Notes) -> np.ndarray:
     return read_midi(path.read_bytes(), notes, highest=81)[0]
 
