@@ -485,6 +485,8 @@ def test_a_chorale_is_read_frame_after_frame():
     with pytest.raises(ValueError, match="has 4 values, but the voices"):
         replace(VOICES, voices=("soprano",))
     assert replace(VOICES, voices=False).voices == ()  # as runs from before have it
+    with pytest.raises(ValueError, match="voices are True; they must be names"):
+        replace(VOICES, voices=True)
 
 
 @pytest.mark.parametrize(
