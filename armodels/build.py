@@ -175,7 +175,7 @@ def model(
         raise ValueError(
             f"model {target.__name__} is not conditioned on anything; leave out model.context"
         )
-    given = {"context": contexts.find(spec, named)} if target.takes_context else {}
+    context = {"context": contexts.find(spec, named)} if target.takes_context else {}
     # Runs may be older than the key objective, too; only networks for all orders have it.
     objective: Any = config.pop("objective", "all_orders") if target.any_order else "all_orders"
     checks.require_types({"objective": objective}, {"objective": ObjectiveName}, "model.")
@@ -189,7 +189,7 @@ def model(
         part="model",
         trust=trust,
         kind=Network,
-        **given,
+        **context,
         **members,
     )
     if resample_orders and net.any_order:

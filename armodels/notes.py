@@ -40,11 +40,11 @@ class Notes:
     voices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given: object = self.voices
-        if given is not False and not isinstance(given, (tuple, list)):
-            raise ValueError(f"voices are {given!r}; they must be names, of frames in time")
+        names: object = self.voices
+        if names is not False and not isinstance(names, (tuple, list)):
+            raise ValueError(f"voices are {names!r}; they must be names, of frames in time")
         # Runs from before voices had names hold False where there are none.
-        object.__setattr__(self, "voices", tuple(given or ()))
+        object.__setattr__(self, "voices", tuple(names or ()))
         if not (0 <= self.lowest < NUM_KEYS and self.size >= 1 and self.per_beat >= 1):
             raise ValueError(
                 f"notes have a key from 0 to {NUM_KEYS - 1} and at least one value and one frame "
