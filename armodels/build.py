@@ -163,12 +163,19 @@ def model(
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
     # Runs may be older than the key resample_orders.
     config = (RASTER if target.raster_only else {"resample_orders": False}) | config
+    if not target.takes_context:  # runs from before its key went have it
+        config = {"context": None, **config}
     checks.require_types(config, ORDER_KEYS | {"context": str | None}, "model.")
     for key in (*ORDER_KEYS, "context"):
         if key not in config:
             raise ValueError(f"model {target.__name__} needs the key {key}")
     name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
-    context = contexts.find(spec, config.pop("context"))
+    named = config.pop("context")
+    if named is not None and not target.takes_context:
+        raise ValueError(
+            f"model {target.__name__} is not conditioned on anything; leave out model.context"
+        )
+    context = {"context": contexts.find(spec, named)} if target.takes_context else {}
     # Runs may be older than the key objective, too; only networks for all orders have it.
     objective: Any = config.pop("objective", "all_orders") if target.any_order else "all_orders"
     checks.require_types({"objective": objective}, {"objective": ObjectiveName}, "model.")
@@ -182,7 +189,7 @@ def model(
         part="model",
         trust=trust,
         kind=Network,
-        context=context,
+        **context,
         **members,
     )
     if resample_orders and net.any_order:

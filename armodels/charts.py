@@ -42,7 +42,7 @@ def samples(
     """A picture of samples (N, *event), or None for a kind of data that has none.
 
     Densities on the plane are drawn with their samples over them, tables column by column beside
-    the data, music as piano rolls, everything else by ``pictures.events``.
+    the data, everything else by ``pictures.events``.
 
     Args:
         x: The samples.
@@ -57,8 +57,6 @@ def samples(
         return plane(x, spec, box, true_log_prob, log_prob)
     if is_table(spec):
         return table(x, spec, data)
-    if spec.notes is not None:
-        return pictures.rolls(x, spec)
     if classes:
         titles = [(str(label), 1) for label in range(classes)]
         return pictures.events(x, spec, columns=classes, titles=titles)

@@ -30,21 +30,28 @@ class Notes:
         size: Values of a frame. Of keys: value i says whether key ``lowest + i`` sounds. Of
             voices: level 0 is silence and level i the key ``lowest + i - 1``.
         per_beat: Frames of a quarter note.
-        voices: Whether a frame holds voices. Then its values stand in different rows of an
-            event (1, size, T); of keys, frames stand one after another, (T * size,).
+        voices: Their names, where a frame holds voices; an event is then (1, T, size). Empty: a
+            frame holds keys, and an event is (T * size,). Frames stand one after another.
     """
 
     lowest: int = 21
     size: int = 88
     per_beat: int = 1
-    voices: bool = False
+    voices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        names: object = self.voices
+        if names is not False and not isinstance(names, (tuple, list)):
+            raise ValueError(f"voices are {names!r}; they must be names, of frames in time")
+        # Runs from before voices had names hold False where there are none.
+        object.__setattr__(self, "voices", tuple(names or ()))
         if not (0 <= self.lowest < NUM_KEYS and self.size >= 1 and self.per_beat >= 1):
             raise ValueError(
                 f"notes have a key from 0 to {NUM_KEYS - 1} and at least one value and one frame "
                 f"a beat, got {self}"
             )
+        if self.voices and len(self.voices) != self.size:
+            raise ValueError(f"a frame has {self.size} values, but the voices {self.voices}")
 
     def parts(self, event: np.ndarray) -> list[np.ndarray]:
         """The keys that sound, of each voice by itself; of keys there is one part.
@@ -55,15 +62,14 @@ class Notes:
         Returns:
             (T, 128) bool of each part; a frame that is not whole is left out.
         """
-        if self.voices:
-            rows = event.reshape(self.size, -1).astype(np.int64)
-            parts = [np.zeros((rows.shape[1], NUM_KEYS), bool) for _ in rows]
-            for part, row in zip(parts, rows, strict=True):
-                (sounding,) = np.nonzero(row)
-                part[sounding, (self.lowest + row[sounding] - 1).clip(max=NUM_KEYS - 1)] = True
-            return parts
         flat = event.reshape(-1)
         frames = flat[: len(flat) // self.size * self.size].reshape(-1, self.size)
+        if self.voices:
+            parts = [np.zeros((len(frames), NUM_KEYS), bool) for _ in self.voices]
+            for part, voice in zip(parts, frames.T.astype(np.int64), strict=True):
+                (sounding,) = np.nonzero(voice)
+                part[sounding, (self.lowest + voice[sounding] - 1).clip(max=NUM_KEYS - 1)] = True
+            return parts
         roll = np.zeros((len(frames), NUM_KEYS), bool)
         shown = min(self.size, NUM_KEYS - self.lowest)
         roll[:, self.lowest : self.lowest + shown] = frames[:, :shown] != 0

@@ -21,6 +21,7 @@ _COLOURS = np.array(
 _HATCH = ((64, 158, 163), (172, 216, 219))
 """Colours of unknown values: neither greys nor colours of the map."""
 
+_GIVEN = (20, 20, 20)
 _VOICES = ((31, 90, 166), (217, 95, 2), (27, 138, 90), (150, 60, 150))
 """Colours of the parts of a piece, from the first one on."""
 
@@ -152,12 +153,15 @@ def events(
     return torch.cat(panels, 1)
 
 
-def rolls(x: Tensor, spec: DataSpec, *, columns: int | None = None) -> Tensor:
+def rolls(
+    x: Tensor, spec: DataSpec, *, known: Tensor | None = None, columns: int | None = None
+) -> Tensor:
     """Piano rolls of music (N, *event): time to the right, keys upwards, a colour for each voice.
 
     Args:
         x: The events.
         spec: What they are; it has notes.
+        known: Bool (*event) or (N, *event), notes that are drawn black; None: none.
         columns: Events in a row; None: as many as are seen well.
     """
     assert spec.notes is not None
@@ -170,6 +174,10 @@ def rolls(x: Tensor, spec: DataSpec, *, columns: int | None = None) -> Tensor:
     image[:, :, np.arange(low, high) % 12 == 0] = 222  # C of each octave
     for part, voice in zip(parts.swapaxes(0, 1), _VOICES * parts.shape[1], strict=False):
         image[part[:, :, low:high]] = voice
+    if known is not None:
+        there = torch.where(known, x, 0).cpu().numpy()
+        black = np.stack([np.any(spec.notes.parts(one), 0) for one in there])
+        image[black[:, :, low:high]] = _GIVEN
     upwards = torch.from_numpy(image).permute(0, 3, 2, 1).flip(2)
     columns = columns or max(1, min(4, 256 // image.shape[1]))
     return grid(upwards, columns=columns, least=_ROLL)

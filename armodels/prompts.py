@@ -1,4 +1,4 @@
-"""A text or a sound that goes on: what a model that reads writes after a prompt."""
+"""A text, a sound or music that goes on: what a model that reads writes after a prompt."""
 
 import codecs
 from collections.abc import Mapping
@@ -12,22 +12,27 @@ from torch import Tensor
 from armodels import contexts, show, views
 from armodels.alphabet import Alphabet, code_points
 from armodels.checkpoints import Restored
+from armodels.data.midi import read_midi
 from armodels.data.sound import read_clip
 from armodels.density.stream import after_prompt, reads, with_length
 from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, sampling, walk
+from armodels.notes import Notes
 from armodels.spec import ContextSpec, DataSpec
 
 LENGTH = 500
-"""Values that follow a prompt, where nothing is said of it."""
+"""Symbols that follow a prompt, where nothing is said of it."""
 
 
-def read_prompt(config: Mapping[str, Any], spec: DataSpec) -> np.ndarray | None:
+def read_prompt(
+    config: Mapping[str, Any], spec: DataSpec, notes: Notes | None = None
+) -> np.ndarray | None:
     """Levels (t,) of the prompt that a verb's config names; None: it names none.
 
     Args:
         config: Of the verb.
         spec: What the model is of. The prompt of a text is typed or lies in a file; that of a
-            sound is a file, mixed down, resampled and encoded as those of its training were.
+            sound or of music is a file, read as those of its training were.
+        notes: What a frame of a file of music is; None: what it is to the model.
 
     Raises:
         ValueError: It names two, or what cannot be read, or what the model does not know.
@@ -40,26 +45,27 @@ def read_prompt(config: Mapping[str, Any], spec: DataSpec) -> np.ndarray | None:
         return None
     if typed is not None and spec.alphabet is not None:
         return encoded(str(typed), spec.alphabet, "the prompt")
-    return (
-        levels_of(file, spec, "prompt_file") if typed is None else levels_of(typed, spec, "prompt")
-    )
+    path, key = (file, "prompt_file") if typed is None else (typed, "prompt")
+    return levels_of(path, spec, key, notes)
 
 
-def levels_of(path: object, spec: DataSpec, key: str) -> np.ndarray:
-    """A file of a text or a sound as levels (t,) that a model knows.
+def levels_of(path: object, spec: DataSpec, key: str, notes: Notes | None = None) -> np.ndarray:
+    """A file of a text, a sound or music as levels (t,) that a model knows.
 
     Args:
         path: Of the file.
         spec: What the model is of.
         key: What named the file.
+        notes: What a frame of a file of music is; None: what it is to the model.
 
     Raises:
         ValueError: It cannot be read, the model does not know a symbol, or is of something else.
         FileNotFoundError: There is no such file.
     """
-    if spec.alphabet is None and spec.waveform is None:
+    if spec.alphabet is None and spec.waveform is None and spec.notes is None:
         raise ValueError(
-            f"{key} names a text or a sound, but the model is of {spec.name}, which is neither"
+            f"{key} names a text, a sound or music, but the model is of {spec.name}, which is "
+            f"none of them"
         )
     found = Path(str(path)).expanduser()
     if not found.is_file():
@@ -68,8 +74,37 @@ def levels_of(path: object, spec: DataSpec, key: str) -> np.ndarray:
     if spec.alphabet is not None:
         name = "the prompt" if key == "prompt_file" else str(found)
         return encoded(_read_text(found, key), spec.alphabet, name)
+    if spec.notes is not None:
+        return read_frames(found, notes or spec.notes, spec.num_levels, key).flatten()
     assert spec.waveform is not None
     return spec.waveform.encoded(read_clip(found, spec.waveform.rate))
+
+
+def read_frames(path: Path, notes: Notes, num_levels: int, key: str) -> np.ndarray:
+    """A MIDI file as frames (T, size) that a model knows.
+
+    Args:
+        path: Of the file.
+        notes: What a frame is.
+        num_levels: Of a value.
+        key: What named the file.
+
+    Raises:
+        ValueError: It is no MIDI file, has no notes, or other voices than the model's.
+    """
+    highest = notes.lowest + num_levels - 2 if notes.voices else None
+    try:
+        frames, outside = read_midi(path.read_bytes(), notes, highest=highest)
+        if outside and notes.voices:
+            raise ValueError(
+                f"{outside} of its notes are none of the keys {notes.lowest} to {highest} that "
+                f"the model's voices sing"
+            )
+    except ValueError as error:
+        raise ValueError(f"{key} {path} cannot be read as music: {error}") from None
+    if outside:
+        show.warn(f"{outside} notes of {path} lie beyond a piano's keys and are left out")
+    return frames
 
 
 def _read_text(path: Path, key: str) -> str:
@@ -88,11 +123,13 @@ def num_values(length: int | str | None, spec: DataSpec) -> int:
 
     A unit is a value, or a frame of music.
 
-    Where nothing was typed, those of ``LENGTH``, or of a second.
+    Where nothing was typed, those of ``LENGTH``, of a second, or of music of a window.
 
     Raises:
         ValueError: The model is of no sound, or the time is less than a sample.
     """
+    if length is None and spec.notes is not None:
+        return spec.num_dims
     if length is None:
         length = LENGTH if spec.waveform is None else spec.waveform.rate
     if isinstance(length, int):
@@ -201,7 +238,8 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
         show.write("\n")
         show.say()
     written = torch.cat([levels.expand(answers, -1), drawn[..., 0].cpu().to(levels.dtype)], 1)
-    view = views.view(written, longer.spec, known=len(levels))
+    known = torch.arange(longer.spec.num_dims) < len(levels)
+    view = views.view(written, longer.spec, known=known, most_played=answers)
     folder = restored.folder_for(config["out"])
     views.tell(views.save(view, folder / f"prompt-seed{config['seed']}"))
 

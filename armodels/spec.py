@@ -208,6 +208,10 @@ class DataSpec:
         for what, meaning in (("alphabet", self.alphabet), ("waveform", self.waveform)):
             if meaning is not None and meaning.num_levels != self.levels:
                 raise ValueError(f"data {self.name!r} has {self.levels} levels, its {what} others")
+        if self.notes is not None and self.notes.voices and self.shape[-1] != self.notes.size:
+            raise ValueError(
+                f"data {self.name!r} has {self.notes.size} voices a frame, but shape {self.shape}"
+            )
         if self.coding is not None and len(self.coding.values) != self.levels:
             raise ValueError(f"data {self.name!r} has {self.levels} levels, its coding others")
         if self.kind not in KINDS:
@@ -286,6 +290,11 @@ class DataSpec:
         """Names of the values of a table; None: the data has none."""
         named = self.standardization or self.coding
         return None if named is None else named.columns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the values along the last dimension are called: columns, voices, or nothing."""
+        return self.columns or (() if self.notes is None else self.notes.voices)
 
     def encoded(self, x: Tensor) -> Tensor:
         """Values (N, D) of the original units as a model knows them; ``x`` where they are.

@@ -1,6 +1,7 @@
 """What events are shown as: which kind of data has a text, a picture, a sound and which files."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from armodels.spec import ContextSpec, DataSpec
 from armodels.waveform import wav
 
 MOST_PLAYED = 4
-"""Pieces of music in one view."""
+"""Pieces of music in one view, where nothing is said of it."""
 MOST_HEARD = 10
 """Sounds in one view: as many as there are digits, and as a page plays in a few seconds."""
 
@@ -52,7 +53,13 @@ class View:
 
 
 def view(
-    x: Tensor, spec: DataSpec, *, titles: Sequence[str] = (), known: int = 0, **about: Any
+    x: Tensor,
+    spec: DataSpec,
+    *,
+    titles: Sequence[str] = (),
+    known: Tensor | None = None,
+    most_played: int = MOST_PLAYED,
+    **about: Any,
 ) -> View:
     """What events are shown as. A new kind of data has its place here, and nowhere else.
 
@@ -60,7 +67,9 @@ def view(
         x: Events (N, *event).
         spec: What they are.
         titles: Of each event, where something is said of it.
-        known: Values at the beginning of a sound that were there before it was drawn.
+        known: Bool (*event), which values of a sound or of music were there before it was drawn;
+            those of a sound are its first ones. None: none.
+        most_played: Pieces of music that are heard.
         about: What else ``charts.samples`` draws by.
     """
     x = x.detach().cpu()
@@ -72,19 +81,22 @@ def view(
         each = spec.waveform.decoded(x.numpy())
         width = len(str(len(x) - 1))
         ends = [f"-{i:0{width}}" for i in range(len(x))] if len(x) > 1 else [""]
+        first = 0 if known is None else int(known.sum())
         return View(
-            picture=charts.sounds(each[:MOST_HEARD], rate, spec.name, titles, known),
+            picture=charts.sounds(each[:MOST_HEARD], rate, spec.name, titles, first),
             sound=Sound(spec.waveform.joined(some), rate),
             files={f"{end}.wav": wav(one, rate) for end, one in zip(ends, each, strict=True)},
         )
-    files = {}
-    sound = None
     if spec.notes is not None:
         buffer = io.BytesIO()
         write_midi(x.numpy(), spec.notes, buffer)
-        files = {".mid": buffer.getvalue()}
-        sound = Sound(notes.played(x[:MOST_PLAYED].numpy(), spec.notes), notes.RATE)
-    return View(picture=charts.samples(x, spec, **about), sound=sound, files=files)
+        heard = notes.played(x[:most_played].numpy(), spec.notes)
+        return View(
+            picture=pictures.rolls(x, spec, known=known),
+            sound=Sound(heard, notes.RATE),
+            files={".mid": buffer.getvalue(), ".wav": wav(heard, notes.RATE)},
+        )
+    return View(picture=charts.samples(x, spec, **about))
 
 
 def titles(wanted: ContextSpec | None, context: Tensor | None) -> list[str]:
@@ -107,29 +119,66 @@ def takes_time(spec: DataSpec) -> bool:
 def save(shown: View, stem: Path, *, together: bool = False) -> list[Path]:
     """Write the files of a view and its picture, each whole or not at all.
 
+    Files that an earlier view of more events left under the same name are removed: beside the new
+    ones they would be taken for them.
+
     Args:
         shown: The view.
         stem: Begins the name of each file.
-        together: Write its text and its sound, in place of files of every event.
+        together: Write its text and its sound, in place of files of every event, and remove
+            nothing.
 
     Returns:
         What was written.
     """
-    files = dict(shown.files)
     if together:
         files = {} if shown.text is None else {".txt": shown.text.encode()}
         if shown.sound is not None:
             files[".wav"] = wav(shown.sound.samples, shown.sound.rate)
+        return _write(files, shown.picture, stem)
+    written = _write(shown.files, shown.picture, stem)
+    _remove_others(stem, written)
+    return written
+
+
+def save_each(shown: Sequence[View], stem: Path) -> list[Path]:
+    """Write several views, each under a number of its own, else as ``save`` does.
+
+    Args:
+        shown: The views.
+        stem: Begins the name of each file.
+
+    Returns:
+        What was written.
+    """
+    width, written = len(str(len(shown) - 1)), []
+    for i, one in enumerate(shown):
+        numbered = stem.with_name(f"{stem.name}-{i:0{width}}")
+        written += _write(one.files, one.picture, numbered)
+    _remove_others(stem, written)
+    return written
+
+
+def _write(files: Mapping[str, bytes], picture: Tensor | None, stem: Path) -> list[Path]:
     written = []
     for end, contents in files.items():
         with atomic(path := stem.with_name(stem.name + end)) as file:
             file.write(contents)
         written.append(path)
-    if shown.picture is not None:
+    if picture is not None:
         with atomic(path := stem.with_name(f"{stem.name}.png")) as file:
-            pictures.save(shown.picture, file)
+            pictures.save(picture, file)
         written.append(path)
     return written
+
+
+def _remove_others(stem: Path, written: Sequence[Path]) -> None:
+    """Remove the files of this name, with or without a number, that were not just written."""
+    ends = "|".join(sorted({path.suffix[1:] for path in written}))
+    name = re.compile(rf"{re.escape(stem.name)}(-\d+)?\.({ends})")
+    for path in list(stem.parent.iterdir()) if written else []:
+        if path not in written and name.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def tell(written: Sequence[Path]) -> None:

@@ -24,6 +24,7 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.evaluation import evaluate
 from armodels.networks.kneser_ney import windows
 from armodels.networks.ngram import NGram
+from armodels.run import RunDirectory
 
 LEARNERS = ("rnn", "rnn-gru", "transformer", "ngram", "blend", "blend-constants")
 VERSE = "the cat sat on the mat.\nthe dog ran to the cat.\n" * 60
@@ -175,6 +176,20 @@ def test_the_number_has_a_name_of_its_own(name, run):
     (cells,) = csv.DictReader(io.StringIO(done(run, "compare", name, "--csv")))
     assert float(cells["adapted nats"]) == pytest.approx(found["nats"], abs=1e-3)
     assert float(cells["test nats"]) == pytest.approx(before["test"]["nats"], abs=1e-3)
+
+
+def test_a_run_that_is_being_trained_keeps_its_metrics(run):
+    """The number is said, and the file stays as the process has it that holds the run."""
+    before = (run / "counts/metrics.json").read_bytes()
+    words = ("eval", "counts", "adapt=true", "split=valid", "device=cpu")
+    with RunDirectory.open(run / "counts").claimed(new=False):
+        told = armodels(run, *words)
+    assert "is being trained by process" in told.error
+    assert "nats/char" in told.out
+    assert (run / "counts/metrics.json").read_bytes() == before
+    done(run, *words)
+    assert "valid_adapted" in json.loads((run / "counts/metrics.json").read_text())
+    assert not (run / "counts/.owner").exists()
 
 
 def test_tables_are_ranked_by_what_did_not_learn(run):

@@ -198,7 +198,7 @@ def test_short_clips_are_left_out_and_told(folder, capsys):
     source = audio(folder, split_seed=1)  # which has it in train
     assert 9 in map(len, source.clips()["train"])
     assert sum(len(source.load().split(part)) for part in PARTS) == 20
-    assert "1 of 11 clips are shorter than data.length=10 and left out" in capsys.readouterr().out
+    assert "1 of 11 clips is shorter than data.length=10 and left out" in capsys.readouterr().out
     told = (
         "^no clip of train is as long as data.length=26 samples, the longest has 25; choose a "
         "smaller data.length$"

@@ -463,7 +463,7 @@ def test_known_columns_of_a_table():
     assert known_part(["pH", 2], 0.5, spec, 0).tolist() == [False, True, True]
     with pytest.raises(ValueError, match="^known names 'ph'; the columns are alcohol, pH, 2$"):
         known_part(["ph"], 0.5, spec, 0)
-    with pytest.raises(ValueError, match=r"random, or a list of columns: known=\[...\]$"):
+    with pytest.raises(ValueError, match=r"random, or names: known='\[alcohol\]'$"):
         known_part("pH", 0.5, spec, 0)
 
 

@@ -1,31 +1,43 @@
 """Music from the file to the number and back to a file."""
 
+import csv
 import io
 import json
 import os
 import sys
+import wave
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import mido
 import numpy as np
 import pytest
 import torch
 from cases import CASES
-from command import QUICK, done
+from command import QUICK, armodels, done
 from scipy import io as scipy_io
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from armodels import charts, pictures
+from armodels import heads, orders, pictures, views
 from armodels.baselines import Independent
 from armodels.checkpoints import restore
 from armodels.data.base import PARTS
 from armodels.data.midi import read_midi, write_midi
-from armodels.data.music import Music, Piece, _drawn, _table, read_cells
+from armodels.data.music import VOICES, Music, Piece, _drawn, _table, read_cells
 from armodels.data.rows import Examples
-from armodels.density.stream import with_length
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.stream import after_prompt, with_length
+from armodels.density.walk import walk
 from armodels.evaluation import Evaluation, describe, evaluate
+from armodels.networks.conv_nade import ConvNADE
+from armodels.networks.deep_nade import DeepNADE
+from armodels.networks.masked_transformer import MaskedTransformer
+from armodels.networks.sigma_gpt import Places, SigmaGPT
 from armodels.notes import RATE, Notes, held, played
 from armodels.spec import DataSpec
+from armodels.tasks.complete import known_part
+from armodels.waveform import Waveform, wav
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("ARMODELS_DATA", ""))
@@ -108,8 +120,8 @@ def test_notes_are_held_while_their_key_sounds():
 
 
 def test_voices_are_parts_of_their_own():
-    notes = Notes(lowest=36, size=2, per_beat=4, voices=True)
-    event = np.array([[[1, 1, 0], [5, 0, 6]]])
+    notes = Notes(lowest=36, size=2, per_beat=4, voices=("upper", "lower"))
+    event = np.array([[[1, 5], [1, 0], [0, 6]]])
     upper, lower = notes.parts(event)
     assert [np.flatnonzero(one).tolist() for one in upper] == [[36], [36], []]
     assert [np.flatnonzero(one).tolist() for one in lower] == [[40], [], [41]]
@@ -179,8 +191,8 @@ def test_transposition_moves_keys_as_far_as_there_is_room():
     drawn = torch.cat(
         [_drawn(all_frames, 2, True, table, torch.Generator().manual_seed(i)) for i in range(200)]
     )
-    assert drawn.shape[1:] == (1, 4, 2)
-    found = {tuple(one[0, :, 0].tolist()) for one in drawn}
+    assert drawn.shape[1:] == (1, 2, 4)
+    found = {tuple(one[0, 0].tolist()) for one in drawn}
     assert found == {(1 + k, 40 + k, 0, 20 + k) for k in range(7)}
 
 
@@ -282,7 +294,7 @@ def test_what_is_too_short_or_too_few_is_refused(tunes, capsys):
         Music(path=tunes, length=41).load()
     save(tunes / "short.mid", tune(90, 7))
     Music(path=tunes, length=16).load()
-    assert "1 of 11 pieces, such as short.mid, are shorter than" in capsys.readouterr().out
+    assert "1 of 11 pieces, such as short.mid, is shorter than" in capsys.readouterr().out
     for i in range(1, 10):
         (tunes / f"{i}.mid").unlink()
     with pytest.raises(ValueError, match="holds 2 different pieces, which is too few"):
@@ -337,7 +349,7 @@ def test_the_corpora_are_those_of_the_field():
     assert sizes["jsb_16th"] == [55_228, 18_408, 18_900]
     voices = Music("jsb_16th", voices=True, root=str(REAL))
     frames = Music("jsb_16th", root=str(REAL)).pieces["test"][3].frames
-    sung = voices.notes.parts(voices.pieces["test"][3].frames.numpy().T)
+    sung = voices.notes.parts(voices.pieces["test"][3].frames.numpy())
     np.testing.assert_array_equal(np.any(sung, 0)[:, 21:109], frames.numpy())
 
 
@@ -369,12 +381,12 @@ def test_a_roll_shows_keys_upwards_and_time_to_the_right():
     spec = DataSpec("x", "sequence", (3 * 88,), 2, "probability", notes=Notes())
     x = torch.zeros(1, 3, 88, dtype=torch.uint8)
     x[0, 0, 40] = x[0, 2, 50] = 1
-    picture = charts.samples(x.view(1, -1), spec)
+    picture = pictures.rolls(x.view(1, -1), spec)
     blue = torch.tensor(pictures._VOICES[0], dtype=torch.uint8).view(3, 1, 1)
     rows, columns = (picture == blue).all(0).nonzero().unbind(1)
     left, right = rows[columns < picture.shape[2] // 2], rows[columns > picture.shape[2] // 2]
     assert left.min() > right.max()
-    silent = charts.samples(torch.zeros(2, 3 * 88, dtype=torch.uint8), spec)
+    silent = pictures.rolls(torch.zeros(2, 3 * 88, dtype=torch.uint8), spec)
     assert not (silent == blue).all(0).any()
 
 
@@ -440,30 +452,354 @@ def test_whole_pieces_are_evaluated_by_both_conventions():
     assert abs(by_piece - found["nats_per_symbol"]) > 1e-3
 
 
-def test_a_soprano_is_harmonized(tmp_path, monkeypatch):
-    """What is known stays, and the answers are written as four tracks each."""
+def test_samples_of_before_are_removed(tmp_path):
+    spec = DataSpec("s", "sequence", (8,), 256, "probability", waveform=Waveform.of(8, "mu_law"))
+    x = torch.zeros(12, 8, dtype=torch.uint8)
+    others = ["a-length8.wav", "a-1.npz", "b-01.wav", "a-t0.5.wav", "a.csv", "a-neighbours.png"]
+    for name in others:
+        (tmp_path / name).touch()
+    stem = tmp_path / "a"
+    for number in (12, 3, 1, 2):
+        written = views.save(views.view(x[:number], spec), stem)
+        assert len(written) == number + 1
+        assert {*tmp_path.iterdir()} == {*written, *(tmp_path / name for name in others)}
+    each = [views.view(x[:1], spec)] * 11
+    written = views.save_each(each, stem)
+    assert {*tmp_path.iterdir()} == {*written, *(tmp_path / name for name in others)}
+    assert [path.name for path in written[:2]] == ["a-00.wav", "a-00.png"]
+
+
+CHORALE = DataSpec("chorale", "image", (1, 3, 4), 47, "probability", notes=VOICES)
+
+
+def test_a_chorale_is_read_frame_after_frame():
+    """The raster order is that of time, with the four voices of a frame within."""
+    steps = orders.make("raster", CHORALE.shape).table[:, 0]
+    event = torch.arange(12).view(1, 3, 4)
+    assert event.flatten()[steps].tolist() == list(range(12))
+    one = np.array([[[1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 3]]])
+    sounding = [np.argwhere(part).tolist() for part in VOICES.parts(one)]
+    assert sounding == [[[0, 36]], [[1, 37]], [], [[2, 38]]]
+    with pytest.raises(ValueError, match="has 4 voices a frame, but shape"):
+        replace(CHORALE, shape=(1, 4, 3))
+    with pytest.raises(ValueError, match="has 4 values, but the voices"):
+        replace(VOICES, voices=("soprano",))
+    assert replace(VOICES, voices=False).voices == ()  # as runs from before have it
+    with pytest.raises(ValueError, match="voices are True; they must be names"):
+        replace(VOICES, voices=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (SigmaGPT, {"num_layers": 1, "hidden_size": 8}),
+        (MaskedTransformer, {"num_layers": 1, "hidden_size": 8}),
+        (DeepNADE, {"hidden_sizes": [8]}),
+        (ConvNADE, {"num_channels": 4, "num_layers": 2, "kernel_size": 3}),
+    ],
+)
+def test_voices_are_drawn_exactly_under_any_order(network, options):
+    """Soprano known or bass, all beginnings known: what is known comes first in the order."""
+    torch.manual_seed(0)
+    head = heads.auto(CHORALE)
+    net = network(CHORALE, head.num_params, orders.make("random", CHORALE.shape), **options)
+    model = AutoregressiveModel(net, head, resample_orders=not net.any_order)
+    x = torch.randint(47, (3, 1, 3, 4), dtype=torch.uint8)
+    for known in (["soprano"], ["alto", "bass"], "top"):
+        mask = known_part(known, 0.34, CHORALE, 0)
+        assert mask.sum() == {"soprano": 3, "alto": 6}.get(known[0], 4)
+        found = model.complete(x, mask)
+        assert found.method == "exact"
+        assert torch.equal(found.values[:, mask], x[:, mask])
+
+
+def test_places_of_a_chorale_are_voices_and_frames():
+    places = Places(CHORALE.shape, 5)
+    assert [len(table) for table in places.tables] == [1, 3, 4, 12]
+    one, frame, voice, both = places.tables
+    found = places(torch.tensor([6]))  # the third voice of the second frame
+    torch.testing.assert_close(found[0], one[0] + frame[1] + voice[2] + both[6])
+
+
+@pytest.fixture(scope="module")
+def chorales(tmp_path_factory) -> tuple[Path, dict[str, list[Piece]]]:
+    """A run on windows of four frames, and its pieces of 40 frames."""
+    folder = tmp_path_factory.mktemp("chorales")
     voices = np.random.default_rng(0).integers(0, 46, (6, 40, 4))
-    chorales = [
+    pieces = [
         Piece(str(i), torch.from_numpy(one.astype(np.uint8))) for i, one in enumerate(voices)
     ]
-    monkeypatch.setattr(
-        Music, "pieces", dict(zip(PARTS, (chorales[:4], chorales[4:5], chorales[5:]), strict=True))
-    )
-    keys = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=4")
-    sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
-    out = done(tmp_path, "train", *keys, *sizes, *QUICK, "out=run")
-    assert "nats/frame" in out
-    out = done(
-        tmp_path, "complete", "run=run", "num=2", "num_completions=3", "known=top", "keep=0.25"
-    )
-    assert "exact: every answer is a draw" in out
-    (path,) = (tmp_path / "run").rglob("complete-*.npz")
-    with np.load(path) as file:
-        truth, drawn = file["truth"], file["completions"]
-    assert drawn.shape == (2, 3, 1, 4, 4)
-    np.testing.assert_array_equal(drawn[:, :, :, 0], truth[:, None, :, 0].repeat(3, 1))
-    assert len(mido.MidiFile(path.with_suffix(".mid")).tracks) == 5
-    answers = io.BytesIO()
-    write_midi(drawn.reshape(6, 1, 4, 4), restore(tmp_path / "run").spec.notes, answers)
-    assert path.with_suffix(".mid").read_bytes() == answers.getvalue()
-    assert path.with_suffix(".png").is_file()
+    parts = dict(zip(PARTS, (pieces[:4], pieces[4:5], pieces[5:]), strict=True))
+    with mock.patch.object(Music, "pieces", parts):
+        keys = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=4")
+        sizes = ("model=deep_nade", "model.hidden_sizes=[5,5]", "trainer.max_steps=1")
+        out = done(folder, "train", *keys, *sizes, *QUICK, "out=run")
+        assert "nats/frame" in out
+    return folder, parts
+
+
+def test_a_soprano_is_harmonized(chorales, monkeypatch):
+    """What is known stays, and the answers are written as four tracks each."""
+    tmp_path, parts = chorales
+    monkeypatch.setattr(Music, "pieces", parts)
+    test = parts["test"][0].frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
+    for known in ("known=[soprano]", "known=left"):
+        words = ("num=2", "num_completions=3", known, "keep=0.25", f"out={known[6:10]}")
+        out = done(tmp_path, "complete", "run=run", *words)
+        assert "exact: every answer is a draw" in out
+        (path,) = (tmp_path / known[6:10]).glob("complete-*.npz")
+        with np.load(path) as file:
+            truth, drawn = file["truth"], file["completions"]
+        assert drawn.shape == (2, 3, 1, 4, 4)
+        assert all((test == torch.from_numpy(one[0])).all((1, 2)).any() for one in truth)
+        np.testing.assert_array_equal(drawn[..., 0], truth[:, None, ..., 0].repeat(3, 1))
+        assert not np.array_equal(drawn[..., 1:], truth[:, None, ..., 1:].repeat(3, 1))
+        for i, answers in enumerate(drawn):
+            written = path.with_name(f"{path.stem}-{i}.mid").read_bytes()
+            file, notes = io.BytesIO(), restore(tmp_path / "run").spec.notes
+            write_midi(answers, notes, file)
+            assert written == file.getvalue()
+            assert len(mido.MidiFile(file=io.BytesIO(written)).tracks) == 5
+            with wave.open(str(path.with_name(f"{path.stem}-{i}.wav"))) as sound:
+                assert sound.getnframes() == len(played(answers, notes))
+            assert path.with_name(f"{path.stem}-{i}.png").is_file()
+    told = armodels(tmp_path, "complete", "run=run", "known=[sopran]").err
+    assert "known names 'sopran'; the voices are soprano, alto, tenor, bass" in told
+
+
+@needs_real
+def test_the_soprano_of_a_chorale_is_that_of_its_file(tmp_path):
+    """A transformer for any order keeps it bit for bit, from the file to the MIDI."""
+    data = ("data=music", "data.corpus=jsb_16th", "data.voices=true", "data.length=8")
+    model = ("model=sigma_gpt", "model.num_layers=1", "model.hidden_size=8", "model.num_heads=2")
+    orders_ = ("model.order=random", "model.resample_orders=true", "trainer.max_steps=1")
+    done(tmp_path, "train", *data, *model, *orders_, *QUICK, "out=run", ARMODELS_DATA=str(REAL))
+    words = ("complete", "run=run", "known=[soprano]", "num=3", "num_completions=2", "out=on")
+    assert "exact" in done(tmp_path, *words, ARMODELS_DATA=str(REAL))
+    sung = json.loads((REAL / "music/Jsb16thSeparated.json").read_text())["test"]
+    windows = {
+        tuple(one[0] for one in piece[first : first + 8])
+        for piece in sung
+        for first in range(0, len(piece) - 7, 8)
+    }
+    for i in range(3):
+        track = mido.MidiFile(tmp_path / f"on/complete-soprano-seed0-{i}.mid").tracks[1]
+        keys, now = [-1] * 24, 0  # two answers of eight frames, two beats of rest after each
+        for message in track:
+            if message.type == "note_off":
+                first = now // 120
+                keys[first : first + message.time // 120] = [message.note] * (message.time // 120)
+            now += message.time
+        assert tuple(keys[:8]) in windows
+        assert keys[:8] == keys[16:]
+
+
+def notes_of(path: Path, notes: Notes) -> np.ndarray:
+    return read_midi(path.read_bytes(), notes, highest=81)[0]
+
+
+def test_a_tune_goes_on(run):
+    """By a model that reads: what is written begins with the prompt, whatever its length."""
+    folder, _ = run
+    save(folder / "begin.mid", tune(50))
+    words = ("num_completions=2", "seed=3", "out=on")
+    out = done(folder, "complete", "run=run", "prompt=begin.mid", "length=6", *words)
+    frames = notes_of(folder / "on/prompt-seed3.mid", QUARTERED)
+    each = 40 + 6 + 8  # with two beats of rest
+    np.testing.assert_array_equal(frames[:40], tune(50))
+    np.testing.assert_array_equal(frames[each : each + 40], tune(50))
+    assert not np.array_equal(frames[40:46], frames[each + 40 : each + 46])
+    with wave.open(str(folder / "on/prompt-seed3.wav")) as sound:
+        assert sound.getnframes() == int(2 * each * 0.15 * RATE) + 1
+    assert (folder / "on/prompt-seed3.png").is_file()
+    assert out.count("wrote") == 3
+    done(folder, "complete", "run=run", "prompt_file=begin.mid", "out=on")  # a window of 16
+    frames = notes_of(folder / "on/prompt-seed0.mid", QUARTERED)
+    assert 40 < len(frames) <= 56
+
+
+@torch.no_grad()
+def test_frames_go_on_after_whole_ones():
+    case = CASES["frames"]
+    model, x = case.build(0), case.events(2).flatten(1)[:, :4]
+    steps = after_prompt(model, x[0, :2], 2)  # one frame, then another
+    found = []
+
+    def follow(s: int, params: torch.Tensor) -> torch.Tensor:
+        found.append(params)
+        return x[:, 2 + s, None]
+
+    walk(steps, 2, follow)
+    both = torch.cat([x[:1, :2].expand(2, -1), x[:, 2:]], 1)
+    wanted = with_length(model, 4).net(both)[:, 2:]
+    torch.testing.assert_close(torch.stack(found, 1), wanted)
+    steps = after_prompt(model, x[0, :3], 2)
+    with pytest.raises(ValueError, match="after whole frames of 2 values, but what was read ends"):
+        steps.start(steps.pack(), 2)
+
+
+def test_a_tune_of_voices_goes_on_and_a_soprano_of_ones_own_is_harmonized(chorales):
+    folder, parts = chorales
+    whole = parts["test"][0].frames[:6].numpy().copy()
+    whole[0] = 1  # a tune begins with its first note
+    save(folder / "six.mid", whole, VOICES)
+    np.testing.assert_array_equal(notes_of(folder / "six.mid", VOICES), whole)
+    words = ("run=run", "prompt=six.mid", "num_completions=2", "length=3", "out=on")
+    out = done(folder, "complete", *words)
+    assert "heard  the last 1 of 6 frames" in out
+    assert "exact" in out
+    written = notes_of(folder / "on/prompt-seed0.mid", VOICES)
+    np.testing.assert_array_equal(written[:6], whole)
+    np.testing.assert_array_equal(written[9 + 8 :][:6], whole)
+    assert not np.array_equal(written[6:9], written[9 + 8 + 6 :][:3])
+    one = replace(VOICES, size=1, voices=("soprano",))
+    save(folder / "line.mid", whole[:3, :1], one)
+    words = ("run=run", "prompt=line.mid", "known=[soprano]", "num_completions=2", "out=on")
+    assert "exact" in done(folder, "complete", *words)
+    written = notes_of(folder / "on/prompt-soprano-seed0.mid", VOICES)
+    np.testing.assert_array_equal(written[:3, 0], whole[:3, 0])
+    np.testing.assert_array_equal(written[3 + 8 :][:3, 0], whole[:3, 0])
+    assert len(written) == 3 + 8 + 3
+    assert (folder / "on/prompt-soprano-seed0.png").is_file()
+    two = replace(VOICES, size=2, voices=("bass", "soprano"))
+    save(folder / "two.mid", whole[:3, :2], two)
+    done(folder, "complete", "run=run", "prompt=two.mid", "known=[bass,soprano]", "out=on")
+    written = notes_of(folder / "on/prompt-bass-soprano-seed0.mid", VOICES)
+    np.testing.assert_array_equal(written[:, [3, 0]], whole[:3, :2])
+
+
+def of_ticks(*tracks: list[tuple[int, int, int, int]]) -> bytes:
+    """A file of notes (tick, ticks, key, channel) at four ticks a beat; drums have channel 9."""
+    file = mido.MidiFile(ticks_per_beat=4)
+    for notes in tracks:
+        events = [(first, 1, key, channel) for first, _, key, channel in notes]
+        events += [(first + ticks, 0, key, channel) for first, ticks, key, channel in notes]
+        track, now = mido.MidiTrack(), 0
+        for at, on, key, channel in sorted(events):
+            kind = "note_on" if on else "note_off"
+            track.append(mido.Message(kind, note=key, channel=channel, time=at - now))
+            now = at
+        file.tracks.append(track)
+    contents = io.BytesIO()
+    file.save(file=contents)
+    return contents.getvalue()
+
+
+def test_voices_are_tracks_or_channels():
+    two = Notes(60, 2, 4, voices=("a", "b"))
+    upper, lower = [(0, 2, 61, 0), (2, 1, 62, 0)], [(1, 2, 60, 3)]
+    drums = [(0, 1, 70, 9)]
+    wanted = [[2, 0], [2, 1], [3, 1]]
+    for file in (of_ticks([], upper, drums, lower), of_ticks(upper + lower + drums)):
+        frames, outside = read_midi(file, two, highest=90)
+        assert (frames.tolist(), outside) == (wanted, 0)
+    late = of_ticks([(0, 3, 61, 0), (2, 1, 62, 0)], lower)
+    with pytest.raises(ValueError, match="its a has the keys 61 and 62 at a time"):
+        read_midi(late, two, highest=90)
+    short = replace(two, per_beat=1)  # legato of less than half a frame is cut short
+    assert read_midi(late, short, highest=90)[0].tolist() == [[3, 1]]
+    with pytest.raises(ValueError, match="it has 1 track or channels with notes, but one is"):
+        read_midi(of_ticks(upper), two, highest=90)
+
+
+@pytest.fixture(scope="module")
+def strange(run, chorales):
+    """Files that no run can go on with."""
+    for folder in (run[0], chorales[0]):
+        (folder / "bad.mid").write_bytes(b"MThd" + b"x" * 50)
+        (folder / "none.mid").write_bytes(of_ticks([], []))
+        (folder / "drums.mid").write_bytes(of_ticks([(0, 4, 40, 9)]))
+        (folder / "clip.wav").write_bytes(wav(np.zeros(50, np.float32), 8000))
+        (folder / "long.mid").write_bytes(of_ticks([(0, 5, 60, 0)]))
+        (folder / "high.mid").write_bytes(of_ticks([(0, 2, 60, 0), (2, 1, 82, 0)]))
+        (folder / "two.mid").write_bytes(of_ticks([(0, 3, 62, 0), (0, 3, 60, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("prompt=bad.mid", "prompt bad.mid cannot be read as music: it is no readable MIDI file"),
+        ("prompt=none.mid", "prompt none.mid cannot be read as music: it has no notes"),
+        (
+            "prompt_file=drums.mid",
+            "prompt_file drums.mid cannot be read as music: it has no notes",
+        ),
+        (
+            "prompt=clip.wav",
+            "prompt clip.wav cannot be read as music: it is no readable MIDI file",
+        ),
+        ("prompt=nothing.mid", "prompt nothing.mid does not exist"),
+    ],
+)
+def test_tunes_that_cannot_be_read_are_refused(run, chorales, strange, words, sentence):
+    for folder in (run[0], chorales[0]):
+        told = armodels(folder, "complete", "run=run", words)
+        assert told.code
+        assert sentence in told.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("prompt=long.mid", "it has 1 track or channels with notes, but one is needed for each"),
+        ("prompt=long.mid known=[soprano]", "5 frames, but the model draws windows of 4"),
+        ("prompt=high.mid known=[soprano]", "1 of its notes are none of the keys 36 to 81"),
+        ("prompt=two.mid known=[bass]", "its bass has the keys 60 and 62 at a time"),
+        ("prompt=long.mid known=[tuba]", "known names 'tuba'; the voices are soprano"),
+        ("prompt=long.mid known=[alto] length=3", "length says how much follows a prompt"),
+        ("prompt=four.mid length=4", "length is 4 frames, but the model draws windows of 4"),
+        ("prompt=four.mid top_k=3", "top_k and top_p go with a model that reads"),
+    ],
+)
+def test_tunes_that_do_not_fit_are_refused(chorales, strange, words, sentence):
+    folder, _ = chorales
+    save(folder / "four.mid", np.full((3, 4), 20, np.uint8), VOICES)
+    told = armodels(folder, "complete", "run=run", *words.split())
+    assert told.code
+    assert sentence in told.err
+
+
+def test_a_tune_has_the_number_that_eval_has_for_its_piece(run):
+    """And a folder a row for each tune; those by windows sum to the tune."""
+    folder, _ = run
+    (piece,) = Music(path=folder / "tunes", length=16).pieces["test"]
+    done(folder, "eval", "run=run", "device=cpu", "out=report.json")
+    report = json.loads((folder / "report.json").read_text())
+    out = done(folder, "score", "run=run", "file=tunes", "device=cpu", "out=all.csv")
+    with open(folder / "all.csv", newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert [*rows] == sorted(f"tunes/{i}.mid" for i in range(10))
+    row = rows[f"tunes/{piece.name}"]
+    assert int(row["symbols"]) == report["num_symbols"] == 40
+    assert float(row["nats_per_symbol"]) == pytest.approx(report["nats_per_symbol"])
+    assert float(row["bits_per_dim"]) * 88 == pytest.approx(report["bits_per_symbol"])
+    assert "(400 frames, each given all before it)" in out
+    words = ("run=run", f"file=tunes/{piece.name}", "by=window", "device=cpu", "out=one.csv")
+    told = done(folder, "score", *words)
+    assert f"{report['nats_per_symbol']:.4f} nats/frame" in told
+    with open(folder / "one.csv", newline="") as file:
+        parts = [*csv.DictReader(file)]
+    assert [int(one["symbols"]) for one in parts] == [16, 16, 8]
+    total = sum(float(one["nats"]) for one in parts)
+    assert total == pytest.approx(float(row["nats"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("file=bad.mid", "file bad.mid cannot be read as music: it is no readable MIDI file"),
+        ("file=none.mid", "file none.mid cannot be read as music: it has no notes"),
+        ("file=clip.wav", "file clip.wav cannot be read as music"),
+        ("file=nothing.mid", "file nothing.mid does not exist"),
+        ("file=tunes/0.mid by=line", "by=line is for texts"),
+    ],
+)
+def test_tunes_that_cannot_be_scored_are_refused(run, strange, words, sentence):
+    told = armodels(run[0], "score", "run=run", *words.split(), "out=refused.csv")
+    assert sentence in told.error
+    assert not (run[0] / "refused.csv").exists()
+
+
+def test_a_model_of_windows_scores_no_tune(chorales):
+    told = armodels(chorales[0], "score", "run=run", "file=six.mid").error
+    assert "reads no music of any length without a context; train one that does" in told

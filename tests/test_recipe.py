@@ -44,7 +44,7 @@ def test_data_come_with_a_model_that_suits_them(name):
     config = config_of(f"data={name}", *path)
     assert config["choices"]["model"] == model
     assert config["trainer"]["max_minutes"] == minutes
-    if not path and name != "tinyshakespeare":  # whose file is not here
+    if not path:
         spec = build.source(config["data"]).spec
         with memory.at_most(memory.MOST // 2, ""):
             build.model(config["model"], config["head"], spec)

@@ -71,6 +71,41 @@ def test_lines_and_windows_sum_to_the_whole(run):
             assert row["nats_per_symbol"] == pytest.approx(row["nats"] / row["symbols"])
 
 
+def test_lines_and_windows_are_written_beside_each_other(run):
+    for file in ("file=test.txt", "split=valid"):
+        for by in ("by=line", "by=window", "by=auto"):
+            done(run, "score", "bytes", file, by, "device=cpu")
+        end = file.split("=")[1].removesuffix(".txt")
+        found = {path.name for path in (run / "bytes").glob(f"scores-*-{end}*.csv")}
+        assert len(found) == 3
+        assert {name.rpartition(f"-{end}")[2] for name in found} == {
+            ".csv", "-by-line.csv", "-by-window.csv"
+        }  # fmt: skip
+        for path in (run / "bytes").glob("scores-*.csv"):
+            path.unlink()
+
+
+def test_a_folder_has_a_row_for_each_text(run):
+    folder = run / "letters" / "old"
+    folder.mkdir(parents=True)
+    (folder / "b.txt").write_text(VERSE[:100])
+    (folder.parent / "c.gz").write_bytes((run / "test.gz").read_bytes())
+    told = done(run, "score", "network", "file=letters", "device=cpu", "out=letters.csv")
+    with open(run / "letters.csv", newline="") as file:
+        found = [*csv.DictReader(file)]
+    assert [row["file"] for row in found] == ["letters/c.gz", "letters/old/b.txt"]
+    report = evaluated(run, "network")
+    assert float(found[0]["nats_per_symbol"]) == pytest.approx(report["nats_per_symbol"])
+    assert "2 rows, by piece" in told
+    (folder / "d.txt").write_text("ä")
+    told = armodels(run, "score", "network", "file=letters", "device=cpu", "out=refused.csv")
+    assert "d.txt has the character" in told.error
+    assert not (run / "refused.csv").exists()
+    (run / "nothing").mkdir()
+    told = armodels(run, "score", "network", "file=nothing", "device=cpu").error
+    assert "folder nothing holds no file that the model could score" in told
+
+
 def test_a_split_is_read_whole_too(run):
     told = done(run, "score", "network", "device=cpu")
     (path,) = (run / "network").glob("scores-*-test.csv")
@@ -116,4 +151,4 @@ def test_a_text_needs_a_model_that_reads(run):
     told = armodels(run, "score", "made", "file=test.txt", "device=cpu", "out=refused.csv")
     assert "reads no text of any length" in told.error
     told = armodels(run, "score", "made", "by=line", "device=cpu", "out=refused.csv")
-    assert "by=line is for a text and a model that reads it whole" in told.error
+    assert "and a model that reads it whole" in told.error

@@ -431,5 +431,3 @@ def test_an_ngram_needs_levels_and_no_context():
     past, known = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 1]]), torch.tensor([0, 1, 2, 2])
     expected = model.net.counts.log_prob_of(past, known, torch.tensor([0, 1, 1, 0]))
     torch.testing.assert_close(log_probs, expected)
-    with pytest.raises(ValueError, match="has no context"):
-        NGram(spec, 5, order, context=ContextSpec("label", (), 3))

@@ -181,6 +181,25 @@ def test_tiny_shakespeare_has_its_usual_tenth():
     assert honest.spec.name != splits.spec.name
 
 
+@pytest.mark.parametrize("keys", [{}, {"test": True}, {"unit": "byte"}])
+def test_what_tiny_shakespeare_is_needs_no_file(keys, tmp_path):
+    spec = TinyShakespeare(root=str(tmp_path), **keys).spec
+    assert spec.levels == (256 if keys.get("unit") else 65)
+    if (REAL / "text/tinyshakespeare.txt").exists():
+        assert TinyShakespeare(root=str(REAL), **keys).load().spec == spec
+
+
+def test_other_shares_have_another_name(verse):
+    names = {
+        Text(str(verse), length=9, **keys).spec.name
+        for keys in ({}, {"test": 0.1}, {"valid": 0.1}, {"name": "a"}, {"name": "a", "test": 0.2})
+    }
+    assert names == {
+        "text-verse-char-9", "text-verse-split0.05-0.1-char-9", "text-verse-split0.1-0.05-char-9",
+        "a-char-9", "a-split0.05-0.2-char-9",
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")

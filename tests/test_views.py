@@ -1,6 +1,8 @@
 """What events are shown as: sounds as WAV, as pictures, and on TensorBoard's page of audio."""
 
+import csv
 import io
+import json
 import wave
 
 import numpy as np
@@ -13,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from armodels import charts, views
 from armodels.alphabet import LINE, Alphabet
 from armodels.checkpoints import restore
+from armodels.data.audio import Audio
 from armodels.data.sine import Sine
 from armodels.density.stream import after_prompt, with_length
 from armodels.density.walk import walk
@@ -155,6 +158,31 @@ def test_a_clip_goes_on(run, sf):
     assert (both[0] != both[1]).any()
 
 
+def test_a_clip_has_the_number_that_eval_has_for_it(tmp_path, sf):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        write_wav(tmp_path / f"clips/{i}.wav", rng.uniform(-1, 1, 200 + i).clip(-1, 1), RATE)
+    data = ("data=audio", "data.path=clips", f"data.rate={RATE}", "data.length=32")
+    model = ("recipe=default", "model=rnn", "model.hidden_size=6", "trainer.max_steps=2")
+    done(tmp_path, "train", *data, *model, "trainer.batch_size=8", *QUICK, "out=run")
+    (clip,) = Audio(tmp_path / "clips", rate=RATE, length=32).clips()["test"]
+    done(tmp_path, "eval", "run", "device=cpu", "out=report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    done(tmp_path, "score", "run", "file=clips", "device=cpu", "out=all.csv")
+    with open(tmp_path / "all.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [int(row["symbols"]) for row in rows] == [200, 201, 202, 203]
+    row = rows[len(clip) - 200]
+    assert float(row["nats_per_symbol"]) == pytest.approx(report["nats_per_symbol"])
+    assert row["file"] == f"clips/{len(clip) - 200}.wav"
+    words = ("score", "run", f"file={row['file']}", "device=cpu", "out=one.csv")
+    assert f"{report['nats_per_symbol']:.4f} nats/sample" in done(tmp_path, *words)
+    (tmp_path / "tune.mid").write_bytes(b"MThd" + bytes(40))
+    told = armodels(tmp_path, "score", "run", "file=tune.mid", "out=refused.csv").error
+    assert "tune.mid cannot be read as sound" in told
+
+
 def test_a_clip_of_another_rate_is_resampled(run, sf):
     loud(run, "fast.wav", 500, 10 * RATE)
     keys = ("prompt=fast.wav", "length=5", "seed=2", "device=cpu")
@@ -166,7 +194,7 @@ def test_a_clip_of_another_rate_is_resampled(run, sf):
 def test_what_goes_on_hears_the_whole_prompt(run):
     model = restore(run / "run").model.double()  # what was heard 40 samples ago is faint
     prompts = torch.zeros(2, 40, dtype=torch.uint8)
-    prompts[1, 0] = 15
+    prompts[1, :38] = 15  # the last values alone would not tell them apart
     with torch.no_grad():
         params = []
         for prompt in prompts:

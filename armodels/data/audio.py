@@ -35,8 +35,8 @@ class Audio(Source):
     Files are split whole, so that no window of a recording is in train and the next one in test.
     Which files are valid and test follows from the seed and from their contents, whatever their
     names are; equal files are in one split. What is left at the end of a clip, and clips shorter
-    than a window, are in no window. All levels are held in memory: an hour at 16 kHz takes 58 MB,
-    with ``linear16`` four times as much.
+    than a window, are in no window. Clips and windows are held in memory: an hour at 16 kHz takes
+    58 MB twice, with ``linear16`` four times as much.
 
     Args:
         path: A folder with any sub-folders, or a ``.zip``, of WAV, FLAC, OGG, MP3 or AIFF.

@@ -84,7 +84,8 @@ def in_windows(
             contexts[name].append(each.repeat_interleave(counts)[order])
     if short:
         whole = sum(map(len, clips.values()))
-        show.say(f"{short} of {whole} clips are shorter than data.length={length} and left out")
+        are = "is" if short == 1 else "are"
+        show.say(f"{short} of {whole} clips {are} shorter than data.length={length} and left out")
     return Splits(
         spec,
         *(rows[part] for part in PARTS),

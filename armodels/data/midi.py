@@ -2,7 +2,8 @@
 
 import io
 from collections import defaultdict
-from typing import BinaryIO
+from itertools import pairwise
+from typing import BinaryIO, NamedTuple
 
 import mido
 import numpy as np
@@ -30,52 +31,112 @@ DRUMS = 9
 _TICKS, _LOUDNESS = 480, 80
 
 
-def read_midi(contents: bytes, notes: Notes) -> tuple[np.ndarray, int]:
+class _Span(NamedTuple):
+    """A note: its first tick, the tick after its last, its key and channel."""
+
+    first: int
+    end: int
+    key: int
+    channel: int
+
+
+def read_midi(
+    contents: bytes, notes: Notes, *, highest: int | None = None
+) -> tuple[np.ndarray, int]:
     """Frames of a MIDI file, from its first note to the end of its last one.
 
-    A note begins at the frame nearest to where it begins, and lasts one frame at least. Channels
-    are put together, drums left out.
+    A note begins at the frame nearest to where it begins, and lasts one frame at least. Drums are
+    left out, and channels put together, unless voices are wanted: each of them is a track, or
+    a channel of a file with one track, in the order of the file, and sings one key at a time.
 
     Args:
         contents: Of the file.
         notes: What a frame is.
+        highest: The highest key of a voice; None: of keys, whose number says it.
 
     Returns:
-        (T, size) uint8 of 0 and 1, and how many notes lie outside the keys, which are left out.
+        (T, size) uint8 of 0 and 1, or of the levels of voices, and how many notes lie outside the
+        keys, which are left out.
 
     Raises:
-        ValueError: It is no readable MIDI file, has no notes, or is too long; says so after the
-            name of the file.
+        ValueError: It is no readable MIDI file, has no notes, is too long, or has other voices;
+            says so after the name of the file.
     """
     if len(contents) > MAX_BYTES:
         raise ValueError(f"it has {len(contents):,} bytes, which is no file of notes")
     try:
         file = mido.MidiFile(file=io.BytesIO(contents), clip=True)
-        spans = [span for track in file.tracks for span in _spans(track)]
+        tracks = [_spans(track) for track in file.tracks]
     except UNREADABLE as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"it is no readable MIDI file ({reason})") from None
     if file.ticks_per_beat <= 0:
         raise ValueError("it counts time in seconds (SMPTE), not in beats; save it with beats")
-    inside = [one for one in spans if notes.lowest <= one[2] < notes.lowest + notes.size]
+    keys = range(notes.lowest, (notes.lowest + notes.size if highest is None else highest + 1))
+    spans = [span for track in tracks for span in track]
+    inside = [span for span in spans if span.key in keys]
     if not inside:
         raise ValueError("it has no notes")
     scale = notes.per_beat / file.ticks_per_beat
-    placed = []
-    for first, end, key in inside:
-        frame = round(first * scale)
-        placed.append((frame, max(frame + 1, round(end * scale)), key - notes.lowest))
-    begins, ends = min(one[0] for one in placed), max(one[1] for one in placed)
+    begins = round(min(span.first for span in inside) * scale)
+    ends = max(_last(span, scale) for span in inside)
     if ends - begins > MAX_FRAMES:
         raise ValueError(f"it lasts {ends - begins:,} frames, more than {MAX_FRAMES:,}")
     frames = np.zeros((ends - begins, notes.size), np.uint8)
-    for first, end, key in placed:
-        frames[first - begins : end - begins, key] = 1
+    if notes.voices:
+        parts = _parts(tracks, notes.voices, 0.5 / scale)
+    else:
+        parts = [inside]
+    for number, part in enumerate(parts):
+        for span in part:
+            during = slice(round(span.first * scale) - begins, _last(span, scale) - begins)
+            if not notes.voices:
+                frames[during, span.key - notes.lowest] = 1
+            elif span.key in keys:  # a later note ends the one before
+                frames[during, number] = span.key - notes.lowest + 1
     return frames, len(spans) - len(inside)
 
 
-def _spans(track: mido.MidiTrack) -> list[tuple[int, int, int]]:
-    """Notes of a track: (first tick, tick after the last, key)."""
+def _last(span: _Span, scale: float) -> int:
+    """The frame after the last one of a note."""
+    return max(round(span.first * scale) + 1, round(span.end * scale))
+
+
+def _parts(
+    tracks: list[list[_Span]], voices: tuple[str, ...], most_shared: float
+) -> list[list[_Span]]:
+    """The notes of each voice, one after another.
+
+    Args:
+        tracks: The notes of each.
+        voices: Names of those that are wanted.
+        most_shared: Ticks for which a note may sound on while the next one does.
+
+    Raises:
+        ValueError: There are more or fewer, or one sings several keys at a time.
+    """
+    parts = [track for track in tracks if track]
+    if len(parts) == 1:
+        channels = sorted({span.channel for span in parts[0]})
+        parts = [[span for span in parts[0] if span.channel == one] for one in channels]
+    if len(parts) != len(voices):
+        raise ValueError(
+            f"it has {len(parts)} {'track' if len(parts) == 1 else 'tracks'} or channels with "
+            f"notes, but one is needed for each of {', '.join(voices)}"
+        )
+    for part, voice in zip(parts, voices, strict=True):
+        part.sort()
+        for before, after in pairwise(part):
+            if before.end - after.first > most_shared:
+                raise ValueError(
+                    f"its {voice} has the keys {before.key} and {after.key} at a time, but a "
+                    f"voice sings one"
+                )
+    return parts
+
+
+def _spans(track: mido.MidiTrack) -> list[_Span]:
+    """Notes of a track."""
     now, found = 0, []
     sounding: dict[tuple[int, int], list[int]] = defaultdict(list)
     for message in track:
@@ -86,9 +147,13 @@ def _spans(track: mido.MidiTrack) -> list[tuple[int, int, int]]:
         if message.type == "note_on" and message.velocity:
             begun.append(now)
         elif begun:
-            found.append((begun.pop(0), now, message.note))
+            found.append(_Span(begun.pop(0), now, message.note, message.channel))
     # What is never let go sounds to the end of its track.
-    return found + [(one, now, key) for (_, key), begun in sounding.items() for one in begun]
+    return found + [
+        _Span(one, now, key, channel)
+        for (channel, key), begun in sounding.items()
+        for one in begun
+    ]
 
 
 def write_midi(events: np.ndarray, notes: Notes, file: BinaryIO) -> None:

@@ -27,7 +27,7 @@ from armodels.spec import DataSpec
 Corpus = Literal["jsb", "nottingham", "jsb_16th"]
 
 PIANO = Notes()
-VOICES = Notes(lowest=36, size=4, per_beat=4, voices=True)
+VOICES = Notes(36, 4, 4, voices=("soprano", "alto", "tenor", "bass"))
 HIGHEST = 81
 """The highest key of the chorales' voices, whose lowest is 36."""
 
@@ -77,7 +77,8 @@ class Music(Source):
     """Music as frames at equal distances: which of 88 keys sound, or what four voices sing.
 
     An event is a window of ``length`` frames, (length * 88,) of 0 and 1; of voices it is
-    (1, 4, length), as a picture has it, and a level is silence or a key. A model that reads is
+    (1, length, 4), as a picture has it, and a level is silence or a key: the raster order is then
+    that of time, and within a frame soprano, alto, tenor and bass. A model that reads is
     evaluated on whole pieces, each frame given all before it; any other on windows one after
     another, each by itself, and on what is left at the end of a piece not at all. Of each piece
     one training window begins where the piece begins; the others begin anywhere in their share of
@@ -184,7 +185,7 @@ class Music(Source):
         return DataSpec(
             self._name,
             "image" if self.voices else "sequence",
-            (1, notes.size, self.length) if self.voices else (self.length * notes.size,),
+            (1, self.length, notes.size) if self.voices else (self.length * notes.size,),
             HIGHEST - notes.lowest + 2 if self.voices else 2,
             "probability",
             notes=notes,
@@ -302,8 +303,9 @@ class Music(Source):
         if short:
             number = sum(map(len, pieces.values()))
             show.say(
-                f"{len(short)} of {number} pieces, such as {short[0].name}, are shorter than "
-                f"data.length={self.length} frames and in no window"
+                f"{len(short)} of {number} pieces, such as {short[0].name}, "
+                f"{'is' if len(short) == 1 else 'are'} shorter than data.length={self.length} "
+                f"frames and in no window"
             )
 
     def _windows(self, pieces: list[Piece]) -> Tensor:
@@ -321,8 +323,8 @@ _OF_MAT = ("data.name", "data.resolution")
 
 
 def _events(windows: Tensor, voices: bool) -> Tensor:
-    """(N, T, F) -> (N, 1, F, T) of voices, else (N, T F)."""
-    return windows.transpose(1, 2)[:, None].contiguous() if voices else windows.flatten(1)
+    """(N, T, F) -> (N, 1, T, F) of voices, else (N, T F)."""
+    return windows[:, None] if voices else windows.flatten(1)
 
 
 def _table(

@@ -33,6 +33,14 @@ UNPACKED = 2**20
 PRINTABLE = frozenset(map(chr, range(32, 127))) | {"\n"}
 
 
+BYTES = Alphabet(tuple(range(256)), "byte")
+
+SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The characters of its train, whichever the split: known, as its file is, before it is read."""
+
+VALID, TEST = 0.05, 0.05
+
+
 class _Text(Source):
     """A text that is cut by position into train, valid and test, and each into windows.
 
@@ -69,6 +77,11 @@ class _Text(Source):
         return ""
 
     def _read(self) -> tuple[DataSpec, Parts]:
+        """What a window is, by what train holds, and the symbols.
+
+        Raises:
+            ValueError: The text cannot be read, is too short, or is one symbol alone.
+        """
         parts = self._parts()
         for part, symbols in parts.items():
             least = 2 * self.length - 1 if part == "train" else self.length
@@ -79,7 +92,7 @@ class _Text(Source):
                     f"larger shares"
                 )
         if self.unit == "byte":
-            alphabet = Alphabet(tuple(range(256)), "byte")
+            alphabet = BYTES
         else:
             alphabet = Alphabet.of(parts["train"], "char", unknown=self.unknown)
         if alphabet.num_levels < 2:
@@ -87,20 +100,18 @@ class _Text(Source):
                 f"train of text {self._name} is one {self.unit} over and over, so there is "
                 f"nothing to learn"
             )
-        spec = DataSpec(
+        return self._spec(alphabet, self._checksum(parts)), parts
+
+    def _spec(self, alphabet: Alphabet, checksum: str) -> DataSpec:
+        return DataSpec(
             f"{self._name}-{self.unit}{'-unknown' if self.unknown else ''}-{self.length}",
             "sequence",
             (self.length,),
             alphabet.num_levels,
             "probability",
             alphabet=alphabet,
-            checksum=self._checksum(parts),
+            checksum=checksum,
         )
-        return spec, parts
-
-    @property
-    def spec(self) -> DataSpec:
-        return self._read()[0]
 
     def load(self) -> Splits:
         spec, parts = self._read()
@@ -158,8 +169,8 @@ class Text(_Text):
         unit: Unit = "char",
         length: Count = 128,
         unknown: bool = False,
-        valid: Share = 0.05,
-        test: Share = 0.05,
+        valid: Share = VALID,
+        test: Share = TEST,
     ):
         self._set(unit, length, unknown)
         if not (valid > 0 and test > 0 and valid + test < 1):
@@ -172,12 +183,20 @@ class Text(_Text):
         self._given_name = name
 
     @property
+    def spec(self) -> DataSpec:
+        return self._read()[0]
+
+    @property
     def _name(self) -> str:
-        if self._given_name is not None:
-            return self._given_name
-        if self.path is None:
-            return f"python-{platform.python_version()}"
-        return f"text-{self.path.name.split('.')[0]}"
+        name = self._given_name
+        if name is None and self.path is None:
+            name = f"python-{platform.python_version()}"
+        elif name is None:
+            assert self.path is not None
+            name = f"text-{self.path.name.split('.')[0]}"
+        if self.shares == (VALID, TEST):
+            return name
+        return f"{name}-split{self.shares[0]:g}-{self.shares[1]:g}"
 
     def _parts(self) -> Parts:
         symbols = self._symbols()
@@ -306,6 +325,11 @@ class TinyShakespeare(_Text):
         self._set(unit, length, False)
         self.test = test
         self.root = data_root(root)
+
+    @property
+    def spec(self) -> DataSpec:
+        known = BYTES if self.unit == "byte" else Alphabet(tuple(map(ord, SHAKESPEARE)), "char")
+        return self._spec(known, "")
 
     @property
     def _name(self) -> str:

@@ -153,9 +153,11 @@ class Network(nn.Module, ABC):
     raster_only: ClassVar[bool] = False
     """Follows the raster order and no other; its config names none."""
 
+    takes_context: ClassVar[bool] = True
+    """May be conditioned; else neither its arguments nor its config name a context."""
+
     num_components: ClassVar[int] = 10
-    """Gaussians of each conditional on real values, where the user names neither head nor number
-    (``head=auto``)."""
+    """Gaussians of each conditional on real values, unless the user names a head or a number."""
 
     order_table: Tensor
     """(S, K) flat indices of the event, see ``Order``."""
@@ -173,19 +175,17 @@ class Network(nn.Module, ABC):
         require_class("order", order, Order, "such as armodels.orders.make gives")
         if context is not None:
             require_class("context", context, ContextSpec, "such as splits.spec.contexts has")
+        name = type(self).__name__
         if spec.kind not in self.kinds:
             raise ValueError(
-                f"model {type(self).__name__} takes {' or '.join(sorted(self.kinds))} data, "
-                f"but {spec.name} is {spec.kind} data; "
-                f"use a model that takes it, such as model=made"
+                f"model {name} takes {' or '.join(sorted(self.kinds))} data, but {spec.name} is "
+                f"{spec.kind} data; use a model that takes it, such as model=made"
             )
         if self.raster_only and order.name != "raster":
-            name = type(self).__name__
             raise ValueError(f"model {name} follows the raster order only, not {order.name}")
         self.spec = spec
         self.num_params = num_params
-        self.context = context
-        self.order = order
+        self.context, self.order = context, order
         # Tables follow from the config that a checkpoint stores, as masks do: none is saved twice.
         self.register_buffer("order_table", order.table, persistent=False)
 

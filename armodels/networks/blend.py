@@ -16,7 +16,7 @@ from armodels.networks.base import Network, State
 from armodels.networks.layers import ModuleListOf
 from armodels.networks.stream import CHUNK, StreamNetwork, require_levels
 from armodels.orders import Order
-from armodels.spec import ContextSpec, DataSpec
+from armodels.spec import DataSpec
 
 ROUNDS = 200
 """Rounds of EM, and at most as many steps of L-BFGS: both end long before."""
@@ -139,12 +139,13 @@ class Blend(StreamNetwork):
             themselves, which sum to one.
         held_out: Share of train, at its end, that weights are fitted on.
         gate_size: Hidden units of the gate.
-        context: None: a blend is not conditioned.
 
     Raises:
-        ValueError: A member does not suit the data, there are fewer than two, there is a context,
-            or the weights are none.
+        ValueError: A member does not suit the data, there are fewer than two, or the weights are
+            none.
     """
+
+    takes_context = False
 
     @checked
     def __init__(
@@ -157,11 +158,8 @@ class Blend(StreamNetwork):
         weights: Literal["fit", "gate"] | list[Positive] = "fit",
         held_out: Between = 0.1,
         gate_size: Count = 16,
-        context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, context)
-        if context is not None:
-            raise ValueError("model Blend has no context; use context=null")
+        super().__init__(spec, num_params, order)
         require_levels("Blend", spec, num_params)
         if len(runs) < 2:
             raise ValueError(f"model.runs names {len(runs)} runs; a blend needs two or more")

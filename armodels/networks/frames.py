@@ -172,11 +172,20 @@ class Frames(StreamNetwork):
         """That of the inner network."""
         return self.inner.pack()
 
-    def start(self, pack: Any, n: int, context: Tensor | None = None) -> State:
-        """Of both networks; the values of a frame are kept until it is whole."""
-        heard, outer = self.outer.begin(n, context)
-        frame = torch.zeros(n, self.size, dtype=self.values_dtype, device=heard.device)
-        inner = self.inner.start(pack, n, heard)
+    def start_after(self, pack: Any, params: Tensor, state: State) -> State:
+        """Of both networks; the values of a frame are kept until it is whole.
+
+        Raises:
+            ValueError: What was read ends within a frame.
+        """
+        if state["frame"].shape[1]:
+            raise ValueError(
+                f"a walk goes on after whole frames of {self.size} values, but what was read ends "
+                f"with {state['frame'].shape[1]} of one"
+            )
+        heard, outer = state["heard"], _of("outer", state)
+        frame = torch.zeros(len(heard), self.size, dtype=self.values_dtype, device=heard.device)
+        inner = self.inner.start(pack, len(heard), heard)
         return State({**_named("outer", outer), **_named("inner", inner), "frame": frame})
 
     def step(self, values: Tensor | None, s: int, state: State, pack: Any) -> tuple[Tensor, State]:

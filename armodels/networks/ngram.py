@@ -12,7 +12,7 @@ from armodels.networks.base import State
 from armodels.networks.kneser_ney import KneserNey
 from armodels.networks.stream import StreamNetwork, require_levels
 from armodels.orders import Order
-from armodels.spec import ContextSpec, DataSpec
+from armodels.spec import DataSpec
 
 
 @final
@@ -29,12 +29,12 @@ class NGram(StreamNetwork):
         num_params: Parameters per step, P: the number of levels.
         order: From the first value to the last.
         n: Values of an n-gram, the last of which is the one that is predicted.
-        context: None: counts are not conditioned.
 
     Raises:
-        ValueError: The values have no levels, the head reads no probability for each, or there is
-            a context.
+        ValueError: The values have no levels, or the head reads no probability for each.
     """
+
+    takes_context = False
 
     @checked
     def __init__(
@@ -44,11 +44,8 @@ class NGram(StreamNetwork):
         order: Order,
         *,
         n: Count = 7,
-        context: ContextSpec | None = None,
     ):
-        super().__init__(spec, num_params, order, context)
-        if context is not None:
-            raise ValueError("model NGram has no context; choose model=rnn, or context=null")
+        super().__init__(spec, num_params, order)
         require_levels("NGram", spec, num_params)
         self.n = n
         self.counts = KneserNey(spec.num_levels, n)

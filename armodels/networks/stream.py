@@ -117,8 +117,7 @@ class StreamNetwork(Network):
 
     def start(self, pack: Any, n: int, context: Tensor | None = None) -> State:
         """The state of n events before their first step, with what it says of that step."""
-        params, state = self.begin(n, context)
-        return State({**state, "first": params})
+        return self.start_after(pack, *self.begin(n, context))
 
     def step(self, values: Tensor | None, s: int, state: State, pack: Any) -> tuple[Tensor, State]:
         """Read the values of the step before."""
@@ -127,6 +126,16 @@ class StreamNetwork(Network):
             return first, state
         params, state = self.read(values[:, None], state)
         return params[:, 0], state
+
+    def start_after(self, pack: Any, params: Tensor, state: State) -> State:
+        """As ``start``, of a walk that goes on with what was read.
+
+        Args:
+            pack: What ``pack`` gave.
+            params: (B, P), what was said last.
+            state: What ``begin`` or ``read`` returned with it.
+        """
+        return State({**state, "first": params})
 
 
 def require_levels(name: str, spec: DataSpec, num_params: int) -> None:
@@ -174,7 +183,7 @@ class AfterPrompt:
         for part in self._prompt.split(CHUNK):
             after, state = self._net.read(part.expand(n, -1)[..., None], state)
             first = after[:, -1]
-        return State({**state, "first": first})
+        return self._net.start_after(pack, first, state)
 
     def step(
         self, values: Tensor | None, s: int, state: State, pack: None

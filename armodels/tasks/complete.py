@@ -14,8 +14,9 @@ from armodels import build, charts, checkpoints, contexts, disk, pictures, show,
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
+from armodels.density.stream import reads
 from armodels.examples import draw_examples
-from armodels.prompts import go_on, read_prompt
+from armodels.prompts import go_on, num_values, read_prompt
 from armodels.spec import ContextSpec, DataSpec
 
 LARGEST_BATCH = 100_000
@@ -33,20 +34,20 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
     Args:
         known: A word of ``KNOWN``: where about ``keep`` of an example lies. Vectors and sequences
             count as one column for top and bottom (the first or last values), and as one row for
-            the others. Or names of a table's columns.
+            the others. Or names of a table's columns, or of a chorale's voices.
         keep: Between 0 and 1.
         spec: What a datum is.
         seed: Of ``random``.
 
     Raises:
-        ValueError: There is no such part or column of the data, or ``keep`` is no share.
+        ValueError: There is no such part, column or voice of the data, or ``keep`` is no share.
     """
     if not isinstance(known, str):
-        return _known_columns(known, spec)
+        return _known_names(known, spec)
     if known not in KNOWN:
         raise ValueError(
             f"known is {known!r}; choose from {', '.join(KNOWN)}"
-            + ("" if spec.columns is None else ", or a list of columns: known=[...]")
+            + (f", or names: {show.override('known', [spec.names[0]])}" if spec.names else "")
         )
     if not 0 <= keep <= 1:
         raise ValueError(f"keep is {keep}; it must lie between 0 and 1")
@@ -75,14 +76,15 @@ def known_part(known: str | list, keep: float, spec: DataSpec, seed: int) -> Ten
     return mask.expand(spec.shape[0], -1, -1) if spec.kind == "image" else mask.reshape(spec.shape)
 
 
-def _known_columns(known: list, spec: DataSpec) -> Tensor:
-    if spec.columns is None:
+def _known_names(known: list, spec: DataSpec) -> Tensor:
+    what = "columns" if spec.columns else "voices"
+    if not spec.names:
         raise ValueError(f"known is {known}, but {spec.name} has no named columns")
-    columns, names = spec.columns, [str(name) for name in known]
+    names = [str(name) for name in known]
     for name in names:
-        if name not in columns:
-            raise ValueError(f"known names {name!r}; the columns are {', '.join(columns)}")
-    return torch.tensor([name in names for name in columns])
+        if name not in spec.names:
+            raise ValueError(f"known names {name!r}; the {what} are {', '.join(spec.names)}")
+    return torch.tensor([name in names for name in spec.names]).expand(spec.shape)
 
 
 def read_mask(path: Path, spec: DataSpec) -> Tensor:
@@ -245,6 +247,75 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     show.say(f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled)")
 
 
+def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor) -> None:
+    """Draw what a user's tune lacks, by a model of windows: what follows it, or other voices.
+
+    Of a tune that goes on, the model hears as many of the last frames as its window has room for.
+
+    Args:
+        config: Of the verb; where ``known`` names voices, the tune has these alone.
+        restored: The model.
+        tune: Frames (t, F).
+
+    Raises:
+        ValueError: The tune, or what is asked for, does not fit into a window.
+    """
+    spec, known, answers = restored.spec, config["known"], config["num_completions"] or 1
+    config, size = _with_particles(config, spec), spec.unit_size
+    window, total = spec.num_dims // size, len(tune)
+    if config["top_k"] is not None or config["top_p"] is not None:
+        raise ValueError("top_k and top_p go with a model that reads, such as model=frames")
+    if isinstance(known, str):
+        length = num_values(config["length"], spec) // size if config["length"] else window // 2
+        if not 0 < length < window:
+            raise ValueError(
+                f"length is {length} frames, but the model draws windows of {window}: choose "
+                f"fewer, or train it with a larger data.length"
+            )
+        heard, columns, parts = min(total, window - length), [*range(size)], ["prompt"]
+    else:
+        if config["length"] is not None:
+            raise ValueError(
+                "length says how much follows a prompt, but known=[...] has the other voices of "
+                "the same frames drawn; leave one out"
+            )
+        if total > window:
+            raise ValueError(
+                f"the prompt has {total} frames, but the model draws windows of {window}: cut it, "
+                f"or train the model with a larger data.length"
+            )
+        length, heard, parts = 0, total, ["prompt", *known]
+        columns = [spec.names.index(name) for name in known]
+    x = torch.zeros(window, size, dtype=spec.dtype)
+    mask = torch.zeros(window, size, dtype=torch.bool)
+    x[:heard, columns], mask[:heard, columns] = tune[total - heard :].to(spec.dtype), True
+    result = restored.model.complete(
+        x.view(1, *spec.shape).repeat_interleave(answers, 0).to(restored.device),
+        mask.view(spec.shape).to(restored.device),
+        num_particles=config["num_particles"],
+        temperature=config["temperature"],
+        generator=torch.Generator().manual_seed(config["seed"]),
+        progress=True,
+    )
+    drawn = result.values.cpu().view(answers, window, size)[:, : heard + length]
+    whole, there = drawn, mask[: heard + length]
+    if unheard := total - heard:
+        before = tune[:unheard].to(spec.dtype)
+        whole = torch.cat([before.expand(answers, -1, -1), drawn], 1)
+        there = torch.cat([torch.ones_like(before, dtype=torch.bool), there])
+    shape = spec.shape[:-2] + (len(there), size) if spec.names else (there.numel(),)
+    longer = replace(spec, shape=shape)
+    show.say(f"from   {restored.origin}")
+    if unheard:
+        show.say(f"heard  the last {heard} of {total} frames, as a window has {window} of them")
+    _tell("method", result, config["num_particles"])
+    shown = views.view(
+        whole.view(answers, *shape), longer, known=there.view(shape), most_played=answers
+    )
+    stem = restored.folder_for(config["out"]) / f"{'-'.join(parts)}-seed{config['seed']}"
+    views.tell(views.save(shown, stem))
+
+
 def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
     wanted = config["num_particles"]
     number = TABLE_PARTICLES if spec.columns is not None else 1
@@ -259,8 +330,16 @@ def main(config: Mapping) -> None:
     """
     disk.require_place(config["out"])
     restored = checkpoints.from_config(config)
-    if (prompt := read_prompt(config, restored.spec)) is not None:
-        go_on(restored, prompt, config)
+    notes = restored.spec.notes
+    if notes and notes.voices and not isinstance(config["known"], str):
+        _known_names(config["known"], restored.spec)  # refuses what is no voice
+        named = tuple(config["known"])
+        notes = replace(notes, size=len(named), voices=named)
+    if (prompt := read_prompt(config, restored.spec, notes)) is not None:
+        if notes is None or reads(restored.model):
+            go_on(restored, prompt, config)
+        else:
+            complete_tune(config, restored, torch.from_numpy(prompt).view(-1, notes.size))
         return
     answers = 7 if config["num_completions"] is None else config["num_completions"]
     if config["table"]:
@@ -322,8 +401,9 @@ def main(config: Mapping) -> None:
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
     if spec.notes is not None:
-        heard = replace(views.view(values.flatten(0, 1), spec), picture=None)
-        views.tell(views.save(heard, folder / name))
+        tunes = [tune(x, mask, each, spec) for x, each in zip(truth, values, strict=True)]
+        views.tell(views.save_each(tunes, folder / name))
+        return
     picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
         with disk.atomic(folder / f"{name}.png") as file:
@@ -344,10 +424,6 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
     if charts.is_table(spec):
         picture = charts.completions(truth, mask, values, spec)
         return picture, "drawn, known and true values of each column"
-    if spec.notes is not None:
-        each = torch.cat([truth[:, None], values], 1)
-        picture = pictures.rolls(each.flatten(0, 1), spec, columns=each.shape[1])
-        return picture, "in each row what is true, then the answers"
     rows = torch.cat([truth[:, None], truth[:, None], values], 1)
     known = torch.ones_like(rows, dtype=torch.bool)
     known[:, 1] = mask
@@ -359,6 +435,22 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
         known=known.flatten(0, 1),
     )
     return picture, "true, known with the rest hatched, drawn"
+
+
+def tune(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> views.View:
+    """Answers (A, *event) to be heard, and a roll of what is true, then of them.
+
+    Args:
+        truth: (*event).
+        mask: True where a value is known, (*event).
+        values: The answers.
+        spec: What a datum is.
+    """
+    each = torch.cat([truth[None], values])
+    known = mask.expand(each.shape).clone()
+    known[0] = False
+    shown = views.view(values, spec, known=mask, most_played=len(values))
+    return replace(shown, picture=pictures.rolls(each, spec, known=known))
 
 
 def _tell(what: str, result: Completion, particles: int) -> None:

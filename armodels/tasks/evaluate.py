@@ -9,7 +9,7 @@ from armodels.checkpoints import Restored
 from armodels.density.stream import describe_past
 from armodels.evaluation import NoMean, describe, evaluate
 from armodels.examples import asked_for
-from armodels.run import RunDirectory, refuse_links
+from armodels.run import RunDirectory
 
 
 def main(config: Mapping) -> None:
@@ -54,11 +54,11 @@ def main(config: Mapping) -> None:
     show.say(f"model  {report['model']}{describe_past(restored.model)}")
     show.say(f"from   {restored.origin}")
     show.say(describe(split, result.report(spec), spec))
-    if adapt:
-        _keep(restored, config, f"{split}_adapted", report)
     if config["out"]:
         disk.write_json(Path(config["out"]), report)
         show.say(f"wrote  {config['out']}")
+    if adapt:
+        _keep(restored, config, f"{split}_adapted", report)
 
 
 def _keep(restored: Restored, config: Mapping, name: str, report: Mapping) -> None:
@@ -69,6 +69,9 @@ def _keep(restored: Restored, config: Mapping, name: str, report: Mapping) -> No
         config: Of the verb.
         name: Of the number in metrics.json.
         report: What was found.
+
+    Raises:
+        BlockingIOError: The run is being trained.
     """
     show.say(
         "       adapted: each symbol was scored before a copy of the model learned from it, so "
@@ -79,8 +82,9 @@ def _keep(restored: Restored, config: Mapping, name: str, report: Mapping) -> No
     if not own or restored.path.parent.name != "checkpoints":
         return
     run = RunDirectory(folder)
-    if (metrics := run.read_metrics()) is not None:
-        refuse_links(folder)
+    if run.read_metrics() is None:
+        return
+    with run.claimed(new=False):  # or what a training writes meanwhile would be lost
         about = {"adapt_lr": config["eval"]["adapt_lr"], "seconds": report["seconds"]}
-        run.write_metrics({**metrics, name: {**report["adapted"], **about}})
-        show.say(f"wrote  {folder / 'metrics.json'} ({name})")
+        run.write_metrics({**(run.read_metrics() or {}), name: {**report["adapted"], **about}})
+    show.say(f"wrote  {folder / 'metrics.json'} ({name})")

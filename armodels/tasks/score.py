@@ -9,15 +9,19 @@ from torch import Tensor
 
 from armodels import checkpoints, disk, show
 from armodels.checkpoints import Restored
+from armodels.data.collections import Tree
+from armodels.data.midi import MIDIS
 from armodels.data.rows import Examples
+from armodels.data.sound import CLIPS
 from armodels.data.text import read_symbols
 from armodels.density.stream import Piece, reads
 from armodels.evaluation import is_whole, log_probs, piece_log_probs
 from armodels.examples import asked_for
+from armodels.prompts import levels_of
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 COLUMNS = ("index", "nats", "bits_per_dim")
-OF_TEXTS = (*COLUMNS, "symbols", "nats_per_symbol")
+OF_PIECES = (*COLUMNS, "symbols", "nats_per_symbol")
 
 
 def main(config: Mapping) -> None:
@@ -30,18 +34,22 @@ def main(config: Mapping) -> None:
     if config["file"] is not None:
         disk.require_place(config["out"], mark=mark)
         restored = checkpoints.from_config(config)
-        piece = read_text(restored, config)
-        _score_text(restored, restored.spec, [piece], "piece" if by == "auto" else by, config)
+        files = own_files(restored, config)
+        pieces = [read_piece(file, restored.spec) for file in files]
+        names = [str(file) for file in files] if Path(config["file"]).expanduser().is_dir() else []
+        by = "piece" if by == "auto" else by
+        _score_pieces(restored, restored.spec, pieces, by, config, names)
         return
     restored, spec, examples = asked_for(config, mark=mark)
     if is_whole(restored.model, examples):
         by = "window" if by == "auto" else by
-        _score_text(restored, spec, examples.pieces, by, config)
+        _score_pieces(restored, spec, examples.pieces, by, config)
         return
     if by != "auto":
         raise ValueError(
-            f"by={by} is for a text and a model that reads it whole, without a context; leave it "
-            f"out: {restored.model.description} is scored on {spec.name} example by example"
+            f"by={by} is for a text, a sound or music, and a model that reads it whole, without "
+            f"a context; leave it out: {restored.model.description} is scored on {spec.name} "
+            f"example by example"
         )
     _score_examples(restored, spec, examples, config)
 
@@ -85,38 +93,68 @@ def _score_examples(
 def _path(restored: Restored, name: str, config: Mapping) -> Path:
     """Where the rows go."""
     what = config["split"] if config["file"] is None else Path(config["file"]).stem
+    if config["by"] != "auto":  # beside the rows of another kind
+        what += f"-by-{config['by']}"
     folder = restored.folder_for(None).parent
     return Path(config["out"] or folder / f"scores-{name}-{what}.csv")
 
 
-def read_text(restored: Restored, config: Mapping) -> Tensor:
-    """Levels (T,) of the user's own file.
+def own_files(restored: Restored, config: Mapping) -> list[Path]:
+    """The user's own files: the one that is named, or all of a folder, by name.
 
     Args:
-        restored: A model of texts.
+        restored: A model of texts, sounds or music.
         config: Of the verb.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The model is of no text, or does not read; or the file is empty, cannot be
-            read, or holds a symbol that the model does not know.
+        ValueError: The model does not read, or the folder holds no files of its kind.
     """
-    path, alphabet = Path(str(config["file"])).expanduser(), restored.spec.alphabet
-    if alphabet is None:
-        raise ValueError(f"file={path} is a text, but the model is of {restored.spec.name}")
+    spec, path = restored.spec, Path(str(config["file"])).expanduser()
     if "_target_" in config["data"]:
         raise ValueError("file=... and data=... both say what is scored; leave one out")
-    if not reads(restored.model) or restored.model.context is not None:
+    if spec.alphabet is None and spec.waveform is None and spec.notes is None:
         raise ValueError(
-            f"model {restored.model.description} reads no text of any length without a context; "
-            f"train one that does, such as model=rnn"
+            f"file={path} is a text, a sound or music, but the model is of {spec.name}"
         )
-    if not path.is_file():
+    if not reads(restored.model) or restored.model.context is not None:
+        what = "text" if spec.alphabet else "sound" if spec.waveform else "music"
+        raise ValueError(
+            f"model {restored.model.description} reads no {what} of any length without a context; "
+            f"train one that does, such as model={'frames' if spec.notes else 'rnn'}"
+        )
+    if not path.exists():
         raise FileNotFoundError(f"file {path} does not exist")
-    symbols = read_symbols(path, alphabet.unit)
+    if not path.is_dir():
+        return [path]
+    if spec.alphabet is not None:
+        found = sorted(one for one in path.rglob("*") if one.is_file())
+    else:
+        tree = Tree(path, CLIPS if spec.notes is None else MIDIS)
+        found = [path / name for name in tree.names]
+        for sentence in tree.left_out:
+            show.say(f"in {path}, left out are {sentence}")
+    if not found:
+        raise ValueError(f"folder {path} holds no file that the model could score")
+    return found
+
+
+def read_piece(file: Path, spec: DataSpec) -> Tensor:
+    """Levels (T,) of a file.
+
+    Args:
+        file: Of a text, a sound or music.
+        spec: What the model is of.
+
+    Raises:
+        ValueError: It is empty, cannot be read, or holds a symbol that the model does not know.
+    """
+    if spec.alphabet is None:
+        return torch.from_numpy(levels_of(file, spec, "file"))
+    symbols = read_symbols(file, spec.alphabet.unit)
     if not len(symbols):
-        raise ValueError(f"file {path} is empty")
-    return torch.from_numpy(alphabet.encoded(symbols, f"file {path}"))
+        raise ValueError(f"file {file} is empty")
+    return torch.from_numpy(spec.alphabet.encoded(symbols, f"file {file}"))
 
 
 def ends(piece: Tensor, by: str, spec: DataSpec) -> list[int]:
@@ -142,8 +180,13 @@ def ends(piece: Tensor, by: str, spec: DataSpec) -> list[int]:
     return found if found and found[-1] == size else [*found, size]
 
 
-def _score_text(
-    restored: Restored, spec: DataSpec, pieces: Sequence[Piece], by: str, config: Mapping
+def _score_pieces(
+    restored: Restored,
+    spec: DataSpec,
+    pieces: Sequence[Piece],
+    by: str,
+    config: Mapping,
+    names: Sequence[str] = (),
 ) -> None:
     """Write a row for each part of sequences that are read whole.
 
@@ -153,24 +196,26 @@ def _score_text(
         pieces: (T,) each.
         by: What a row is of.
         config: Of the verb.
+        names: Of the pieces, which the rows then say; none: they say none.
     """
     name = config["split"] if config["file"] is None else config["file"]
     cuts = [ends(piece[:], by, spec) for piece in pieces]
     found: list[list[Tensor]] = [[] for _ in pieces]
     for i, part in piece_log_probs(restored.model, pieces, progress=True, name=name):
         found[i].append(part)
-    rows: list[tuple[float, ...]] = []
-    total, number = 0.0, 0
-    for parts, places in zip(found, cuts, strict=True):
+    rows: list[tuple[float | str, ...]] = []
+    total, number, unit = 0.0, 0, spec.unit
+    for i, (parts, places) in enumerate(zip(found, cuts, strict=True)):
         values = torch.cat(parts)
         for part in values.tensor_split(places[:-1]):
-            of_part, size = -float(part.sum()), len(part)
-            each = of_part / size
-            rows.append((len(rows), of_part, each / math.log(2), size, each))
-        total, number = total - float(values.sum()), number + len(values)
+            of_part, symbols = -float(part.sum()), len(part) // spec.unit_size
+            each = of_part / symbols
+            row = (len(rows), of_part, of_part / len(part) / math.log(2), symbols, each)
+            rows.append((*row, names[i]) if names else row)
+        total, number = total - float(values.sum()), number + len(values) // spec.unit_size
     path = _path(restored, spec.name, config)
-    disk.write_csv(path, OF_TEXTS, rows)
-    mean, unit = total / number, spec.unit
+    disk.write_csv(path, (*OF_PIECES, "file") if names else OF_PIECES, rows)
+    mean = total / number
     show.say(f"from   {restored.origin}")
     show.say(
         f"mean   {mean:.4f} nats/{unit}, {mean / math.log(2):.4f} bits/{unit}, perplexity "
