@@ -121,7 +121,7 @@ def sampling(name: str, model: AutoregressiveModel, n: int = 64, repeats: int = 
 def cached_sampling(name: str, model: AutoregressiveModel, n: int = 16) -> None:
     """Cached step, and the naive one by a few of its steps: all take as long, a forward pass.
 
-    One thread does it all, and the clock is that of the processor: programs beside it do not count.
+    One thread does it all by the processor's clock: programs beside it do not count.
     """
     net, num_steps = model.net, model.net.num_steps
     chosen = range(0, num_steps, num_steps // 4)
@@ -317,7 +317,7 @@ def batches(batch_size: int, repeats: int = 320) -> None:
 def transformer_training(batch_size: int = 8, length: int = 256, repeats: int = 15) -> None:
     """Whole steps by the trainer, and by a plain loop with the same network and optimizer.
 
-    One thread does it all, and the clock is that of the processor: programs beside it do not count.
+    One thread does it all by the processor's clock: programs beside it do not count.
     """
     spec = DataSpec("random text", "sequence", (length,), 65, "probability")
     text = torch.randint(65, (100_000,), dtype=torch.uint8)

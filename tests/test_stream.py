@@ -21,7 +21,8 @@ from armodels.density.stream import (
     with_length,
 )
 from armodels.evaluation import evaluate, is_whole
-from armodels.networks.attention import Pattern, make_distances
+from armodels.networks.attention import Pattern, appended, make_distances, turned, turns
+from armodels.networks.base import State
 from armodels.networks.ngram import NGram
 from armodels.networks.recurrent import Recurrent
 from armodels.networks.stream import StreamNetwork
@@ -370,7 +371,11 @@ def test_distances_enter_as_in_the_papers():
         for weight in one.parameters():
             torch.nn.init.normal_(weight)
     for kind, one in made.items():
-        asked, placed, bias = one(query, keys)
+        by = turns(torch.arange(num), size)
+        asked, bias = one(query, keys)
+        placed = keys
+        if kind == "rotary":
+            asked, placed = turned(asked, by), turned(placed, by)
         found = asked @ placed.transpose(-1, -2) / size**0.5
         found = found if bias is None else found + bias
         for h, i, j in itertools.product(range(heads_), range(num), range(num)):
@@ -390,6 +395,52 @@ def test_distances_enter_as_in_the_papers():
                 terms = q @ k + q @ r + one.of_keys[h, 0] @ k + one.of_distances[h, 0] @ r
                 expected = terms / size**0.5
             torch.testing.assert_close(found[0, h, i, j], expected)
+
+
+@torch.no_grad()
+def test_what_is_appended_step_after_step_is_seldom_copied():
+    """In the room behind it; what another one reads of the same storage stays as it was."""
+    values = torch.randn(2, 3, 40, 4)
+    kept, storages = values[:, :, :1].clone(), []
+    for i in range(1, 40):
+        before = kept
+        kept = appended(kept, values[:, :, i : i + 1])[:, :, -10:]
+        assert kept.equal(values[:, :, max(i - 9, 0) : i + 1])
+        assert before.equal(values[:, :, max(i - 10, 0) : i])
+        storages.append(kept.untyped_storage().data_ptr())
+    assert 4 <= sum(a != b for a, b in itertools.pairwise(storages)) <= 7
+
+
+@torch.no_grad()
+def test_no_room_is_shared():
+    """By rows that are views of one, nor by a fork and what it was forked from."""
+    one, other = torch.randn(2, 2, 3, 1, 4)
+    kept = appended(appended(one[:1], one[:1]), one[:1])
+    rows = appended(kept.expand(2, -1, -1, -1), one)
+    assert rows[0, :, 3].equal(one[0, :, 0]) and rows[1, :, 3].equal(one[1, :, 0])
+    for fork in (State({"keys": kept}).fork(), State({"keys": kept}).fork(torch.tensor([0]))):
+        first, second = appended(fork["keys"], one[:1]), appended(kept, other[:1])
+        assert first[0, :, 3].equal(one[0, :, 0]) and second[0, :, 3].equal(other[0, :, 0])
+
+
+@pytest.mark.parametrize("name", ["transformer-past", "transformer-full", "transformer-learned"])
+@torch.no_grad()
+def test_two_continuations_of_a_transformer_are_apart(name):
+    """In turn and of other values, from a state that has room behind it: as each by itself."""
+    case = CASES[name]
+    net, values = case.build(0).net.with_length(21), values_of(case)
+    expected = net(torch.cat([values, values[:, :1]], 1))[:, -1]
+    _, state = net.begin(2)
+    for i in range(11):
+        _, state = net.read(values[:, i : i + 1, None], state)
+    forks = [state, state.fork(), state.fork(torch.tensor([1, 0]))]
+    reads = [values, values, values.flip(0)]
+    for i in range(11, 20):
+        for k in range(3):
+            params, forks[k] = net.read(reads[k][:, i : i + 1, None], forks[k])
+            found = params[:, 0] if k < 2 else params[[1, 0], 0]
+            if i == 19:
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()

@@ -12,9 +12,12 @@ from armodels.networks.attention import (
     Distances,
     Pattern,
     PlaceKind,
+    appended,
     full_mask,
     make_distances,
     places_of,
+    turned,
+    turns,
 )
 from armodels.networks.base import State
 from armodels.networks.layers import ModuleListOf, mark_table
@@ -76,7 +79,12 @@ class Block(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        by: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features, and all keys and values.
 
@@ -86,18 +94,20 @@ class Block(nn.Module):
             values: (B, heads, m, D).
             mask: (t, m + t) bool, which keys each value asks; None: all up to its own, where
                 m is 0 or t is 1.
+            by: (2, t, D / 2), how queries and keys are turned (``attention.turns``), if they are.
         """
         split = self.heads(normed(x)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        query, key = normed(query), normed(key)
-        keys, values = torch.cat([keys.to(key), key], 2), torch.cat([values.to(value), value], 2)
-        asked, placed, bias = self.distances(query, keys)
+        both, value = split[:, :, :2], split[:, :, 2].transpose(1, 2)
+        both = normed(both).permute(2, 0, 3, 1, 4)
+        query, key = both if by is None else turned(both, by.to(both))
+        keys, values = appended(keys, key), appended(values, value)
+        query, bias = self.distances(query, keys)
         if bias is not None:
             allowed = full_mask(*places_of(query, keys)) if mask is None else mask
             mask = bias.masked_fill(~allowed, -torch.inf)
         in_turn = self.causal and mask is None and x.shape[1] > 1
         read = F.scaled_dot_product_attention(
-            asked, placed, values, attn_mask=mask, is_causal=in_turn
+            query, keys, values, attn_mask=mask, is_causal=in_turn
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
         wide = self.wide(normed(x))
@@ -169,6 +179,7 @@ class Transformer(FeatureStream):
         require_heads(hidden_size, num_heads)
         self.num_heads = num_heads
         self.pattern = Pattern(attention, past, stride, summary)
+        self.turns = places == "rotary"
         self.dropout = nn.Dropout(dropout)
         self.blocks: ModuleListOf[Block] = ModuleListOf(
             Block(
@@ -203,11 +214,15 @@ class Transformer(FeatureStream):
         """Block after block."""
         kept, num = state["keys.0"].shape[2], x.shape[1]
         # All streams of a batch have read as many values; of no streams the sum is 0.
-        mask = self.pattern.mask(num, kept, state["read"][:1].sum())
+        read = state["read"][:1].sum()
+        mask, by = self.pattern.mask(num, kept, read), None
+        if self.turns:
+            places = read + torch.arange(num, device=x.device)
+            by = turns(places, state["keys.0"].shape[3]).to(x)
         first = self.pattern.first_kept(kept + num)
         after = {"read": state["read"] + num}
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            x, keys, values = block(x, state[f"keys.{i}"], state[f"values.{i}"], mask)
+            x, keys, values = block(x, state[f"keys.{i}"], state[f"values.{i}"], mask, by)
             after[f"keys.{i}"], after[f"values.{i}"] = keys[:, :, first:], values[:, :, first:]
         return self.params(normed(x)), after
