@@ -191,15 +191,14 @@ def appended(kept: Tensor, new: Tensor) -> Tensor:
     if num == 0 or new.shape[2] > 1 or torch.is_grad_enabled():
         return torch.cat([kept, new], 2)
     length = kept.stride(1) // size
-    first = kept.storage_offset() // size % length
     whole = kept.stride() == (heads * length * size, length * size, size, 1)
-    if not whole or first + num == length:
+    if not whole or kept.storage_offset() // size % length + num == length:
         room = kept.new_empty(n, heads, 2 * num + 1, size)
         room[:, :, :num] = kept
         kept = room[:, :, :num]
-    longer = kept.as_strided((n, heads, num + 1, size), kept.stride(), kept.storage_offset())
-    longer[:, :, num:] = new
-    return longer
+    stride, start = kept.stride(), kept.storage_offset()
+    kept.as_strided(new.shape, stride, start + num * size).copy_(new)
+    return kept.as_strided((n, heads, num + 1, size), stride, start)
 
 
 def waves(places: Tensor, size: int) -> Tensor:

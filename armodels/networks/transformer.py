@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.checks import Count, Share, checked
+from armodels.checks import Count, Number, Share, checked
 from armodels.networks.attention import (
     Attention,
     Distances,
@@ -124,13 +124,15 @@ class Transformer(FeatureStream):
     the last values are kept.
     Sources: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; over characters Al-Rfou et
     al., 2018, https://arxiv.org/abs/1808.04444; ``"strided"`` and ``"fixed"``: Child et al., 2019,
-    https://arxiv.org/abs/1904.10509 (Sparse Transformer).
+    https://arxiv.org/abs/1904.10509 (Sparse Transformer); ``memory``: Dai et al., 2019,
+    https://arxiv.org/abs/1901.02860 (Transformer-XL).
     Differs from the papers: normalization before each part, without weights; rotary places (Su et
     al., 2021) where no others are chosen, and learned and sinusoidal ones by distances, so that a
     stream has no end; normalized queries and keys (Henry et al., 2020,
     https://arxiv.org/abs/2010.04245); squared ReLU (So et al., 2021,
     https://arxiv.org/abs/2109.08668); blocks that begin as the identity; no biases. A sparse
-    attention takes both of its patterns in each head.
+    attention takes both of its patterns in each head; a memory is read anew for each window, by
+    the weights of that step, and its keys and values have no gradient either.
 
     Args:
         spec: What a datum is.
@@ -148,12 +150,16 @@ class Transformer(FeatureStream):
         summary: Of ``"fixed"``: values at the end of a block that are asked from later ones.
         places: How the distance of a value enters: ``"rotary"``; ``"learned"``, a number for each
             (Raffel et al., 2020); or ``"sinusoidal"`` (Dai et al., 2019).
+        memory: Values at the beginning of each window that training reads without gradient and
+            does not score, M: each of the others has as many before it at least. What follows
+            the beginning of a stream is then never scored, and the beginning has no weight.
         activation: ``"relu_squared"`` or ``"gelu"``.
         dropout: Probability of dropping a feature in training.
         context: What the model is conditioned on: a bias of the features.
 
     Raises:
-        ValueError: The heads cannot share the features, or an attention lacks what it needs.
+        ValueError: The heads cannot share the features, or an attention lacks what it needs, or a
+            memory leaves nothing to score or is longer than the model looks back.
     """
 
     @checked
@@ -171,6 +177,7 @@ class Transformer(FeatureStream):
         stride: Count | None = None,
         summary: Count | None = None,
         places: PlaceKind = "rotary",
+        memory: Number = 0,
         activation: Activation = "relu_squared",
         dropout: Share = 0.0,
         context: ContextSpec | None = None,
@@ -194,6 +201,24 @@ class Transformer(FeatureStream):
         self.params = nn.Linear(hidden_size, num_params)
         nn.init.zeros_(self.params.weight)
         mark_table(self.params.weight)
+        if memory:
+            self._remember(memory)
+
+    def _remember(self, memory: int) -> None:
+        """Raise ValueError unless so many values may come before what is scored."""
+        field = self.receptive_field
+        if memory >= self.num_steps:
+            raise ValueError(
+                f"memory is {memory}, but a window has {self.num_steps} values, of which none is "
+                f"left to score; set a smaller memory, or a larger data.length"
+            )
+        if field is not None and memory > field:
+            raise ValueError(
+                f"memory is {memory}, but the model looks back {field} values; set a smaller "
+                f"memory, or a larger past"
+            )
+        self.memory = memory
+        self.begins.requires_grad_(False)  # No window is scored by what follows it.
 
     @property
     def receptive_field(self) -> int | None:
