@@ -205,6 +205,38 @@ class Likelihood(Objective):
         return self.model._log_prob(x, context)
 
 
+class TrainedByStep(Trained, Protocol):
+    """A model that scores each step, see ``density.autoregressive.AutoregressiveModel``."""
+
+    def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor: ...
+
+
+@final
+class AfterMemory(Objective):
+    """log p of the values after the first ones, given these, scaled to the whole event.
+
+    Its nats per value are those of log p(x) where each value has at least so many before it; the
+    network reads the first ones without gradient (``networks.stream.FeatureStream``).
+
+    Source: Dai et al., 2019, https://arxiv.org/abs/1901.02860.
+
+    Args:
+        model: It has a network with a memory.
+        memory: Steps that are read and not scored, M.
+    """
+
+    model: TrainedByStep
+
+    def __init__(self, model: TrainedByStep, memory: int) -> None:
+        super().__init__(model)
+        self.memory = memory
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
+        steps = self.model._conditional_log_prob(x, context)
+        num_steps = steps.shape[1]
+        return steps[:, self.memory :].sum(1) * (num_steps / (num_steps - self.memory))
+
+
 @final
 class AllOrders(Objective):
     """An unbiased estimate of the mean of log p(x | order) over all orders.

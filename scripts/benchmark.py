@@ -14,12 +14,14 @@ import armodels  # noqa: F401  (first: it sets how long OpenMP's threads spin)
 
 # isort: split
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armodels import heads, orders
 from armodels.data.base import Splits, binarize
+from armodels.data.rows import Windows
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.walk import draw_noise
+from armodels.density.walk import draw_noise, one_thread
 from armodels.kernels import nade as kernels
 from armodels.machine import processor
 from armodels.networks.base import Network
@@ -31,6 +33,7 @@ from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
 from armodels.networks.pixelcnn import PixelCNN
 from armodels.networks.pixelcnn_pp import PixelCNNPP
+from armodels.networks.transformer import Transformer
 from armodels.networks.wavenet import WaveNet
 from armodels.schedules import Cosine
 from armodels.spec import DataSpec
@@ -42,6 +45,7 @@ from armodels.training.result import Origin
 from armodels.training.settings import Settings, Watching
 
 SPEC = DataSpec("random binary images", "image", (1, 28, 28), 2, "probability")
+BITS = DataSpec("random bits", "sequence", (784,), 2, "probability")
 WARM_UP = 40
 """Steps before those that are timed: the first ones touch memory for the first time."""
 ONES = 0.13
@@ -74,14 +78,14 @@ def table(title: str, seconds: dict[str, float], batch_size: int) -> None:
         print(f"  {name:<44}{1e3 * s:>10.2f} ms{batch_size / s:>12,.0f} /s{slowest / s:>9.1f}x")
 
 
-def build(network: type[Network], **options) -> AutoregressiveModel:
-    """A model of binary images with weights that make its pixels depend on one another."""
+def build(network: type[Network], spec: DataSpec = SPEC, **options) -> AutoregressiveModel:
+    """A model of binary values with weights that make them depend on one another."""
     torch.manual_seed(0)
-    head = heads.auto(SPEC)
-    net = network(SPEC, head.num_params, orders.make("raster", SPEC.shape), **options)
+    head = heads.auto(spec)
+    net = network(spec, head.num_params, orders.make("raster", spec.shape), **options)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.05)
-    net.set_marginals(torch.full((SPEC.num_dims, 1), -1.9))  # 13 % ones, as in MNIST
+    net.set_marginals(torch.full((spec.num_dims, 1), -1.9))  # 13 % ones, as in MNIST
     return AutoregressiveModel(net, head)
 
 
@@ -115,9 +119,13 @@ def sampling(name: str, model: AutoregressiveModel, n: int = 64, repeats: int = 
 
 
 def cached_sampling(name: str, model: AutoregressiveModel, n: int = 16) -> None:
-    """Cached step, and the naive one by a few of its steps: all take as long, a forward pass."""
-    net, chosen = model.net, range(0, SPEC.num_dims, 196)
-    noise = draw_noise((n, SPEC.num_dims, 1), torch.Generator().manual_seed(1), "cpu")
+    """Cached step, and the naive one by a few of its steps: all take as long, a forward pass.
+
+    One thread does it all by the processor's clock: programs beside it do not count.
+    """
+    net, num_steps = model.net, model.net.num_steps
+    chosen = range(0, num_steps, num_steps // 4)
+    noise = draw_noise((n, num_steps, 1), torch.Generator().manual_seed(1), "cpu")
     samples, naive_params = [], []
 
     def some_naive_steps():
@@ -125,26 +133,32 @@ def cached_sampling(name: str, model: AutoregressiveModel, n: int = 16) -> None:
         with torch.no_grad():
             naive_params[:] = [net(x)[:, s] for s in chosen]
 
-    seconds = alternate(
-        {
-            "cached": lambda: samples.append(model.sample(n, noise=noise)),
-            "naive": some_naive_steps,
-        },
-        repeats=1,
-    )
+    with one_thread():
+        seconds = alternate(
+            {
+                "cached": lambda: samples.append(model.sample(n, noise=noise)),
+                "naive": some_naive_steps,
+            },
+            repeats=1,
+            clock=time.process_time,
+        )
     # The samples' own parameters, step by step, are those of the forward pass.
     values = model._to_steps(samples[-1])
     with torch.no_grad():
         pack = net.pack()
         state = net.start(pack, n)
-        for s in range(SPEC.num_dims):
+        for s in range(num_steps):
             params, state = net.step(values[:, s - 1] if s else None, s, state, pack)
             if s in chosen:
                 torch.testing.assert_close(params, naive_params[chosen.index(s)])
-    naive = seconds["naive"] * SPEC.num_dims / len(chosen)
-    rows = {f"naive step ({len(chosen)} of 784 timed, times 784)": naive}
+    naive = seconds["naive"] * num_steps / len(chosen)
+    rows = {f"naive step ({len(chosen)} of {num_steps} timed)": naive}
     rows["cached step (the default)"] = seconds["cached"]
-    table(f"Sampling {n} binary 28x28 images with {name}, parameters equal", rows, n)
+    if model.spec.kind == "image":
+        table(f"Sampling {n} binary 28x28 images with {name}, parameters equal", rows, n)
+    else:
+        title = f"Sampling the bits of {n} streams of {num_steps} with {name}, parameters equal"
+        table(title, rows, n * num_steps)
 
 
 def streaming(num_layers: int, num_stacks: int, length: int, repeats: int = 3) -> None:
@@ -173,10 +187,8 @@ def streaming(num_layers: int, num_stacks: int, length: int, repeats: int = 3) -
                 model.net(samples["fused"])
 
     contestants = {"fused": fused, "cached": cached_step, "naive": naive_steps}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds = alternate(contestants, repeats, clock=time.process_time)
-    torch.set_num_threads(threads)
+    with one_thread():
+        seconds = alternate(contestants, repeats, clock=time.process_time)
     assert torch.equal(samples["fused"], samples["cached"]), "samples differ"
     rows = {
         f"naive step (4 of {length} timed)": seconds["naive"] / 4 * length,
@@ -302,6 +314,37 @@ def batches(batch_size: int, repeats: int = 320) -> None:
         print(f"  rows {name:<39}{1e3 * batch:>10.3f} ms of {share}")
 
 
+def transformer_training(batch_size: int = 8, length: int = 256, repeats: int = 15) -> None:
+    """Whole steps by the trainer, and by a plain loop with the same network and optimizer.
+
+    One thread does it all by the processor's clock: programs beside it do not count.
+    """
+    spec = DataSpec("random text", "sequence", (length,), 65, "probability")
+    text = torch.randint(65, (100_000,), dtype=torch.uint8)
+    rows = Windows(text, length)
+    torch.manual_seed(0)
+    plain, model = (AutoregressiveModel.of(Transformer, spec) for _ in range(2))
+    trainer = new_trainer(model, Splits(spec, rows, rows[:1], rows[:1]), batch_size)
+    net, optimizer = plain.net, torch.optim.AdamW(plain.parameters(), lr=1e-3, fused=True)
+
+    def by_loop():
+        starts = torch.randint(len(text) - length, (batch_size,))
+        x = torch.stack([text[start : start + length] for start in starts])
+        loss = F.cross_entropy(net(x).flatten(0, 1), x.flatten().long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    contestants = {"plain PyTorch loop": by_loop, "the trainer": trainer._step}
+    with one_thread():
+        seconds = alternate(contestants, repeats, clock=time.process_time)
+    num_symbols = batch_size * length
+    title = (
+        f"Training the transformer (4 x 128), symbols, batch {batch_size} x {length}, one thread"
+    )
+    table(title, seconds, num_symbols)
+
+
 def new_trainer(model: AutoregressiveModel, splits: Splits, batch_size: int) -> Trainer:
     """A trainer with the shipped settings, as ``armodels train`` makes it, before its steps."""
     settings = Settings(batch_size=batch_size, accelerator="cpu")
@@ -333,8 +376,12 @@ def main() -> None:
     cached_sampling("Row LSTM (3 x 16)", build(RowLSTM, **sizes))
     cached_sampling("Diagonal BiLSTM (3 x 16)", build(DiagonalBiLSTM, **sizes))
     cached_sampling("LMConv (4 x 32)", build(LMConv, num_blocks=4, num_channels=32, dilations=[1]))
+    for n in (1, 16):
+        deep = build(Transformer, BITS, num_layers=8, hidden_size=64)
+        cached_sampling("the transformer (8 x 64)", deep, n)
     streaming(10, 1, length=1024)
     streaming(10, 4, length=1024)
+    transformer_training()
     nade_training(build(NADE, hidden_size=500))
     made_training(build(MADE, hidden_sizes=[500]))
     for batch_size in (100, 256):

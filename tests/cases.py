@@ -563,6 +563,7 @@ CASES: dict[str, Case] = {
     ),
     "transformer-learned": transformer(TEXT, CATEGORICAL, 8, past=4, places="learned"),
     "transformer-sinusoidal": transformer(TEXT, CATEGORICAL, 8, past=4, places="sinusoidal"),
+    "transformer-memory": transformer(TEXT, CATEGORICAL, 8, past=3, memory=2, dropout=0.5),
     "transformer-given": given(transformer(TEXT, CATEGORICAL, 8)),
     "wavenet": wavenet(TEXT, CATEGORICAL, 4),
     "wavenet-bits": wavenet(data("sequence", 6, levels=2), BERNOULLI, 3, num_layers=3),

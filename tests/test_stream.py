@@ -21,10 +21,13 @@ from armodels.density.stream import (
     with_length,
 )
 from armodels.evaluation import evaluate, is_whole
-from armodels.networks.attention import Pattern, make_distances
+from armodels.networks.attention import Pattern, appended, make_distances, turned, turns
+from armodels.networks.base import State
 from armodels.networks.ngram import NGram
 from armodels.networks.recurrent import Recurrent
 from armodels.networks.stream import StreamNetwork
+from armodels.networks.transformer import Transformer
+from armodels.objectives import AfterMemory, Likelihood
 from armodels.spec import ContextSpec, DataSpec
 from armodels.training import timing
 from armodels.training.processes import make_fabric
@@ -370,7 +373,11 @@ def test_distances_enter_as_in_the_papers():
         for weight in one.parameters():
             torch.nn.init.normal_(weight)
     for kind, one in made.items():
-        asked, placed, bias = one(query, keys)
+        by = turns(torch.arange(num), size)
+        asked, bias = one(query, keys)
+        placed = keys
+        if kind == "rotary":
+            asked, placed = turned(asked, by), turned(placed, by)
         found = asked @ placed.transpose(-1, -2) / size**0.5
         found = found if bias is None else found + bias
         for h, i, j in itertools.product(range(heads_), range(num), range(num)):
@@ -390,6 +397,53 @@ def test_distances_enter_as_in_the_papers():
                 terms = q @ k + q @ r + one.of_keys[h, 0] @ k + one.of_distances[h, 0] @ r
                 expected = terms / size**0.5
             torch.testing.assert_close(found[0, h, i, j], expected)
+
+
+@torch.no_grad()
+def test_what_is_appended_step_after_step_is_seldom_copied():
+    """In the room behind it; what another one reads of the same storage stays as it was."""
+    values = torch.randn(2, 3, 40, 4)
+    kept, storages = values[:, :, :1].clone(), []
+    for i in range(1, 40):
+        before = kept
+        kept = appended(kept, values[:, :, i : i + 1])[:, :, -10:]
+        assert kept.equal(values[:, :, max(i - 9, 0) : i + 1])
+        assert before.equal(values[:, :, max(i - 10, 0) : i])
+        storages.append(kept.untyped_storage().data_ptr())
+    assert 4 <= sum(a != b for a, b in itertools.pairwise(storages)) <= 7
+
+
+@torch.no_grad()
+def test_no_room_is_shared():
+    """By rows that are views of one, nor by a fork and what it was forked from."""
+    one, other = torch.randn(2, 2, 3, 1, 4)
+    kept = appended(appended(one[:1], one[:1]), one[:1])
+    rows = appended(kept.expand(2, -1, -1, -1), one)
+    assert rows[:, :, 3].equal(one[:, :, 0])
+    for fork in (State({"keys": kept}).fork(), State({"keys": kept}).fork(torch.tensor([0]))):
+        first, second = appended(fork["keys"], one[:1]), appended(kept, other[:1])
+        assert first[:, :, 3].equal(one[:1, :, 0])
+        assert second[:, :, 3].equal(other[:1, :, 0])
+
+
+@pytest.mark.parametrize("name", ["transformer-past", "transformer-full", "transformer-learned"])
+@torch.no_grad()
+def test_two_continuations_of_a_transformer_are_apart(name):
+    """In turn and of other values, from a state that has room behind it: as each by itself."""
+    case = CASES[name]
+    net, values = case.build(0).net.with_length(21), values_of(case)
+    expected = net(torch.cat([values, values[:, :1]], 1))[:, -1]
+    _, state = net.begin(2)
+    for i in range(11):
+        _, state = net.read(values[:, i : i + 1, None], state)
+    forks = [state, state.fork(), state.fork(torch.tensor([1, 0]))]
+    reads = [values, values, values.flip(0)]
+    for i in range(11, 20):
+        for k in range(3):
+            params, forks[k] = net.read(reads[k][:, i : i + 1, None], forks[k])
+            found = params[:, 0] if k < 2 else params[[1, 0], 0]
+            if i == 19:
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
@@ -431,3 +485,101 @@ def test_an_ngram_needs_levels_and_no_context():
     past, known = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 1]]), torch.tensor([0, 1, 2, 2])
     expected = model.net.counts.log_prob_of(past, known, torch.tensor([0, 1, 1, 0]))
     torch.testing.assert_close(log_probs, expected)
+
+
+PLACES = ("rotary", "learned", "sinusoidal")
+
+
+def remembering(
+    memory: int, length: int = 8, places: str = "rotary", **keys
+) -> AutoregressiveModel:
+    torch.manual_seed(0)
+    spec = DataSpec("text", "sequence", (length,), 5, "probability")
+    sizes = {"num_layers": 2, "hidden_size": 8, "num_heads": 2, "past": 5}
+    model = AutoregressiveModel.of(Transformer, spec, places=places, memory=memory, **sizes | keys)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return model.double()
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("of", [None, ContextSpec("label", (), 3)])
+def test_training_reads_a_memory_without_gradient(places, of):
+    """The gradient is that of a reading by hand; what is remembered changes what is said."""
+    model = remembering(3, places=places, context=of)
+    x = random_events(model.spec, 4, 0)
+    context = None if of is None else torch.tensor([0, 1, 2, 0])
+    objective = model.train().default_objective()
+    assert type(objective) is AfterMemory
+    found = objective(x, context)
+    each = model.eval().conditional_log_prob(x, context)
+    torch.testing.assert_close(found, each[:, 3:].sum(1) * 8 / 5)
+    found.mean().backward()
+    gradients = {name: one.grad for name, one in model.named_parameters()}
+    assert gradients.pop("net.begins") is None
+    weights = {n: one for n, one in model.named_parameters() if n != "net.begins"}
+
+    net = model.net
+    _, state = net.begin(4, context)
+    _, state = net.read(x[:, :2, None], state)
+    state = State({n: one.detach() if n != "context" else one for n, one in state.items()})
+    params, _ = net.read(x[:, 2:7, None], state)
+    by_hand = model.head.log_prob(params, x[:, 3:, None]).sum(1) * 8 / 5
+    expected = torch.autograd.grad(by_hand.mean(), list(weights.values()))
+    for (name, found), one in zip(gradients.items(), expected, strict=True):
+        torch.testing.assert_close(found, one, msg=name)
+
+    other = x.clone()
+    other[:, 0] = (x[:, 0] + 1) % 5
+    with torch.no_grad():
+        assert not torch.isclose(objective(other, context), objective(x, context)).any()
+
+
+def test_features_of_a_memory_get_no_gradient():
+    model = remembering(3).train()
+    seen = []
+
+    def look(module, inputs, features):
+        features.retain_grad()
+        seen.append(features)
+
+    model.net.embed.register_forward_hook(look)
+    model.default_objective()(random_events(model.spec, 4, 0)).sum().backward()
+    (features,) = seen  # of all values but the last
+    moved = features.grad.abs().amax((0, 2)) > 0
+    assert moved.tolist() == [False] * 2 + [True] * 5
+
+
+def test_without_a_memory_nothing_is_stopped():
+    model = remembering(0).train()
+    assert type(model.default_objective()) is Likelihood
+    model.default_objective()(random_events(model.spec, 4, 0)).sum().backward()
+    assert all(one.grad.abs().sum() > 0 for one in model.parameters())
+
+
+@torch.no_grad()
+def test_a_memory_changes_no_likelihood():
+    x = random_events(remembering(0).spec, 4, 0)
+    assert remembering(3).eval().log_prob(x).equal(remembering(0).eval().log_prob(x))
+    longer = with_length(remembering(3), 3).train()  # of which nothing would be scored
+    assert longer.conditional_log_prob(x[:, :3]).shape == (4, 3)
+
+
+NO_MEMORY = {
+    8: "memory is 8, but a window has 8 values, of which none is left to score; set a smaller",
+    -1: "memory is -1; it must be",
+    1.5: "memory is 1.5; it must be",
+}
+
+
+@pytest.mark.parametrize("memory", NO_MEMORY)
+def test_a_memory_leaves_something_to_score(memory):
+    with pytest.raises((TypeError, ValueError), match=NO_MEMORY[memory]):
+        remembering(memory)
+
+
+def test_a_memory_is_no_longer_than_the_model_looks_back():
+    assert remembering(9, 20).net.memory == 9
+    with pytest.raises(ValueError, match="memory is 10, but the model looks back 9 values; set"):
+        remembering(10, 20)
+    assert remembering(19, 20, attention="full", past=None).net.memory == 19

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, final
 import torch
 from torch import Tensor
 
-from armodels import heads, orders
+from armodels import heads, objectives, orders
 from armodels.checks import checked, require_class
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
@@ -25,14 +25,8 @@ from armodels.density.walk import (
 )
 from armodels.heads import Head
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
-from armodels.objectives import (
-    AllOrders,
-    Canonical,
-    Likelihood,
-    Objective,
-    ObjectiveName,
-    RandomOrder,
-)
+from armodels.networks.stream import FeatureStream
+from armodels.objectives import Objective, ObjectiveName
 from armodels.orders import Order
 from armodels.spec import DataSpec
 
@@ -255,11 +249,16 @@ class AutoregressiveModel(DensityModel):
     def default_objective(self) -> Objective:
         """Of a model for all orders an estimate of the mean over them, else the likelihood.
 
-        Of one with a canonical order an estimate of what that order says.
+        Of one with a canonical order an estimate of what that order says, and of a network with
+        a memory the likelihood of what follows it.
         """
         if self.net.any_order:
-            return Canonical(self) if self.canonical else AllOrders(self)
-        return RandomOrder(self) if self.resample_orders else Likelihood(self)
+            return objectives.Canonical(self) if self.canonical else objectives.AllOrders(self)
+        if self.resample_orders:
+            return objectives.RandomOrder(self)
+        if isinstance(self.net, FeatureStream) and self.net.memory:
+            return objectives.AfterMemory(self, self.net.memory)
+        return objectives.Likelihood(self)
 
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         """A step's log-probability, shared evenly by its K values."""

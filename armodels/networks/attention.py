@@ -1,7 +1,8 @@
 """Attention of a stream's values to those before them: which are asked, and how places count.
 
 Places count from the oldest key at hand, so that only distances matter and small numbers are
-exact; only what asks by a value's place in its stream (``fixed_mask``) counts from the beginning.
+exact; a value's place in its stream counts where features are ``turned`` by it, once for all that
+ask later, in float64, and for ``fixed_mask``.
 Shapes: B batch, t queries, m keys, H heads, D features of a head; the last query stands at the
 last key.
 """
@@ -142,21 +143,62 @@ def _angles(places: Tensor, num: int) -> Tensor:
     return places[:, None] * rates
 
 
-def rotated(x: Tensor, places: Tensor) -> Tensor:
-    """Features (..., t, D) turned by angles that grow with their places (t,), D even.
+def turns(places: Tensor, size: int) -> Tensor:
+    """Cosines and sines of the angles by which features of places (t,) are turned.
+
+    Args:
+        places: (t,).
+        size: D, even.
+
+    Returns:
+        (2, t, D / 2), float64.
+    """
+    angles = _angles(places.double(), size // 2)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def turned(x: Tensor, by: Tensor) -> Tensor:
+    """Features (..., t, D) turned by angles that grow with their places.
 
     The product of two depends on the distance of their places alone.
     Source: Su et al., 2021, https://arxiv.org/abs/2104.09864.
 
     Args:
         x: (..., t, D).
-        places: (t,).
+        by: (2, t, D / 2), of ``turns``.
     """
-    half = x.shape[-1] // 2
-    angles = _angles(places, half)
-    cos, sin = angles.cos().to(x), angles.sin().to(x)
-    first, second = x[..., :half], x[..., half:]
+    cos, sin = by.unbind()
+    first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def appended(kept: Tensor, new: Tensor) -> Tensor:
+    """What is kept of earlier values and, behind it, what is new.
+
+    Step after step without gradient, the new is written into room behind the kept, which is made
+    for as many again where there is none: so S steps copy O(S), not O(S^2). The room is what the
+    storage has behind a view; a fork copies views alone, and so gets none.
+
+    Args:
+        kept: (B, H, m, D); it is used up.
+        new: (B, H, t, D).
+
+    Returns:
+        (B, H, m + t, D).
+    """
+    n, heads, num, size = kept.shape
+    kept = kept.to(new)
+    if num == 0 or new.shape[2] > 1 or torch.is_grad_enabled():
+        return torch.cat([kept, new], 2)
+    length = kept.stride(1) // size
+    whole = kept.stride() == (heads * length * size, length * size, size, 1)
+    if not whole or kept.storage_offset() // size % length + num == length:
+        room = kept.new_empty(n, heads, 2 * num + 1, size)
+        room[:, :, :num] = kept
+        kept = room[:, :, :num]
+    stride, start = kept.stride(), kept.storage_offset()
+    kept.as_strided(new.shape, stride, start + num * size).copy_(new)
+    return kept.as_strided((n, heads, num + 1, size), stride, start)
 
 
 def waves(places: Tensor, size: int) -> Tensor:
@@ -169,15 +211,15 @@ class Distances(nn.Module, ABC):
     """How the distance of a key enters what a query asks of it."""
 
     @abstractmethod
-    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What is multiplied, and what is added to the product over the root of D.
+    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the keys are multiplied by, and what is added to the product over the root of D.
 
         Args:
             query: (B, H, t, D); the last one stands at the last key.
             keys: (B, H, m, D).
 
         Returns:
-            Query and keys of the same shapes, and (..., t, m) or None.
+            A query of the same shape, and (..., t, m) or None.
         """
 
 
@@ -195,21 +237,11 @@ def _distances(query: Tensor, keys: Tensor, past: int) -> Tensor:
 
 @final
 class Unplaced(Distances):
-    """Distances do not enter: features say where they are."""
+    """Nothing is added: features say where they are, by what they were made of or ``turned``."""
 
-    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
         """As they are."""
-        return query, keys, None
-
-
-@final
-class Rotary(Distances):
-    """Features are turned by angles that grow with their places (``rotated``)."""
-
-    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Both turned; nothing is added."""
-        queries, places = places_of(query, keys)
-        return rotated(query, queries.double()), rotated(keys, places.double()), None
+        return query, None
 
 
 @final
@@ -228,10 +260,10 @@ class Learned(Distances):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(num_heads, past))
 
-    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
         """The numbers (H, t, m) are added."""
         bias = self.table[:, _distances(query, keys, self.table.shape[1])]
-        return query, keys, bias.to(query)
+        return query, bias.to(query)
 
 
 @final
@@ -251,7 +283,7 @@ class Sinusoidal(Distances):
         self.of_keys = nn.Parameter(torch.zeros(num_heads, 1, size // num_heads))
         self.of_distances = nn.Parameter(torch.zeros(num_heads, 1, size // num_heads))
 
-    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor | None]:
         """The products with the distances' own keys (B, H, t, m) are added."""
         num, size = keys.shape[2], self.heads.in_features
         distances = _distances(query, keys, num)
@@ -260,7 +292,7 @@ class Sinusoidal(Distances):
         asked = (query + self.of_distances) @ own.permute(1, 2, 0)  # (B, H, t, distances)
         index = distances.expand(*asked.shape[:2], *distances.shape)
         bias = asked.gather(-1, index) / math.sqrt(query.shape[-1])
-        return query + self.of_keys, keys, bias
+        return query + self.of_keys, bias
 
 
 def make_distances(places: PlaceKind, num_heads: int, size: int, past: int | None) -> Distances:
@@ -276,7 +308,7 @@ def make_distances(places: PlaceKind, num_heads: int, size: int, past: int | Non
         ValueError: Learned distances have no end.
     """
     if places == "rotary":
-        return Rotary()
+        return Unplaced()
     if places == "sinusoidal":
         return Sinusoidal(num_heads, size)
     if past is None:

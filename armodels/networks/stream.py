@@ -218,6 +218,10 @@ class FeatureStream(StreamNetwork):
     params: nn.Linear
     """Features -> parameters (B, t, P); subclasses set it."""
 
+    memory: int = 0
+    """Steps at the beginning of an event that training reads without gradient, for the others
+    alone (``objectives.AfterMemory``)."""
+
     def __init__(
         self,
         spec: DataSpec,
@@ -284,8 +288,19 @@ class FeatureStream(StreamNetwork):
         return self._run(self._features(values), state)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, S K) -> (B, S, P), the beginning and all values but the last at once."""
+        """(B, S K) -> (B, S, P), the beginning and all values but the last at once.
+
+        In training no gradient flows through what is read for the steps of the memory.
+        """
         begins = self.begins.expand(len(x), 1, -1)
         steps = x.unflatten(1, (-1, self.order.width))
         features = torch.cat([begins, self._features(steps[:, :-1])], 1)
-        return self._run(features, self._first(len(x), context))[0]
+        state = self._first(len(x), context)
+        if not (self.training and 0 < self.memory < features.shape[1]):
+            return self._run(features, state)[0]
+        with torch.no_grad():
+            before, read = self._run(features[:, : self.memory], state)
+        if (heard := state.get("context")) is not None:  # with its gradient
+            read["context"] = heard
+        after, _ = self._run(features[:, self.memory :], read)
+        return torch.cat([before, after], 1)

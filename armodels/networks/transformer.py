@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels.checks import Count, Share, checked
+from armodels.checks import Count, Number, Share, checked
 from armodels.networks.attention import (
     Attention,
     Distances,
     Pattern,
     PlaceKind,
+    appended,
     full_mask,
     make_distances,
     places_of,
+    turned,
+    turns,
 )
 from armodels.networks.base import State
 from armodels.networks.layers import ModuleListOf, mark_table
@@ -76,7 +79,12 @@ class Block(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        by: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Features, and all keys and values.
 
@@ -86,18 +94,20 @@ class Block(nn.Module):
             values: (B, heads, m, D).
             mask: (t, m + t) bool, which keys each value asks; None: all up to its own, where
                 m is 0 or t is 1.
+            by: (2, t, D / 2), how queries and keys are turned (``attention.turns``), if they are.
         """
         split = self.heads(normed(x)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        query, key = normed(query), normed(key)
-        keys, values = torch.cat([keys.to(key), key], 2), torch.cat([values.to(value), value], 2)
-        asked, placed, bias = self.distances(query, keys)
+        both, value = split[:, :, :2], split[:, :, 2].transpose(1, 2)
+        both = normed(both).permute(2, 0, 3, 1, 4)
+        query, key = both if by is None else turned(both, by.to(both))
+        keys, values = appended(keys, key), appended(values, value)
+        query, bias = self.distances(query, keys)
         if bias is not None:
             allowed = full_mask(*places_of(query, keys)) if mask is None else mask
             mask = bias.masked_fill(~allowed, -torch.inf)
         in_turn = self.causal and mask is None and x.shape[1] > 1
         read = F.scaled_dot_product_attention(
-            asked, placed, values, attn_mask=mask, is_causal=in_turn
+            query, keys, values, attn_mask=mask, is_causal=in_turn
         )
         x = x + self.dropout(self.mixed(read.transpose(1, 2).flatten(2)))
         wide = self.wide(normed(x))
@@ -114,13 +124,15 @@ class Transformer(FeatureStream):
     the last values are kept.
     Sources: Vaswani et al., 2017, https://arxiv.org/abs/1706.03762; over characters Al-Rfou et
     al., 2018, https://arxiv.org/abs/1808.04444; ``"strided"`` and ``"fixed"``: Child et al., 2019,
-    https://arxiv.org/abs/1904.10509 (Sparse Transformer).
+    https://arxiv.org/abs/1904.10509 (Sparse Transformer); ``memory``: Dai et al., 2019,
+    https://arxiv.org/abs/1901.02860 (Transformer-XL).
     Differs from the papers: normalization before each part, without weights; rotary places (Su et
     al., 2021) where no others are chosen, and learned and sinusoidal ones by distances, so that a
     stream has no end; normalized queries and keys (Henry et al., 2020,
     https://arxiv.org/abs/2010.04245); squared ReLU (So et al., 2021,
     https://arxiv.org/abs/2109.08668); blocks that begin as the identity; no biases. A sparse
-    attention takes both of its patterns in each head.
+    attention takes both of its patterns in each head; a memory is read anew for each window, by
+    the weights of that step, and its keys and values have no gradient either.
 
     Args:
         spec: What a datum is.
@@ -138,12 +150,16 @@ class Transformer(FeatureStream):
         summary: Of ``"fixed"``: values at the end of a block that are asked from later ones.
         places: How the distance of a value enters: ``"rotary"``; ``"learned"``, a number for each
             (Raffel et al., 2020); or ``"sinusoidal"`` (Dai et al., 2019).
+        memory: Values at the beginning of each window that training reads without gradient and
+            does not score, M: each of the others has as many before it at least. What follows
+            the beginning of a stream is then never scored, and the beginning has no weight.
         activation: ``"relu_squared"`` or ``"gelu"``.
         dropout: Probability of dropping a feature in training.
         context: What the model is conditioned on: a bias of the features.
 
     Raises:
-        ValueError: The heads cannot share the features, or an attention lacks what it needs.
+        ValueError: The heads cannot share the features, or an attention lacks what it needs, or a
+            memory leaves nothing to score or is longer than the model looks back.
     """
 
     @checked
@@ -161,6 +177,7 @@ class Transformer(FeatureStream):
         stride: Count | None = None,
         summary: Count | None = None,
         places: PlaceKind = "rotary",
+        memory: Number = 0,
         activation: Activation = "relu_squared",
         dropout: Share = 0.0,
         context: ContextSpec | None = None,
@@ -169,6 +186,7 @@ class Transformer(FeatureStream):
         require_heads(hidden_size, num_heads)
         self.num_heads = num_heads
         self.pattern = Pattern(attention, past, stride, summary)
+        self.turns = places == "rotary"
         self.dropout = nn.Dropout(dropout)
         self.blocks: ModuleListOf[Block] = ModuleListOf(
             Block(
@@ -183,6 +201,24 @@ class Transformer(FeatureStream):
         self.params = nn.Linear(hidden_size, num_params)
         nn.init.zeros_(self.params.weight)
         mark_table(self.params.weight)
+        if memory:
+            self._remember(memory)
+
+    def _remember(self, memory: int) -> None:
+        """Raise ValueError unless so many values may come before what is scored."""
+        field = self.receptive_field
+        if memory >= self.num_steps:
+            raise ValueError(
+                f"memory is {memory}, but a window has {self.num_steps} values, of which none is "
+                f"left to score; set a smaller memory, or a larger data.length"
+            )
+        if field is not None and memory > field:
+            raise ValueError(
+                f"memory is {memory}, but the model looks back {field} values; set a smaller "
+                f"memory, or a larger past"
+            )
+        self.memory = memory
+        self.begins.requires_grad_(False)  # No window is scored by what follows it.
 
     @property
     def receptive_field(self) -> int | None:
@@ -203,11 +239,15 @@ class Transformer(FeatureStream):
         """Block after block."""
         kept, num = state["keys.0"].shape[2], x.shape[1]
         # All streams of a batch have read as many values; of no streams the sum is 0.
-        mask = self.pattern.mask(num, kept, state["read"][:1].sum())
+        read = state["read"][:1].sum()
+        mask, by = self.pattern.mask(num, kept, read), None
+        if self.turns:
+            places = read + torch.arange(num, device=x.device)
+            by = turns(places, state["keys.0"].shape[3]).to(x)
         first = self.pattern.first_kept(kept + num)
         after = {"read": state["read"] + num}
         x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            x, keys, values = block(x, state[f"keys.{i}"], state[f"values.{i}"], mask)
+            x, keys, values = block(x, state[f"keys.{i}"], state[f"values.{i}"], mask, by)
             after[f"keys.{i}"], after[f"values.{i}"] = keys[:, :, first:], values[:, :, first:]
         return self.params(normed(x)), after
