@@ -147,6 +147,9 @@ class Network(nn.Module, ABC):
     kinds: ClassVar[frozenset[str]]
     """Kinds of data that the network accepts."""
 
+    otherwise: ClassVar[str] = "made"
+    """The model's config that takes the other kinds, for the sentence that refuses them."""
+
     any_order: ClassVar[bool] = False
     """Answers to any known part (``AnyOrderNetwork``) and is trained for all orders at once."""
 
@@ -154,8 +157,7 @@ class Network(nn.Module, ABC):
     """Follows the raster order and no other; its config names none."""
 
     num_components: ClassVar[int] = 10
-    """Gaussians of each conditional on real values, where the user names neither head nor number
-    (``head=auto``)."""
+    """Gaussians of each conditional on real values, where the user names no number of them."""
 
     order_table: Tensor
     """(S, K) flat indices of the event, see ``Order``."""
@@ -177,7 +179,7 @@ class Network(nn.Module, ABC):
             raise ValueError(
                 f"model {type(self).__name__} takes {' or '.join(sorted(self.kinds))} data, "
                 f"but {spec.name} is {spec.kind} data; "
-                f"use a model that takes it, such as model=made"
+                f"use a model that takes it, such as model={self.otherwise}"
             )
         if self.raster_only and order.name != "raster":
             name = type(self).__name__
@@ -299,7 +301,6 @@ class NaiveSteps:
 
     def pack(self) -> None:
         """Nothing is computed ahead."""
-        return
 
     def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
         """Events of zeros, and their context.
@@ -309,8 +310,7 @@ class NaiveSteps:
             n: Events, B.
             context: (B, *context.shape), where the network has one.
         """
-        net = self.net
-        device = net.order_table.device
+        net, device = self.net, self.net.order_table.device
         x = torch.zeros(n, net.spec.num_dims, dtype=net.values_dtype, device=device)
         return State({"x": x} if context is None else {"x": x, "context": context})
 
