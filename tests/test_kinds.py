@@ -84,6 +84,9 @@ ONLY_SEQUENCES = {
     "wavenet": "WaveNet",
 }
 
+OTHERWISE = {"transformer": "sigma_gpt"}
+"""What stands for a model on other kinds, where it is not MADE."""
+
 REFUSED = {
     (model, kind): (
         f"model {name} takes image data, but tiny-{KINDS[kind][0]} is {KINDS[kind][0]} data; "
@@ -95,7 +98,7 @@ REFUSED = {
 REFUSED |= {
     (model, kind): (
         f"model {name} takes sequence data, but tiny-{KINDS[kind][0]} is {KINDS[kind][0]} data; "
-        f"use a model that takes it, such as model=made"
+        f"use a model that takes it, such as model={OTHERWISE.get(model, 'made')}"
     )
     for model, name in ONLY_SEQUENCES.items()
     for kind in KINDS
@@ -194,3 +197,8 @@ def test_a_box_that_holds_not_all_of_valid_says_what_to_do(tmp_path):
 def test_no_pair_is_left_out():
     assert REFUSED.keys() <= set(PAIRS)
     assert set(MODELS) >= SMALL.keys() | ONLY_IMAGES.keys() | BASELINES
+
+
+def test_what_a_refusal_names_takes_the_data():
+    named = {(OTHERWISE.get(model, "made"), kind) for model, kind in REFUSED}
+    assert not named & REFUSED.keys()

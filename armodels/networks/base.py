@@ -43,10 +43,8 @@ class State(dict[str, Tensor]):
             what = type(rows).__name__
             if isinstance(rows, Tensor):
                 what = f"{str(rows.dtype).removeprefix('torch.')} {tuple(rows.shape)}"
-            raise ValueError(
-                f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
-                f"of a mask that is mask.nonzero()[:, 0]"
-            )
+            said = f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
+            raise ValueError(f"{said}of a mask that is mask.nonzero()[:, 0]")
         try:
             return State({name: tensor.index_select(0, rows) for name, tensor in self.items()})
         except IndexError as error:  # Torch looks at the rows itself: no check of ours takes time.
@@ -147,6 +145,9 @@ class Network(nn.Module, ABC):
     kinds: ClassVar[frozenset[str]]
     """Kinds of data that the network accepts."""
 
+    otherwise: ClassVar[str] = "made"
+    """The model's config that takes the other kinds, for the sentence that refuses them."""
+
     any_order: ClassVar[bool] = False
     """Answers to any known part (``AnyOrderNetwork``) and is trained for all orders at once."""
 
@@ -157,7 +158,7 @@ class Network(nn.Module, ABC):
     """May be conditioned; else neither its arguments nor its config name a context."""
 
     num_components: ClassVar[int] = 10
-    """Gaussians of each conditional on real values, unless the user names a head or a number."""
+    """Gaussians of each conditional on real values, where the user names no number of them."""
 
     order_table: Tensor
     """(S, K) flat indices of the event, see ``Order``."""
@@ -179,7 +180,7 @@ class Network(nn.Module, ABC):
         if spec.kind not in self.kinds:
             raise ValueError(
                 f"model {name} takes {' or '.join(sorted(self.kinds))} data, but {spec.name} is "
-                f"{spec.kind} data; use a model that takes it, such as model=made"
+                f"{spec.kind} data; use a model that takes it, such as model={self.otherwise}"
             )
         if self.raster_only and order.name != "raster":
             raise ValueError(f"model {name} follows the raster order only, not {order.name}")
@@ -299,7 +300,6 @@ class NaiveSteps:
 
     def pack(self) -> None:
         """Nothing is computed ahead."""
-        return
 
     def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
         """Events of zeros, and their context.
@@ -309,8 +309,7 @@ class NaiveSteps:
             n: Events, B.
             context: (B, *context.shape), where the network has one.
         """
-        net = self.net
-        device = net.order_table.device
+        net, device = self.net, self.net.order_table.device
         x = torch.zeros(n, net.spec.num_dims, dtype=net.values_dtype, device=device)
         return State({"x": x} if context is None else {"x": x, "context": context})
 

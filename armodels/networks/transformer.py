@@ -162,6 +162,8 @@ class Transformer(FeatureStream):
             memory leaves nothing to score or is longer than the model looks back.
     """
 
+    otherwise = "sigma_gpt"
+
     @checked
     def __init__(
         self,
