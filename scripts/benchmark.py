@@ -376,7 +376,7 @@ def main() -> None:
     cached_sampling("Row LSTM (3 x 16)", build(RowLSTM, **sizes))
     cached_sampling("Diagonal BiLSTM (3 x 16)", build(DiagonalBiLSTM, **sizes))
     cached_sampling("LMConv (4 x 32)", build(LMConv, num_blocks=4, num_channels=32, dilations=[1]))
-    for n in (1, 16):
+    for n in (1, 16, 64):
         deep = build(Transformer, BITS, num_layers=8, hidden_size=64)
         cached_sampling("the transformer (8 x 64)", deep, n)
     streaming(10, 1, length=1024)
