@@ -39,7 +39,7 @@ ZERO = {
     "valid", "test", "repeat",
     "num_noops", "betas", "max_epochs", "max_steps", "max_minutes", "checkpoint_every",
     "samples.num", "samples.temperature", "temperature", "num_neighbours", "keep", "label",
-    "port", "noise",
+    "port", "noise", "memory",
 }  # fmt: skip
 NEGATIVE = {"min_log_scale", "max_log_scale"}
 

@@ -43,8 +43,8 @@ class State(dict[str, Tensor]):
             what = type(rows).__name__
             if isinstance(rows, Tensor):
                 what = f"{str(rows.dtype).removeprefix('torch.')} {tuple(rows.shape)}"
-            said = f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
-            raise ValueError(f"{said}of a mask that is mask.nonzero()[:, 0]")
+            problem = f"a state is forked by an int64 tensor of rows, (N,), but got {what}; "
+            raise ValueError(f"{problem}of a mask that is mask.nonzero()[:, 0]")
         try:
             return State({name: tensor.index_select(0, rows) for name, tensor in self.items()})
         except IndexError as error:  # Torch looks at the rows itself: no check of ours takes time.
