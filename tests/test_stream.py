@@ -424,6 +424,22 @@ def test_no_room_is_shared():
         first, second = appended(fork["keys"], one[:1]), appended(kept, other[:1])
         assert first[:, :, 2].equal(one[:1, :, 0])
         assert second[:, :, 2].equal(other[:1, :, 0])
+    laid = torch.randn(1, 1, 4, 8)
+    across = laid.transpose(2, 3)[:, :, :2]  # all of its storage, but not in rows
+    expected = torch.cat([across, laid[:, :, :1, :4]], 2)
+    assert appended(across, laid[:, :, :1, :4].clone()).equal(expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
+@torch.no_grad()
+def test_a_copy_has_no_room_whatever_its_strides(shape):
+    """A clone of one row and one head keeps the strides of the room that it leaves behind."""
+    values = torch.randn(*shape, 6, 4)
+    for at in range(1, 6):
+        kept = values[:, :, :1].clone()
+        for i in range(1, 6):
+            kept = appended(kept.clone() if i == at else kept, values[:, :, i : i + 1])
+        assert kept.equal(values)
 
 
 @pytest.mark.parametrize("name", ["transformer-past", "transformer-full", "transformer-learned"])

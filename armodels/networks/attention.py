@@ -192,7 +192,9 @@ def appended(kept: Tensor, new: Tensor) -> Tensor:
         return torch.cat([kept, new], 2)
     length = kept.stride(1) // size
     whole = kept.stride() == (heads * length * size, length * size, size, 1)
-    if not whole or kept.storage_offset() // size % length + num == length:
+    # A copy of one stream and one head has the strides of a room, and none of the room.
+    held = kept.untyped_storage().nbytes() == n * heads * length * size * kept.element_size()
+    if not (whole and held) or kept.storage_offset() // size % length + num == length:
         room = kept.new_empty(n, heads, 2 * num + 1, size)
         room[:, :, :num] = kept
         kept = room[:, :, :num]
