@@ -1,5 +1,7 @@
 """Speed side by side: sampling by steps, cached steps and fused walks; training steps.
 
+    python scripts/benchmark.py [WORD ...]    (only comparisons whose name holds one of the words)
+
 Each comparison alternates its contestants in one process and takes medians, because absolute
 figures drift: only the ratios of one run mean something. ``make bench`` takes some minutes,
 most of them the PixelCNNs' naive steps.
@@ -7,6 +9,7 @@ most of them the PixelCNNs' naive steps.
 
 import functools
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -361,32 +364,51 @@ def new_trainer(model: AutoregressiveModel, splits: Splits, batch_size: int) -> 
     return trainer
 
 
-def main() -> None:
-    """Run every comparison."""
-    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    sampling("NADE (500)", build(NADE, hidden_size=500))
-    sampling("MADE ([500])", build(MADE, hidden_sizes=[500]))
-    sizes = {"num_layers": 7, "num_channels": 32}
-    sampling("PixelCNN (7 x 32)", build(PixelCNN, **sizes), n=16, repeats=1)
-    sampling("Gated PixelCNN (7 x 32)", build(GatedPixelCNN, **sizes), n=16, repeats=1)
-    small = {"num_channels": 32, "num_resnets": 2}
-    cached_sampling("PixelCNN++ (32 x 2, 2 stages)", build(PixelCNNPP, num_stages=2, **small))
-    cached_sampling("PixelSNAIL (4 blocks x 32)", build(PixelSNAIL, num_blocks=4, **small))
-    sizes = {"num_layers": 3, "num_channels": 16}
-    cached_sampling("Row LSTM (3 x 16)", build(RowLSTM, **sizes))
-    cached_sampling("Diagonal BiLSTM (3 x 16)", build(DiagonalBiLSTM, **sizes))
-    cached_sampling("LMConv (4 x 32)", build(LMConv, num_blocks=4, num_channels=32, dilations=[1]))
+def comparisons() -> dict[str, Callable[[], None]]:
+    """Each by its name."""
+    deep, small = {"num_layers": 7, "num_channels": 32}, {"num_channels": 32, "num_resnets": 2}
+    lstm, xl = {"num_layers": 3, "num_channels": 16}, {"num_layers": 8, "hidden_size": 64}
+
+    def of(run: Callable, name: str, network: type[Network], options: dict, **keys) -> None:
+        chosen[name] = lambda: run(name, build(network, **options), **keys)
+
+    chosen: dict[str, Callable[[], None]] = {}
+    of(sampling, "NADE (500)", NADE, {"hidden_size": 500})
+    of(sampling, "MADE ([500])", MADE, {"hidden_sizes": [500]})
+    of(sampling, "PixelCNN (7 x 32)", PixelCNN, deep, n=16, repeats=1)
+    of(sampling, "Gated PixelCNN (7 x 32)", GatedPixelCNN, deep, n=16, repeats=1)
+    of(cached_sampling, "PixelCNN++ (32 x 2, 2 stages)", PixelCNNPP, {"num_stages": 2, **small})
+    of(cached_sampling, "PixelSNAIL (4 blocks x 32)", PixelSNAIL, {"num_blocks": 4, **small})
+    of(cached_sampling, "Row LSTM (3 x 16)", RowLSTM, lstm)
+    of(cached_sampling, "Diagonal BiLSTM (3 x 16)", DiagonalBiLSTM, lstm)
+    blocks = {"num_blocks": 4, "num_channels": 32, "dilations": [1]}
+    of(cached_sampling, "LMConv (4 x 32)", LMConv, blocks)
     for n in (1, 16, 64):
-        deep = build(Transformer, BITS, num_layers=8, hidden_size=64)
-        cached_sampling("the transformer (8 x 64)", deep, n)
-    streaming(10, 1, length=1024)
-    streaming(10, 4, length=1024)
-    transformer_training()
-    nade_training(build(NADE, hidden_size=500))
-    made_training(build(MADE, hidden_sizes=[500]))
+        chosen[f"transformer (8 x 64), {n} streams"] = lambda n=n: cached_sampling(
+            "the transformer (8 x 64)", build(Transformer, BITS, **xl), n
+        )
+    for num_stacks in (1, 4):
+        chosen[f"WaveNet ({num_stacks} x 10)"] = functools.partial(
+            streaming, 10, num_stacks, length=1024
+        )
+    chosen["training the transformer"] = transformer_training
+    chosen["training NADE"] = lambda: nade_training(build(NADE, hidden_size=500))
+    chosen["training MADE"] = lambda: made_training(build(MADE, hidden_sizes=[500]))
     for batch_size in (100, 256):
-        batches(batch_size)
+        chosen[f"batches of {batch_size}"] = functools.partial(batches, batch_size)
+    return chosen
+
+
+def main(words: list[str]) -> None:
+    """Run the comparisons whose names hold one of the words; without words all."""
+    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
+    every = comparisons()
+    chosen = [name for name in every if not words or any(word in name for word in words)]
+    if not chosen:
+        raise SystemExit(f"no comparison holds {' or '.join(words)}; there are {', '.join(every)}")
+    for name in chosen:
+        every[name]()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
