@@ -566,6 +566,16 @@ def test_features_of_a_memory_get_no_gradient():
     assert moved.tolist() == [False] * 2 + [True] * 5
 
 
+def test_a_memory_in_mixed_precision_leaves_each_weight_its_gradient():
+    """PyTorch keeps weights that it has cast, and older ones without gradient if cast so."""
+    model = remembering(3).float().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.default_objective()(random_events(model.spec, 4, 0)).sum()
+    loss.backward()
+    weights = {name: one for name, one in model.named_parameters() if name != "net.begins"}
+    assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in weights.values())
+
+
 def test_without_a_memory_nothing_is_stopped():
     model = remembering(0).train()
     assert type(model.default_objective()) is Likelihood

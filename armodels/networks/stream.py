@@ -300,6 +300,9 @@ class FeatureStream(StreamNetwork):
             return self._run(features, state)[0]
         with torch.no_grad():
             before, read = self._run(features[:, : self.memory], state)
+        if torch.is_autocast_enabled(x.device.type):
+            # Older PyTorch keeps weights as it cast them here, without gradient (its issue 65766).
+            torch.clear_autocast_cache()
         if (heard := state.get("context")) is not None:  # with its gradient
             read["context"] = heard
         after, _ = self._run(features[:, self.memory :], read)

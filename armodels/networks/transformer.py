@@ -153,6 +153,8 @@ class Transformer(FeatureStream):
         memory: Values at the beginning of each window that training reads without gradient and
             does not score, M: each of the others has as many before it at least. What follows
             the beginning of a stream is then never scored, and the beginning has no weight.
+            ``log_prob`` is what it is without: log p of a whole event, each value given those
+            before it in the event alone, of which the first ones have fewer than M.
         activation: ``"relu_squared"`` or ``"gelu"``.
         dropout: Probability of dropping a feature in training.
         context: What the model is conditioned on: a bias of the features.
