@@ -99,7 +99,7 @@ class Evaluation:
         past: So many values before it each value saw, or all of its sequence where there were
             fewer; 0: windows are scored apart, so that the first value of each saw none.
         by_piece: Mean over several pieces of the mean log-probability of a value of each, nats;
-            NaN where there are not several.
+            None where there are not several.
     """
 
     num_examples: int
@@ -107,7 +107,7 @@ class Evaluation:
     standard_error: float
     num_symbols: int
     past: int = 0
-    by_piece: float = math.nan
+    by_piece: float | None = None
 
     def report(self, spec: DataSpec) -> dict[str, float]:
         """Numbers for metrics.json: nats and bits/dim, with 95 % half-widths."""
@@ -124,7 +124,7 @@ class Evaluation:
             report["past_symbols_at_least"] = self.past // spec.unit_size
             report["nats_per_symbol"] = report["nats"] / spec.num_units
             report["bits_per_symbol"] = report["bits_per_dim"] * spec.unit_size
-        if not math.isnan(self.by_piece):
+        if self.by_piece is not None:
             report["nats_per_symbol_by_piece"] = -self.by_piece * spec.unit_size
         return report
 
@@ -311,7 +311,7 @@ def _evaluate_pieces(
         raise NoMean(f"a symbol of {name or 'the data'} has no finite log-probability")
     spread = max(squares - of_windows**2 / max(count, 1), 0.0)
     error = math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan
-    by_piece = means / pieces if pieces > 1 else math.nan
+    by_piece = means / pieces if pieces > 1 else None
     return Evaluation(int(count), total / symbols * length, error, int(symbols), by_piece=by_piece)
 
 
