@@ -31,6 +31,7 @@ VERSE = "the cat sat on the mat.\nthe dog ran to the cat.\n" * 60
 DATA = ("data=text", "data.path=verse.txt", "data.length=16", *QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTED)
 def test_counts_that_grow_are_those_of_the_text_so_far(name):
     """Whatever is known before: each distribution is that of a fit to all symbols until then."""

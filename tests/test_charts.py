@@ -139,6 +139,7 @@ def test_completions_of_a_table_say_what_is_known(figures):
     assert squares.get_xdata().tolist() == [110.0, 120.0]
 
 
+@pytest.mark.slow
 def test_charts_are_pictures():
     both = charts.table(torch.randn(500, 2), TABLE, torch.randn(500, 2))
     assert both.dtype == torch.uint8

@@ -143,6 +143,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["status.json", "metrics.json", "config.yaml"])
 def test_a_damaged_run_hides_no_other(name, damage, folder, tmp_path):

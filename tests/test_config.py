@@ -116,6 +116,7 @@ def config_of(*args: str) -> dict:
     return OmegaConf.to_container(OmegaConf.create(shown))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_builds(name):
     config = config_of(f"experiment={name}")
@@ -209,6 +210,7 @@ def commands() -> list[str]:
     return sorted(set(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", commands())
 def test_documented_commands_compose(line, tmp_path):
     verb, *args = shlex.split(line, comments=True)[1:]

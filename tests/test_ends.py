@@ -99,6 +99,7 @@ def test_a_directory_that_is_gone_is_said(tmp_path):
 ENDS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("verb", ["eval", "sample", "complete", "score", "compare"])
 def test_a_signal_ends_a_verb_with_a_word_and_the_way_to_go_on(verb, name, folder, monkeypatch):

@@ -31,6 +31,7 @@ def test_an_own_array(monkeypatch, tmp_path):
     assert (completed == x).double().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_an_own_network(monkeypatch, tmp_path):
     found = run("own_network.py", monkeypatch, tmp_path)
     result = found["result"]

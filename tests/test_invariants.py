@@ -460,6 +460,7 @@ def test_completion_keeps_known_values(case):
         assert torch.equal(done.values, again.values)
 
 
+@pytest.mark.slow
 @over(lambda case: countable(case) and case.spec.num_dims > 1)
 def test_completion_follows_the_conditional(case):
     """Exact or by many particles; whatever the model's order, early or late values known."""
@@ -481,6 +482,7 @@ def of_single_channels(case: Case) -> bool:
     return not (model.model if case.num_orders > 1 else model).head.joint
 
 
+@pytest.mark.slow
 @over(of_single_channels)
 def test_channels_that_are_known_choose_an_order(case):
     """Exact where an order that the model was trained on puts them first, else by particles."""
@@ -751,6 +753,7 @@ def every_order(case: Case, model):
         yield orders.Order(torch.tensor(one).reshape(-1, model.net.order.width))
 
 
+@pytest.mark.slow
 @over(lambda case: case.any_order and not case.canonical and case.spec.num_dims <= 6)
 def test_training_for_all_orders_estimates_their_mean_without_bias(case):
     mixture, x = case.build(0), case.events(1)

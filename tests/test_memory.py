@@ -46,6 +46,7 @@ def test_a_model_for_which_memory_is_short_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ngram", "markov"])
 def test_counts_of_a_text_beyond_memory_are_refused(model, tmp_path):
     """Of 10^13 bytes, in a file of holes that takes no room on the disk."""

@@ -338,6 +338,7 @@ def test_a_melody_recurs_in_another_key():
     assert [melodies.recurring(test, train, num) for num in (2, 3)] == [2, 1]
 
 
+@pytest.mark.slow
 @needs_real
 def test_the_corpora_are_those_of_the_field():
     sizes = {}

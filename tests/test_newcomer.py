@@ -65,6 +65,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_a_walk_leads_where_it_says(number, runs):
     """At most eight stations, none visited twice, in the order in which the command calls them."""

@@ -164,6 +164,7 @@ def test_the_changelog_keeps_its_form():
     assert set(re.findall(r"^### (.+)$", page, re.M)) <= kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["armodels", "configs", "scripts", "tests"])
 def test_the_oldest_python_can_read_every_file(folder):
     for path in (ROOT / folder).rglob("*.py"):

@@ -32,6 +32,7 @@ def same(one, other):
     return one == other
 
 
+@pytest.mark.slow
 def test_the_selected_run_is_the_best_of_the_separate_ones(tmp_path):
     told = train_tiny(tmp_path, SELECT, "trainer.patience=3", "out=all")
     alone = {}

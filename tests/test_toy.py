@@ -29,6 +29,7 @@ def _grid(box, num: int) -> tuple[torch.Tensor, float]:
     return points, (x1 - x0) * (y1 - y0) / num**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSITIES)
 def test_density_is_one_distribution(name):
     """The log-density integrates to one over the box, and the draws follow it cell by cell."""

@@ -230,6 +230,7 @@ VERBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_runs_what_a_run_names(verb, strange):
     args, parts = VERBS[verb]
@@ -351,6 +352,7 @@ BOMBS = ("packed", "width", "masks", "layers", "number", "orders", "shape", "lau
          "rows", "expanded")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs_are_refused_by_what_they_state(kind, strange):
     """Within a tenth of the memory that believing them takes."""
