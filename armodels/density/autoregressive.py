@@ -274,7 +274,8 @@ class AutoregressiveModel(DensityModel):
             first = x if first is None else first
             chunks.append(self._to_steps(x))
             size += chunks[-1].numel()
-            if size > 100_000_000 or sum(map(len, chunks)) >= 100_000:
+            # All values of a stream have one marginal; of another event each has its own.
+            if size > (10_000_000 if isinstance(self.net, FeatureStream) else 100_000_000):
                 break
         self.net.set_marginals(self._marginal_params(chunks))
         assert first is not None  # Without batches there was nothing to concatenate.
