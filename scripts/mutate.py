@@ -255,7 +255,7 @@ def _pytest(folder: Path, tests: list[str], told: str) -> None:
     out = os.open(told, os.O_WRONLY)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    options = ["-x", "-q", "-p", "no:cacheprovider"]
     code = pytest.main([*options, *(f"tests/{name}" for name in tests)])
     sys.stdout.flush()
     os._exit(code)  # a thread that a broken test left behind must not keep the process

@@ -26,6 +26,8 @@ from armodels.data.rows import (
     take,
 )
 from armodels.density import autoregressive
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.networks.recurrent import Recurrent
 from armodels.spec import ContextSpec, DataSpec
 
 SPEC = DataSpec("bits", "vector", (3,), 4, "probability")
@@ -640,6 +642,21 @@ class Long:
 
     def __getitem__(self, rows):
         return rows % 14
+
+
+def test_a_text_is_read_as_far_as_its_one_marginal_needs():
+    """Ten million values, of which no network asks where they stood."""
+    spec = DataSpec("text", "sequence", (1024,), 4, "probability")
+    model = AutoregressiveModel.of(Recurrent, spec, hidden_size=2)
+    seen = []
+
+    def batches():
+        for _ in range(30):
+            seen.append(torch.ones(1000, 1024, dtype=torch.uint8))
+            yield seen[-1]
+
+    model.initialize(batches())
+    assert len(seen) == 10
 
 
 TRAIN_ON_5_GB = ("train", "data=text", "data.unit=byte", "data.valid=1e-5", "data.test=1e-5",
