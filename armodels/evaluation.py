@@ -123,6 +123,7 @@ class Evaluation:
             report["num_symbols"] = self.num_symbols // spec.unit_size
             report["past_symbols_at_least"] = self.past // spec.unit_size
             report["nats_per_symbol"] = report["nats"] / spec.num_units
+            report["nats_per_symbol_ci95"] = half / spec.num_units
             report["bits_per_symbol"] = report["bits_per_dim"] * spec.unit_size
         if self.by_piece is not None:
             report["nats_per_symbol_by_piece"] = -self.by_piece * spec.unit_size

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -175,6 +175,9 @@ class DataSpec:
         waveform: Of a sound: what its levels stand for, and how many of them are a second.
         checksum: Of all values, of data that are files of the user's own: says that two are the
             same, whatever their names; empty where the name alone says it.
+        pieces: Of windows: names the whole sequences that they are cut from, and all that changes
+            these; numbers of whole sequences are ranked under it, whatever a window is; empty:
+            there are none. Two specs that differ in it alone are equal.
     """
 
     name: str
@@ -190,6 +193,7 @@ class DataSpec:
     alphabet: Alphabet | None = None
     notes: Notes | None = None
     waveform: Waveform | None = None
+    pieces: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -342,9 +346,15 @@ class DataSpec:
             coding=other.coding,
         )
 
-    def name_with(self, context: ContextSpec | None) -> str:
-        """Name of numbers about p(x | context): never ranked with those about p(x)."""
-        return self.name if context is None else f"{self.name}|{context.name}"
+    def name_with(self, context: ContextSpec | None, *, whole: bool = False) -> str:
+        """Name of numbers about p(x | context): never ranked with those about p(x).
+
+        Args:
+            context: What a model is conditioned on, if anything.
+            whole: They are about the whole sequences that windows are cut from.
+        """
+        name = self.pieces if whole else self.name
+        return name if context is None else f"{name}|{context.name}"
 
     def to_dict(self) -> dict:
         """Builtins only, for checkpoints."""

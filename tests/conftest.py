@@ -10,6 +10,10 @@ import pytest
 # tests of two threads ten times what they compute. The variable is read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+# Verbs run in folders of their own, from which a relative path leads nowhere.
+if "ARMODELS_DATA" in os.environ:
+    os.environ["ARMODELS_DATA"] = os.path.abspath(os.environ["ARMODELS_DATA"])
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):

@@ -175,8 +175,9 @@ def test_the_number_has_a_name_of_its_own(name, run):
     assert found["adapt_lr"] == 0.0001
     assert snapshot(run / name / "checkpoints") == files
     (cells,) = csv.DictReader(io.StringIO(done(run, "compare", name, "--csv")))
-    assert float(cells["adapted nats"]) == pytest.approx(found["nats"], abs=1e-3)
-    assert float(cells["test nats"]) == pytest.approx(before["test"]["nats"], abs=1e-3)
+    assert float(cells["adapted nats"]) == pytest.approx(found["nats_per_symbol"], abs=1e-3)
+    per_symbol = before["test"]["nats_per_symbol"]
+    assert float(cells["test nats"]) == pytest.approx(per_symbol, abs=1e-3)
 
 
 def test_a_run_that_is_being_trained_keeps_its_metrics(run):
@@ -198,9 +199,9 @@ def test_tables_are_ranked_by_what_did_not_learn(run):
     for name, nats in (("counts", 0.001), ("network", 99.0)):
         path = run / name / "metrics.json"
         metrics = json.loads(path.read_text())
-        path.write_text(json.dumps({**metrics, "test_adapted": {"nats": nats}}))
-        metrics["test"]["nats"] = {"counts": 30.0, "network": 20.0}[name]
-        path.write_text(json.dumps({**metrics, "test_adapted": {"nats": nats}}))
+        metrics["test_adapted"] = {"nats": nats, "nats_per_symbol": nats}
+        metrics["test"]["nats_per_symbol"] = {"counts": 3.0, "network": 2.0}[name]
+        path.write_text(json.dumps(metrics))
     lines = done(run, "compare", "counts", "network").splitlines()
     assert "adapted nats" in lines[0]
     assert "rnn" in lines[1]

@@ -212,6 +212,29 @@ def test_data_and_measures_are_never_ranked_together(folder):
     assert "ranked" not in done(folder, "compare", "all/made-1", "all/reverse")
 
 
+def test_whole_sequences_are_ranked_whatever_a_window_is(tmp_path):
+    """By nats a symbol; models of windows apart have a table of their own, by nats a window."""
+    (tmp_path / "verse.txt").write_text("to be or not to be that is the question " * 40)
+    text = ["data=text", "data.path=verse.txt", "data.valid=0.2", "data.test=0.2"]
+    for name, model, length in (("a", "rnn", 8), ("b", "ngram", 16), ("c", "independent", 16)):
+        done(tmp_path, "train", *text, f"data.length={length}", f"model={model}", f"out={name}",
+             "trainer.max_steps=2", *QUICK)  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(done(tmp_path, "compare", ".", "--csv"))))
+    found = {
+        name: json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in "abc"
+    }
+    assert [(row["run"], row["data"], row["per"]) for row in rows] == [
+        ("b", "text-verse-split0.2-0.2-char", "char"),
+        ("a", "text-verse-split0.2-0.2-char", "char"),
+        ("c", "text-verse-split0.2-0.2-char-16", ""),
+    ]
+    for row, key in zip(rows, ("nats_per_symbol", "nats_per_symbol", "nats"), strict=True):
+        assert float(row["test nats"]) == pytest.approx(found[row["run"]][key], abs=1e-3)
+        half = found[row["run"]][f"{key}_ci95"]
+        assert float(row["± 95 %"]) == pytest.approx(half, abs=1e-3)
+    assert found["a"]["num_symbols"] == found["b"]["num_symbols"] == 320
+
+
 def test_formats_and_files(folder):
     text = done(folder, "compare", "all/made-1", "--markdown")
     lines = text.strip().splitlines()

@@ -84,12 +84,13 @@ class Audio(Source):
 
     @property
     def spec(self) -> DataSpec:
-        name = f"{self.name}-{self.waveform.rate}-{self.encoding}-{self.length}"
+        name, parts = f"{self.name}-{self.waveform.rate}-{self.encoding}", ""
         if (self.shares.valid, self.shares.test) != (VALID, TEST):
-            name += f"-split{self.shares.valid:g}-{self.shares.test:g}"
+            parts += f"-split{self.shares.valid:g}-{self.shares.test:g}"
         if self.split_seed:
-            name += f"-seed{self.split_seed}"
-        return window_spec(name, self.length, self.waveform)
+            parts += f"-seed{self.split_seed}"
+        whole, window = f"{name}{parts}", f"{name}-{self.length}{parts}"
+        return window_spec(window, self.length, self.waveform, pieces=whole)
 
     @cached_property
     def _collection(self) -> Collection:
@@ -220,8 +221,9 @@ class FSDD(Source):
     @property
     def spec(self) -> DataSpec:
         contexts = (ContextSpec("digit", (), 10), ContextSpec("speaker", (), len(SPEAKERS)))
-        name = f"fsdd-{self.encoding}-{self.length}"
-        return window_spec(name, self.length, self.waveform, contexts)
+        whole = f"fsdd-{self.encoding}"
+        window = f"{whole}-{self.length}"
+        return window_spec(window, self.length, self.waveform, contexts, pieces=whole)
 
     @cached_property
     def _recordings(self) -> dict[str, list[_Recording]]:

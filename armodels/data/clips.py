@@ -165,7 +165,12 @@ def read_all(
 
 
 def window_spec(
-    name: str, length: int, waveform: Waveform, contexts: tuple[ContextSpec, ...] = ()
+    name: str,
+    length: int,
+    waveform: Waveform,
+    contexts: tuple[ContextSpec, ...] = (),
+    *,
+    pieces: str = "",
 ) -> DataSpec:
     """What a window is: a sequence of levels.
 
@@ -174,6 +179,7 @@ def window_spec(
         length: T, samples of a window.
         waveform: What a level stands for.
         contexts: What is stored beside the windows.
+        pieces: Name of the clips that windows are cut from.
     """
     return DataSpec(
         name,
@@ -183,4 +189,5 @@ def window_spec(
         "probability",
         contexts=contexts,
         waveform=waveform,
+        pieces=pieces,
     )

@@ -170,7 +170,7 @@ class Music(Source):
                 name += f"-split{self.shares.valid:g}-{self.shares.test:g}"
             if self.split_seed:
                 name += f"-seed{self.split_seed}"
-        return f"{name}{'-transposed' * self.transpose}-{self.length}"
+        return name
 
     @property
     def spec(self) -> DataSpec:
@@ -183,13 +183,14 @@ class Music(Source):
                     digest.update(piece.frames.numpy().tobytes())
             checksum = digest.hexdigest()
         return DataSpec(
-            self._name,
+            f"{self._name}{'-transposed' * self.transpose}-{self.length}",
             "image" if self.voices else "sequence",
             (1, self.length, notes.size) if self.voices else (self.length * notes.size,),
             HIGHEST - notes.lowest + 2 if self.voices else 2,
             "probability",
             notes=notes,
             checksum=checksum,
+            pieces=self._name,  # of which train alone is transposed
         )
 
     @cached_property

@@ -103,14 +103,16 @@ class _Text(Source):
         return self._spec(alphabet, self._checksum(parts)), parts
 
     def _spec(self, alphabet: Alphabet, checksum: str) -> DataSpec:
+        pieces = f"{self._name}-{self.unit}{'-unknown' if self.unknown else ''}"
         return DataSpec(
-            f"{self._name}-{self.unit}{'-unknown' if self.unknown else ''}-{self.length}",
+            f"{pieces}-{self.length}",
             "sequence",
             (self.length,),
             alphabet.num_levels,
             "probability",
             alphabet=alphabet,
             checksum=checksum,
+            pieces=pieces,
         )
 
     def load(self) -> Splits:

@@ -1,6 +1,8 @@
 """armodels compare: an honest table over run directories.
 
 Runs are ranked within one data name and one measure only: a table for each, never one for all.
+Those that scored whole sequences, each symbol once given all before it, are ranked by nats a
+symbol under the name of these, whatever the length of the windows that they were trained on.
 Runs that differ in nothing but the seed are one row, mean ± standard deviation over seeds.
 """
 
@@ -20,7 +22,7 @@ from armodels import names, show
 from armodels.disk import atomic, require_place
 from armodels.run import RunDirectory
 
-COLUMNS = ("data", "measure", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
+COLUMNS = ("data", "measure", "per", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
            "bits/dim", "adapted nats", "gap", "seconds", "tags", "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
@@ -33,6 +35,7 @@ class RunSummary:
 
     data: str
     measure: str
+    per: str
     model: str
     parameters: int | None
     seeds: str
@@ -54,7 +57,7 @@ class RunSummary:
             return "" if value is None or math.isnan(value) else f"{value:.{places}f}"
 
         cells = [
-            self.data, self.measure, self.model,
+            self.data, self.measure, self.per, self.model,
             "" if self.parameters is None else f"{self.parameters:,}",
             self.seeds, number(self.nats, 3), number(self.interval, 3), number(self.deviation, 3),
             number(self.bits_per_dim, 4), number(self.adapted, 3), number(self.gap, 4),
@@ -119,19 +122,24 @@ _METRICS: dict[str, type | tuple[type, ...]] = {
     "test.nats_ci95": (*_NUMBER, type(None)), "gap_to_truth": (*_NUMBER, type(None)),
     "test_adapted.nats": _NUMBER, "warning": (str, type(None)),
 }  # fmt: skip
+_OF_SEQUENCES: dict[str, type | tuple[type, ...]] = {
+    "sequences": str, "unit": str, "test.nats_per_symbol": _NUMBER,
+    "test.nats_per_symbol_ci95": (*_NUMBER, type(None)), "test_adapted.nats_per_symbol": _NUMBER,
+}  # fmt: skip
 _CONFIG: dict[str, type | tuple[type, ...]] = {
     "seed": int, "choices": dict, "overrides": list, "data": dict, "tags": (list, str)
 }  # fmt: skip
 
 
 def _require_metrics(metrics: Mapping, path: Path) -> None:
-    for name, kind in _METRICS.items():
+    needed = _METRICS | (_OF_SEQUENCES if "sequences" in metrics else {})
+    for name, kind in needed.items():
         value: object = metrics
         for key in name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         absent = value is None and (
             name in ("gap_to_truth", "warning")
-            or (name == "test_adapted.nats" and "test_adapted" not in metrics)
+            or (name.startswith("test_adapted.") and "test_adapted" not in metrics)
         )
         infinite = isinstance(value, float) and not math.isfinite(value)
         if not absent and (not isinstance(value, kind) or infinite):
@@ -224,22 +232,25 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
                 state += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
-            yield RunSummary(str(data), "", label(config), None, seed, nan, nan, nan, nan,
+            yield RunSummary(str(data), "", "", label(config), None, seed, nan, nan, nan, nan,
                              None, None, nan, ",".join(run.tags), state,
                              str(run.path))  # fmt: skip
             continue
         metrics = [item.metrics for item in group if item.metrics is not None]
         first, tests = metrics[0], [item["test"] for item in metrics]
-        values, seeds = [test["nats"] for test in tests], [item["seed"] for item in metrics]
+        whole = "sequences" in first
+        key = "nats_per_symbol" if whole else "nats"
+        values, seeds = [test[key] for test in tests], [item["seed"] for item in metrics]
         gaps = [item["gap_to_truth"] for item in metrics if item.get("gap_to_truth") is not None]
         # Of models that learned while they were scored: never ranked with the others.
-        adapted = [item["test_adapted"]["nats"] for item in metrics if "test_adapted" in item]
+        adapted = [item["test_adapted"][key] for item in metrics if "test_adapted" in item]
         adapted = adapted if len(adapted) == len(metrics) else []
         several = len(group) > 1
-        half = tests[0]["nats_ci95"]
+        half = tests[0][f"{key}_ci95"]
         yield RunSummary(
-            first["data"],
+            first["sequences" if whole else "data"],
             first["measure"],
+            first["unit"] if whole else "",
             label(config),
             first["parameters"],
             ",".join(map(str, dict.fromkeys(seeds))),

@@ -10,6 +10,7 @@ import torch
 from armodels import machine
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.evaluation import is_whole
 from armodels.training.state import State
 
 
@@ -97,6 +98,10 @@ def final_metrics(
         "examples_per_s": state.examples / max(state.seconds, 1e-9),
         **reports,
     }
+    if spec.pieces and is_whole(model, splits.examples("test")):
+        # By these, ``compare`` ranks models with windows of other lengths together.
+        metrics["sequences"] = spec.name_with(model.context, whole=True)
+        metrics["unit"] = spec.unit
     if selected is not None:
         metrics["selected"] = dict(selected)
     if splits.true_log_prob is not None:
