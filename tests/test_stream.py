@@ -246,6 +246,24 @@ def test_the_time_of_an_evaluation_is_that_of_whole_texts(monkeypatch):
     assert table._seconds_of["test"] == pytest.approx(6.0)
 
 
+def test_the_time_of_an_evaluation_counts_its_check_once(monkeypatch):
+    """What looks for causality takes as long as many examples of a slow network."""
+    case = CASES["made"]
+    rows = random_events(case.spec, 100)
+    splits = Splits(case.spec, rows, rows, rows[:50])
+    now = [0.0]
+
+    def log_probs(model, examples, batch_size, check=True):
+        now[0] += 0.6 * len(examples) + 20 * check
+
+    monkeypatch.setattr(timing, "log_probs", log_probs)
+    monkeypatch.setattr(limits, "now", lambda: now[0])
+    table = timing.Timetable(limits.Budget(3600), 60.0, 1, make_fabric(Settings(accelerator="cpu")))
+    assert table.plan(case.build(0), splits, 100)
+    assert table._seconds_of["valid"] == pytest.approx(80)
+    assert table._seconds_of["test"] == pytest.approx(50)
+
+
 def test_what_has_nothing_to_fit_reads_no_piece():
     class Untouched:
         def __getitem__(self, rows):

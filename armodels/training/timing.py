@@ -115,7 +115,7 @@ class Timetable:
                 for _ in pieces_log_probs(model, some, valid.piece_context):
                     pass
             else:
-                log_probs(model, Examples(*valid[:num]), num)
+                log_probs(model, Examples(*valid[:num]), num, check=False)
             size = sum(map(len, some)) if whole else num
             seconds = limits.now() - started
             per_one = seconds / size
@@ -125,13 +125,18 @@ class Timetable:
             if num >= most or seconds > ENOUGH:
                 break
             num = min(4 * num, most)
+        check = 0.0  # of a network's causality, once an evaluation
+        if not whole:
+            started = limits.now()
+            log_probs(model, Examples(*valid[:1]), 1)
+            check = max(limits.now() - started - per_one, 0.0)
         # Pieces are shared by processes as wholes, so one of them may have all the work.
         world = 1 if whole else self._fabric.world_size
         per_one = largest(self._fabric, per_one) / world
         for split in ("valid", "test"):
             examples = splits.examples(split, model.context)
             number = sum(map(len, examples.pieces)) if whole else len(examples)
-            self._seconds_of[split] = per_one * number
+            self._seconds_of[split] = check + per_one * number
         fits = self.reserve()
         each = {split: limits.spoken(self._seconds_of[split]) for split in ("valid", "test")}
         cost = (
