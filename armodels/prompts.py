@@ -208,7 +208,7 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
             f"model {model.description} takes events of one length alone, so that nothing goes "
             f"on; train one that reads, such as model=rnn"
         )
-    context = _label(model.context, config["label"], answers)
+    context = given_label(model.context, config["label"], answers, "prompt")
     check_draw(config["temperature"])
     length = num_values(config["length"], spec)
     levels = torch.from_numpy(prompt).to(spec.dtype)
@@ -244,18 +244,33 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
     views.tell(views.save(view, folder / f"prompt-seed{config['seed']}"))
 
 
-def _label(wanted: ContextSpec | None, label: int | None, answers: int) -> Tensor | None:
-    """What each answer is conditioned on."""
+def given_label(
+    wanted: ContextSpec | None, label: int | None, num: int, what: str
+) -> Tensor | None:
+    """What sequences of the user's own are conditioned on: one class for all of them.
+
+    Args:
+        wanted: The context of the model; None: it has none.
+        label: The class that the user names, if any.
+        num: Of the sequences.
+        what: They are.
+
+    Returns:
+        (num,); None: nothing.
+
+    Raises:
+        ValueError: The model is conditioned on a label and none is named, or on something else.
+    """
     if label is not None:
-        return torch.full((answers,), contexts.label(wanted, label))
+        return torch.full((num,), contexts.label(wanted, label))
     if wanted is None:
         return None
     if wanted.shape:
         raise ValueError(
-            f"a prompt goes with a model of a label or of none, but this one is conditioned on "
+            f"a {what} goes with a model of a label or of none, but this one is conditioned on "
             f"{wanted.name}"
         )
     raise ValueError(
-        f"the model is conditioned on {wanted.name}; give the prompt's: label=0 to "
+        f"the model is conditioned on {wanted.name}; give the {what}'s: label=0 to "
         f"label={wanted.num_classes - 1}"
     )

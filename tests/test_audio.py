@@ -1,6 +1,8 @@
 """Sources of sound: windows of clips, splits by file, spoken digits, sines of known entropy."""
 
+import csv
 import io
+import json
 import math
 import os
 import shutil
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import QUICK, armodels, done
 
 from armodels.data.audio import FSDD, SPEAKERS, Audio, parts_of
 from armodels.data.base import PARTS
@@ -278,6 +281,36 @@ def test_the_index_of_a_spoken_digit_is_its_split(fsdd):
             examples = splits.examples(part, context)
             assert torch.equal(examples[:].context, rows[:, place])
     assert [len(source.clips()[part]) for part in PARTS] == [60, 180, 300]
+
+
+@needs_soundfile
+def test_clips_are_scored_given_their_own_digit(fsdd):
+    """A row of a split, of a file, and what `eval` says are one number."""
+    done(fsdd, "train", "data=fsdd", "data.encoding=linear8", "data.length=3", f"data.root={fsdd}",
+         "model=rnn", "model.hidden_size=8", "model.context=digit", "optimizer.lr=0.1",
+         "trainer.max_steps=9", *QUICK, "out=run")  # fmt: skip
+    done(fsdd, "score", "run", "by=piece", "out=rows.csv")
+    rows = list(csv.DictReader((fsdd / "rows.csv").read_text().splitlines()))
+    each = [float(row["nats_per_symbol"]) for row in rows]
+    said = json.loads((fsdd / "run/metrics.json").read_text())["test"]["nats_per_symbol"]
+    assert sum(each) / 300 == pytest.approx(said, abs=1e-6)
+    clip = fsdd / "own/clip.wav"
+    clip.parent.mkdir()
+    clip.write_bytes(wav([7, 3, 2] * 2 + [99]))
+    found = {}
+    for label in (7, 8):
+        done(fsdd, "score", "run", "file=own", f"label={label}", "out=row.csv")
+        (row,) = csv.DictReader((fsdd / "row.csv").read_text().splitlines())
+        found[label] = float(row["nats_per_symbol"])
+    clips = FSDD("linear8", 3, str(fsdd)).load().pieces["test"]
+    place = next(i for i, one in enumerate(clips) if one[:3].tolist() == [7, 3, 2])
+    assert found[7] == pytest.approx(each[place], abs=1e-6)
+    assert abs(found[8] - found[7]) > 1e-3
+    told = "the model is conditioned on digit; give the file's: label=0 to label=9"
+    assert armodels(fsdd, "score", "run", "file=own", "out=none.csv").error == told
+    told = "label=7 is for file=...; the rows of a split have their own"
+    assert armodels(fsdd, "score", "run", "label=7", "out=none.csv").error == told
+    assert not (fsdd / "none.csv").exists()
 
 
 @needs_soundfile

@@ -522,7 +522,7 @@ def test_commands_of_one_process_share_one_plugin(folder):
 
 def test_bare_paths(folder):
     table = done(folder, "compare", "run", "--csv")
-    assert table.splitlines()[0].startswith("data,measure,model,")
+    assert table.splitlines()[0].startswith("data,measure,per,model,")
     assert done(folder, "compare", "--csv", "run") == table
     assert done(folder, "compare", "./run", "run", "--csv").count("\n") == table.count("\n")
     assert done(folder, "compare", "--markdown", "run").startswith("| data")

@@ -258,7 +258,8 @@ def test_the_time_of_an_evaluation_counts_its_check_once(monkeypatch):
 
     monkeypatch.setattr(timing, "log_probs", log_probs)
     monkeypatch.setattr(limits, "now", lambda: now[0])
-    table = timing.Timetable(limits.Budget(3600), 60.0, 1, make_fabric(Settings(accelerator="cpu")))
+    fabric = make_fabric(Settings(accelerator="cpu"))
+    table = timing.Timetable(limits.Budget(3600), 60.0, 1, fabric)
     assert table.plan(case.build(0), splits, 100)
     assert table._seconds_of["valid"] == pytest.approx(80)
     assert table._seconds_of["test"] == pytest.approx(50)

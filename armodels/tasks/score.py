@@ -14,10 +14,10 @@ from armodels.data.midi import MIDIS
 from armodels.data.rows import Examples
 from armodels.data.sound import CLIPS
 from armodels.data.text import read_symbols
-from armodels.density.stream import Piece, reads
+from armodels.density.stream import Contexts, Piece, reads
 from armodels.evaluation import is_whole, log_probs, piece_log_probs
 from armodels.examples import asked_for
-from armodels.prompts import levels_of
+from armodels.prompts import given_label, levels_of
 from armodels.spec import DataSpec, bits_per_dim, nats
 
 COLUMNS = ("index", "nats", "bits_per_dim")
@@ -30,25 +30,28 @@ def main(config: Mapping) -> None:
     Raises:
         ValueError: The model cannot score what is named.
     """
-    mark, by = ",".join(COLUMNS), config["by"]
+    mark, by, label = ",".join(COLUMNS), config["by"], config["label"]
     if config["file"] is not None:
         disk.require_place(config["out"], mark=mark)
         restored = checkpoints.from_config(config)
         files = own_files(restored, config)
+        context = given_label(restored.model.context, label, len(files), "file")
         pieces = [read_piece(file, restored.spec) for file in files]
         names = [str(file) for file in files] if Path(config["file"]).expanduser().is_dir() else []
         by = "piece" if by == "auto" else by
-        _score_pieces(restored, restored.spec, pieces, by, config, names)
+        _score_pieces(restored, restored.spec, pieces, context, by, config, names)
         return
+    if label is not None:
+        raise ValueError(f"label={label} is for file=...; the rows of a split have their own")
     restored, spec, examples = asked_for(config, mark=mark)
     if is_whole(restored.model, examples):
         by = "window" if by == "auto" else by
-        _score_pieces(restored, spec, examples.pieces, by, config)
+        _score_pieces(restored, spec, examples.pieces, examples.piece_context, by, config)
         return
     if by != "auto":
         raise ValueError(
-            f"by={by} is for a text, a sound or music, and a model that reads it whole, without "
-            f"a context; leave it out: {restored.model.description} is scored on {spec.name} "
+            f"by={by} is for a text, a sound or music, and a model that reads it whole; leave it "
+            f"out: {restored.model.description} is scored on {spec.name} "
             f"example by example"
         )
     _score_examples(restored, spec, examples, config)
@@ -117,10 +120,10 @@ def own_files(restored: Restored, config: Mapping) -> list[Path]:
         raise ValueError(
             f"file={path} is a text, a sound or music, but the model is of {spec.name}"
         )
-    if not reads(restored.model) or restored.model.context is not None:
+    if not reads(restored.model):
         what = "text" if spec.alphabet else "sound" if spec.waveform else "music"
         raise ValueError(
-            f"model {restored.model.description} reads no {what} of any length without a context; "
+            f"model {restored.model.description} reads no {what} of any length; "
             f"train one that does, such as model={'frames' if spec.notes else 'rnn'}"
         )
     if not path.exists():
@@ -184,6 +187,7 @@ def _score_pieces(
     restored: Restored,
     spec: DataSpec,
     pieces: Sequence[Piece],
+    context: Contexts | None,
     by: str,
     config: Mapping,
     names: Sequence[str] = (),
@@ -194,6 +198,7 @@ def _score_pieces(
         restored: The model.
         spec: What a datum is.
         pieces: (T,) each.
+        context: What each of them is conditioned on, if anything.
         by: What a row is of.
         config: Of the verb.
         names: Of the pieces, which the rows then say; none: they say none.
@@ -201,7 +206,7 @@ def _score_pieces(
     name = config["split"] if config["file"] is None else config["file"]
     cuts = [ends(piece[:], by, spec) for piece in pieces]
     found: list[list[Tensor]] = [[] for _ in pieces]
-    for i, part in piece_log_probs(restored.model, pieces, progress=True, name=name):
+    for i, part in piece_log_probs(restored.model, pieces, context, progress=True, name=name):
         found[i].append(part)
     rows: list[tuple[float | str, ...]] = []
     total, number, unit = 0.0, 0, spec.unit
