@@ -15,7 +15,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -225,6 +225,23 @@ def require_keys(config: Mapping[str, Any]) -> None:
         require_types(config.get(section) or {}, hints, f"{section}.")
 
 
+def require_together(
+    overrides: Iterable[str], way: str, ways: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise ValueError where a key was typed that nothing of what is done reads.
+
+    Args:
+        overrides: What was typed.
+        way: What is done, one of ``ways``.
+        ways: The keys that each of them reads; a key of none of them is passed over.
+    """
+    for typed in overrides:
+        key = typed.partition("=")[0].lstrip("+")
+        others = [other for other, keys in ways.items() if key in keys]
+        if others and way not in others:
+            raise ValueError(f"{typed} goes with {_listed(others)}, not with {way}; leave it out")
+
+
 def require_fields(made: type, values: Any, prefix: str, *, optional: Sequence[str] = ()) -> None:
     """Raise ValueError unless the keys are those that a dataclass is made of.
 
@@ -281,6 +298,9 @@ def _wanted(value: Any, hint: Any) -> str | None:
         for one in inner:  # a number out of its range, where a number or null is allowed
             if typing.get_origin(one) is Annotated and _fits(value, typing.get_args(one)[0]):
                 return _wanted(value, one)
+        of_lists = [one for one in inner if typing.get_origin(one) in (list, Sequence, tuple)]
+        if len(of_lists) == 1 and isinstance(value, (list, tuple)):
+            return _wanted(value, of_lists[0])
     if origin in (list, Sequence, tuple) and isinstance(value, (list, tuple)):
         right_length = origin is not tuple or Ellipsis in inner or len(value) == len(inner)
         kind = inner[0]
@@ -342,7 +362,7 @@ def _description(hint: Any) -> str:
         return _WORDS[hint]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _description(inner[0])
+        return "seconds such as 2.5s" if Seconds() in inner else _description(inner[0])
     if origin is Literal:
         return _listed(inner)
     kinds = [_description(one) for one in inner if one is not Ellipsis]

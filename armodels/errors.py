@@ -38,10 +38,17 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
     taken = [arg for arg in args if arg.startswith("~")]
     if taken and isinstance(error, (OmegaConfBaseException, TypeError)):
         return f"{' and '.join(taken)} takes away what armodels {name} needs; leave it out"
+    if missing := re.search(r"Interpolation key '([^']+)' not found", text):
+        return (
+            f"${{{missing.group(1)}}} stands for the value of a key, and there is no such key; "
+            f"where the signs are meant, write a backslash before them: \\${{"
+        )
     if "InterpolationResolutionError" in kinds and len(chain) > 1:
         if found := re.search(r"Environment variable '[^']+' not found", text):
             return found.group()
-        return _sentence(chain[-1])
+        # What a resolver raised itself, not what this came of.
+        own = (link for link in chain if not isinstance(link, OmegaConfBaseException))
+        return _sentence(next(own, chain[-1]))
     if "InstantiationException" in kinds and len(chain) > 1:
         target = re.search(r"target '([^']+)'", str(kinds["InstantiationException"]))
         return _sentence(chain[-1], f"{target.group(1)} refuses its config: " if target else "")
@@ -58,6 +65,9 @@ def _sentence(error: BaseException, where: str = "") -> str:
         if "out of memory" in text.lower():
             text = f"out of memory; lower trainer.batch_size or raise trainer.accumulate ({text})"
         return text
+    if isinstance(error, MemoryError):
+        about = f" ({text})" if text else ""
+        return f"there is not enough memory{about}; ask for less, or for less at a time"
     return f"{where}{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows where)"
 
 

@@ -100,7 +100,8 @@ class Evaluation:
         num_symbols: Values that were scored, each once. Of a model that reads, all of the split,
             each given all before it; an example is then as many of them as a window has.
         past: So many values before it each value saw, or all of its sequence where there were
-            fewer; 0: windows are scored apart, so that the first value of each saw none.
+            fewer, as a sequence is read from its own beginning; 0: windows are scored apart, so
+            that the first value of each saw none.
         by_piece: Mean over several pieces of the mean log-probability of a value of each, nats;
             None where there are not several.
     """
@@ -124,7 +125,7 @@ class Evaluation:
         }
         if spec.num_units:
             report["num_symbols"] = self.num_symbols // spec.unit_size
-            report["past_symbols_at_least"] = self.past // spec.unit_size
+            report["past_symbols_or_all"] = self.past // spec.unit_size
             report["nats_per_symbol"] = report["nats"] / spec.num_units
             report["nats_per_symbol_ci95"] = half / spec.num_units
             report["bits_per_symbol"] = report["bits_per_dim"] * spec.unit_size
@@ -246,8 +247,9 @@ def piece_log_probs(
     """
     one = with_length(model, 1)  # refuses what does not read
     model.eval()
+    size, unit = model.spec.unit_size, model.spec.unit
     bar = tqdm(
-        total=sum(map(len, pieces)), desc=f"evaluating {name}", unit="symbol", leave=False,
+        total=sum(map(len, pieces)) // size, desc=f"evaluating {name}", unit=unit, leave=False,
         disable=None if progress else True, delay=1,
     )  # fmt: skip
     convolutions = torch.backends.cudnn
@@ -264,7 +266,7 @@ def piece_log_probs(
                 (i, part) for i, piece in enumerate(pieces) for part in learner.log_probs(piece)
             )
         for number, part in found:
-            bar.update(len(part))
+            bar.update(len(part) / size)
             yield number, part.double().cpu()
 
 

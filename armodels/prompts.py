@@ -1,7 +1,8 @@
 """A text, a sound or music that goes on: what a model that reads writes after a prompt."""
 
 import codecs
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from armodels import contexts, show, views
 from armodels.alphabet import Alphabet, code_points
 from armodels.checkpoints import Restored
+from armodels.checks import LARGEST
 from armodels.data.midi import read_midi
 from armodels.data.sound import read_clip
+from armodels.data.text import read_symbols
 from armodels.density.stream import after_prompt, reads, with_length
 from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, sampling, walk
 from armodels.notes import Notes
@@ -21,6 +24,9 @@ from armodels.spec import ContextSpec, DataSpec
 
 LENGTH = 500
 """Symbols that follow a prompt, where nothing is said of it."""
+
+LONGEST_SHOWN = 1000
+"""Symbols of a prompt that are shown before what follows it: its last ones."""
 
 
 def read_prompt(
@@ -73,28 +79,32 @@ def levels_of(path: object, spec: DataSpec, key: str, notes: Notes | None = None
         raise FileNotFoundError(f"{key} {found} {what}")
     if spec.alphabet is not None:
         name = "the prompt" if key == "prompt_file" else str(found)
-        return encoded(_read_text(found, key), spec.alphabet, name)
+        symbols = read_symbols(found, spec.alphabet.unit, f"{key} ")
+        if not len(symbols):
+            raise ValueError(f"{key} {found} is empty")
+        return spec.alphabet.encoded(symbols, name)
     if spec.notes is not None:
-        return read_frames(found, notes or spec.notes, spec.num_levels, key).flatten()
+        return read_frames(found, notes or spec.notes, spec, key).flatten()
     assert spec.waveform is not None
     return spec.waveform.encoded(read_clip(found, spec.waveform.rate))
 
 
-def read_frames(path: Path, notes: Notes, num_levels: int, key: str) -> np.ndarray:
+def read_frames(path: Path, notes: Notes, spec: DataSpec, key: str) -> np.ndarray:
     """A MIDI file as frames (T, size) that a model knows.
 
     Args:
         path: Of the file.
         notes: What a frame is.
-        num_levels: Of a value.
+        spec: What the model is of.
         key: What named the file.
 
     Raises:
         ValueError: It is no MIDI file, has no notes, or other voices than the model's.
     """
-    highest = notes.lowest + num_levels - 2 if notes.voices else None
+    highest = notes.lowest + spec.num_levels - 2 if notes.voices else None
+    every = () if spec.notes is None else spec.notes.voices
     try:
-        frames, outside = read_midi(path.read_bytes(), notes, highest=highest)
+        frames, outside = read_midi(path.read_bytes(), notes, highest=highest, every=every)
         if outside and notes.voices:
             raise ValueError(
                 f"{outside} of its notes are none of the keys {notes.lowest} to {highest} that "
@@ -105,17 +115,6 @@ def read_frames(path: Path, notes: Notes, num_levels: int, key: str) -> np.ndarr
     if outside:
         show.warn(f"{outside} notes of {path} lie beyond a piano's keys and are left out")
     return frames
-
-
-def _read_text(path: Path, key: str) -> str:
-    contents = path.read_bytes()
-    try:
-        return contents.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{key} {path} is not UTF-8: byte {error.start} is "
-            f"0x{contents[error.start]:02x} ({error.reason})"
-        ) from None
 
 
 def num_values(length: int | str | None, spec: DataSpec) -> int:
@@ -142,6 +141,8 @@ def num_values(length: int | str | None, spec: DataSpec) -> int:
     found = round(float(length[:-1]) * spec.waveform.rate)
     if found < 1:
         raise ValueError(f"length={length} is less than a sample; give more of a second")
+    if found > LARGEST:
+        raise ValueError(f"length={length} is {found:,} samples; it must be at most {LARGEST:,}")
     return found
 
 
@@ -222,26 +223,52 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
     shown: Shown | None = None
     if spec.alphabet is not None:
         show.say()
-        show.write(spec.alphabet.decoded(prompt))
+        if len(prompt) > LONGEST_SHOWN:
+            show.say(f"(of {len(prompt):,} {spec.unit}s the last {LONGEST_SHOWN} follow)")
+        show.write(spec.alphabet.decoded(prompt[-LONGEST_SHOWN:]))
         chooser = shown = Shown(chooser, spec.alphabet)
     steps = after_prompt(longer, levels.to(restored.device), length)
-    with sampling(longer):
-        drawn = walk(
-            steps,
-            answers,
-            chooser,
-            None if context is None else context.to(restored.device),
-            progress=spec.alphabet is None,
-        )
+    try:
+        with sampling(longer):
+            drawn = walk(
+                steps,
+                answers,
+                chooser,
+                None if context is None else context.to(restored.device),
+                progress=spec.alphabet is None,
+            )
+    finally:
+        if shown is not None:  # what is said next begins a line of its own
+            shown.end()
+            show.write("\n")
     if shown is not None:
-        shown.end()
-        show.write("\n")
         show.say()
+        if answers > 1:
+            show.say(f"shown  the first of {answers} texts; the file has all of them")
     written = torch.cat([levels.expand(answers, -1), drawn[..., 0].cpu().to(levels.dtype)], 1)
     known = torch.arange(longer.spec.num_dims) < len(levels)
     view = views.view(written, longer.spec, known=known, most_played=answers)
     folder = restored.folder_for(config["out"])
-    views.tell(views.save(view, folder / f"prompt-seed{config['seed']}"))
+    views.tell(views.save(view, folder / name_of(config, spec, ["prompt"])))
+
+
+def name_of(config: Mapping[str, Any], spec: DataSpec, parts: Sequence[str]) -> str:
+    """The name, without a suffix, of files that hold what follows a prompt.
+
+    Args:
+        config: Of the verb: the beginning of the prompt, and all that changes what follows it.
+        spec: What the model is of.
+        parts: Words that come first.
+    """
+    typed, file = config["prompt"], config["prompt_file"]
+    if file is not None or spec.alphabet is None:
+        typed = Path(str(typed if file is None else file)).stem
+    begin = re.sub(r"[^A-Za-z0-9._]+", "-", str(typed or ""))[:20].strip("-.")
+    found = [*parts, *([begin] if begin else []), f"seed{config['seed']}"]
+    found.append(f"t{config['temperature']:g}")
+    keys = ("label", "length", "top_k", "top_p")
+    found += [f"{key}{config[key]}" for key in keys if config[key] is not None]
+    return "-".join(found)
 
 
 def given_label(

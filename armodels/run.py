@@ -335,7 +335,25 @@ def require_plain(config: object, file: Path) -> None:
         elif isinstance(value, str) and "${" in value and keys[0] != "overrides":
             raise ValueError(f"{file} is refused: {name} is to be replaced: {value[:200]}")
         elif isinstance(value, int) and keys[0] in checks.PARTS:
-            if abs(value) > MAX_SIZE and "seed" not in str(keys[-1]):
+            if _is_huge(keys[-1], value):
                 raise ValueError(f"{file} is refused: {name} is {value}, more than {MAX_SIZE}")
         elif not isinstance(value, (str, int, float, type(None))):
             raise ValueError(f"{file} is refused: {name} is a {type(value).__name__}")
+
+
+def _is_huge(key: object, value: object) -> bool:
+    """Whether a value of a config is a size that no saved one may have."""
+    return isinstance(value, int) and abs(value) > MAX_SIZE and "seed" not in str(key)
+
+
+def require_sizes(config: Mapping) -> None:
+    """Raise ValueError where a size is one that a saved config may not have: none could be read.
+
+    Args:
+        config: Of a training.
+    """
+    for part in checks.PARTS:
+        for key, value in (config.get(part) or {}).items():
+            each = value if isinstance(value, (list, tuple)) else [value]
+            if wrong := [one for one in each if _is_huge(key, one)]:
+                raise ValueError(f"{part}.{key} is {wrong[0]}; it must be at most {MAX_SIZE}")

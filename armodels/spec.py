@@ -381,3 +381,12 @@ def nats(log_prob: Number, spec: DataSpec) -> Number:
 def bits_per_dim(log_prob: Number, spec: DataSpec) -> Number:
     """-(log_prob + log_det) / (D ln 2): bits per dimension, the one formula in the one place."""
     return nats(log_prob, spec) / (spec.num_dims * math.log(2))
+
+
+def described(log_prob: float, spec: DataSpec) -> str:
+    """A mean log-probability of an example in words: nats and bits/dim, or both of a symbol."""
+    found, bits = nats(log_prob, spec), bits_per_dim(log_prob, spec)
+    if not spec.num_units:
+        return f"{found:.4f} nats, {bits:.4f} bits/dim"
+    each, unit = found / spec.num_units, spec.unit
+    return f"{each:.4f} nats/{unit}, {bits * spec.unit_size:.4f} bits/{unit}"

@@ -240,6 +240,8 @@ def _text(key: str, value: str, sweep: bool) -> str:
         return value
     parts = _split(value)
     if not sweep:  # quoted choices are those of a sweep, which Hydra refuses
+        if key == "prompt":  # a text, in which ${ is no reference
+            return show.hydra(value)
         return value if all(map(_QUOTED.fullmatch, parts)) else quoted(value)
     if _FUNCTION.fullmatch(value) or len(parts) == 1:
         return value if _FUNCTION.fullmatch(value) else quoted(value)

@@ -3,11 +3,12 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from armodels import charts, notes, pictures, show
@@ -97,6 +98,22 @@ def view(
             files={".mid": buffer.getvalue(), ".wav": wav(heard, notes.RATE)},
         )
     return View(picture=charts.samples(x, spec, **about))
+
+
+def tune(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> View:
+    """Answers (A, *event) to be heard, and a roll of what is true, then of them.
+
+    Args:
+        truth: (*event).
+        mask: True where a value is known, (*event).
+        values: The answers.
+        spec: What a datum is.
+    """
+    each = torch.cat([truth[None], values])
+    known = mask.expand(each.shape).clone()
+    known[0] = False
+    shown = view(values, spec, known=mask, most_played=len(values))
+    return replace(shown, picture=pictures.rolls(each, spec, known=known))
 
 
 def titles(wanted: ContextSpec | None, context: Tensor | None) -> list[str]:

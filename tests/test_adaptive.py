@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,28 @@ def test_the_number_has_a_name_of_its_own(name, run):
     assert float(cells["adapted nats"]) == pytest.approx(found["nats_per_symbol"], abs=1e-3)
     per_symbol = before["test"]["nats_per_symbol"]
     assert float(cells["test nats"]) == pytest.approx(per_symbol, abs=1e-3)
+
+
+def test_a_run_that_goes_on_as_it_was_keeps_the_number(run):
+    """The model is the same, and so is what it had; another model has no such number."""
+    shutil.copytree(run / "network", run / "again")
+    done(run, "eval", "again", "adapt=true", "device=cpu")
+    path = run / "again/metrics.json"
+    found = json.loads(path.read_text())["test_adapted"]
+    done(run, "train", "resume=again")
+    assert json.loads(path.read_text())["test_adapted"] == found
+    done(run, "train", "resume=again", "trainer.max_steps=9")
+    assert "test_adapted" not in json.loads(path.read_text())
+
+
+def test_a_step_is_taken_after_frames(monkeypatch):
+    """A gradient between the keys of one chord would be one of a third of a frame."""
+    case = CASES["frames"]
+    values = case.events(40).flatten()
+    learner = Adaptive(case.build(0), 0.01)
+    parts = [len(part) for part in learner.log_probs(values)]
+    assert set(parts[:-1]) == {32 * case.spec.unit_size}
+    assert case.spec.unit_size > 1
 
 
 def test_a_run_that_is_being_trained_keeps_its_metrics(run):

@@ -221,7 +221,7 @@ def test_what_holds_no_clips(folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds no sound \(files that are no sound .*1 .png\)"):
         audio(tmp_path / "empty").load()
     (tmp_path / "b.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"b.txt is no folder or zip of sound$"):
+    with pytest.raises(ValueError, match=r"b.txt, which is no folder or zip of sound; put"):
         audio(tmp_path / "b.txt").load()
     (tmp_path / "c.zip").write_text("x")
     with pytest.raises(ValueError, match=r"c.zip is truncated or corrupted .* copy it again"):
@@ -308,9 +308,11 @@ def test_clips_are_scored_given_their_own_digit(fsdd):
     assert abs(found[8] - found[7]) > 1e-3
     told = "the model is conditioned on digit; give the file's: label=0 to label=9"
     assert armodels(fsdd, "score", "run", "file=own", "out=none.csv").error == told
-    told = "label=7 is for file=...; the rows of a split have their own"
+    told = "label=7 goes with file=FILE, not with a split; leave it out"
     assert armodels(fsdd, "score", "run", "label=7", "out=none.csv").error == told
     assert not (fsdd / "none.csv").exists()
+    told = "Recurrent with categorical head is conditioned on digit, and cannot learn while it is"
+    assert armodels(fsdd, "eval", "run", "adapt=true").error.startswith(told)
 
 
 @needs_soundfile

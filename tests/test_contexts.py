@@ -210,12 +210,13 @@ def test_complete_uses_the_context(folder):
         ),
         (
             ("complete", "run=untold", "label=1"),
-            "label is 1, but the model was trained with no context; "
-            "leave label out, or train with model.context=label",
+            "label=1 goes with a prompt or image=FILE, not with examples of the test split; "
+            "leave it out",
         ),
         (
             ("complete", "run=told", "label=1"),
-            "label=1 goes with image=FILE; examples of the test split have their own",
+            "label=1 goes with a prompt or image=FILE, not with examples of the test split; "
+            "leave it out",
         ),
         (("sample", "run=told", "label=one"), "label is 'one'; it must be a whole number or null"),
         (

@@ -605,17 +605,17 @@ def test_a_tune_goes_on(run):
     save(folder / "begin.mid", tune(50))
     words = ("num_completions=2", "seed=3", "out=on")
     out = done(folder, "complete", "run=run", "prompt=begin.mid", "length=6", *words)
-    frames = notes_of(folder / "on/prompt-seed3.mid", QUARTERED)
+    frames = notes_of(folder / "on/prompt-begin-seed3-t1-length6.mid", QUARTERED)
     each = 40 + 6 + 8  # with two beats of rest
     np.testing.assert_array_equal(frames[:40], tune(50))
     np.testing.assert_array_equal(frames[each : each + 40], tune(50))
     assert not np.array_equal(frames[40:46], frames[each + 40 : each + 46])
-    with wave.open(str(folder / "on/prompt-seed3.wav")) as sound:
+    with wave.open(str(folder / "on/prompt-begin-seed3-t1-length6.wav")) as sound:
         assert sound.getnframes() == int(2 * each * 0.15 * RATE) + 1
-    assert (folder / "on/prompt-seed3.png").is_file()
+    assert (folder / "on/prompt-begin-seed3-t1-length6.png").is_file()
     assert out.count("wrote") == 3
     done(folder, "complete", "run=run", "prompt_file=begin.mid", "out=on")  # a window of 16
-    frames = notes_of(folder / "on/prompt-seed0.mid", QUARTERED)
+    frames = notes_of(folder / "on/prompt-begin-seed0-t1.mid", QUARTERED)
     assert 40 < len(frames) <= 56
 
 
@@ -649,7 +649,7 @@ def test_a_tune_of_voices_goes_on_and_a_soprano_of_ones_own_is_harmonized(choral
     out = done(folder, "complete", *words)
     assert "heard  the last 1 of 6 frames" in out
     assert "exact" in out
-    written = notes_of(folder / "on/prompt-seed0.mid", VOICES)
+    written = notes_of(folder / "on/prompt-six-seed0-t1-length3.mid", VOICES)
     np.testing.assert_array_equal(written[:6], whole)
     np.testing.assert_array_equal(written[9 + 8 :][:6], whole)
     assert not np.array_equal(written[6:9], written[9 + 8 + 6 :][:3])
@@ -657,15 +657,19 @@ def test_a_tune_of_voices_goes_on_and_a_soprano_of_ones_own_is_harmonized(choral
     save(folder / "line.mid", whole[:3, :1], one)
     words = ("run=run", "prompt=line.mid", "known=[soprano]", "num_completions=2", "out=on")
     assert "exact" in done(folder, "complete", *words)
-    written = notes_of(folder / "on/prompt-soprano-seed0.mid", VOICES)
+    written = notes_of(folder / "on/prompt-soprano-line-seed0-t1.mid", VOICES)
     np.testing.assert_array_equal(written[:3, 0], whole[:3, 0])
     np.testing.assert_array_equal(written[3 + 8 :][:3, 0], whole[:3, 0])
     assert len(written) == 3 + 8 + 3
-    assert (folder / "on/prompt-soprano-seed0.png").is_file()
+    assert (folder / "on/prompt-soprano-line-seed0-t1.png").is_file()
+    save(folder / "whole.mid", whole[:3], VOICES)
+    done(folder, "complete", "run=run", "prompt=whole.mid", "known=[bass]", "out=on")
+    written = notes_of(folder / "on/prompt-bass-whole-seed0-t1.mid", VOICES)
+    np.testing.assert_array_equal(written[:, 3], whole[:3, 3])
     two = replace(VOICES, size=2, voices=("bass", "soprano"))
     save(folder / "two.mid", whole[:3, :2], two)
     done(folder, "complete", "run=run", "prompt=two.mid", "known=[bass,soprano]", "out=on")
-    written = notes_of(folder / "on/prompt-bass-soprano-seed0.mid", VOICES)
+    written = notes_of(folder / "on/prompt-bass-soprano-two-seed0-t1.mid", VOICES)
     np.testing.assert_array_equal(written[:, [3, 0]], whole[:3, :2])
 
 
@@ -699,7 +703,7 @@ def test_voices_are_tracks_or_channels():
         read_midi(late, two, highest=90)
     short = replace(two, per_beat=1)  # legato of less than half a frame is cut short
     assert read_midi(late, short, highest=90)[0].tolist() == [[3, 1]]
-    with pytest.raises(ValueError, match="it has 1 track or channels with notes, but one is"):
+    with pytest.raises(ValueError, match="its notes lie in 1 track or channel, but one is"):
         read_midi(of_ticks(upper), two, highest=90)
 
 
@@ -742,12 +746,15 @@ def test_tunes_that_cannot_be_read_are_refused(run, chorales, strange, words, se
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("prompt=long.mid", "it has 1 track or channels with notes, but one is needed for each"),
+        ("prompt=long.mid", "its notes lie in 1 track or channel, but one is needed for each"),
         ("prompt=long.mid known=[soprano]", "5 frames, but the model draws windows of 4"),
         ("prompt=high.mid known=[soprano]", "1 of its notes are none of the keys 36 to 81"),
         ("prompt=two.mid known=[bass]", "its bass has the keys 60 and 62 at a time"),
         ("prompt=long.mid known=[tuba]", "known names 'tuba'; the voices are soprano"),
-        ("prompt=long.mid known=[alto] length=3", "length says how much follows a prompt"),
+        (
+            "prompt=long.mid known=[alto] length=3",
+            "length=3 goes with a prompt, not with voices of a prompt",
+        ),
         ("prompt=four.mid length=4", "length is 4 frames, but the model draws windows of 4"),
         ("prompt=four.mid top_k=3", "top_k and top_p go with a model that reads"),
     ],

@@ -131,7 +131,11 @@ REFUSED = {
         "file strange.txt has the character 'ä' (U+00E4) at line 2",
     ),
     "latin": (("file=latin.txt",), "text latin.txt is not UTF-8: byte 2 is 0xe4"),
-    "both": (("file=test.txt", "data=text"), "both say what is scored"),
+    "both": (
+        ("file=test.txt", "data=text"),
+        "data=text goes with a split, not with file=FILE; leave it out",
+    ),
+    "split": (("file=test.txt", "split=valid"), "split=valid goes with a split, not with file"),
     "by": (("by=word",), "by is 'word'"),
 }
 

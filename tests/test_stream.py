@@ -15,18 +15,20 @@ from armodels.data.clips import in_windows, window_spec
 from armodels.data.rows import Examples, Windows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.stream import (
+    after_prompt,
     learn,
     pieces_log_probs,
     reads,
     with_length,
 )
+from armodels.density.walk import walk
 from armodels.evaluation import evaluate, is_whole
 from armodels.networks.attention import Pattern, appended, make_distances, turned, turns
 from armodels.networks.base import State
 from armodels.networks.ngram import NGram
 from armodels.networks.recurrent import Recurrent
 from armodels.networks.stream import StreamNetwork
-from armodels.networks.transformer import Transformer
+from armodels.networks.transformer import PAST, Transformer
 from armodels.objectives import AfterMemory, Likelihood
 from armodels.spec import ContextSpec, DataSpec
 from armodels.training import timing
@@ -92,6 +94,24 @@ def test_any_chopping_gives_the_same_numbers(name, chopping):
 
 
 @over_streams
+@torch.no_grad()
+def test_nothing_before_is_the_beginning(name):
+    case = STREAMS[name]
+    model = case.build(0)
+    x = values_of(case)[:, : case.spec.num_dims, None]
+    steps = after_prompt(model, x[0, :0, 0], x.shape[1])
+    found: list[torch.Tensor] = []
+
+    def follow(s: int, params: torch.Tensor) -> torch.Tensor:
+        found.append(params)
+        return x[:, s]
+
+    walk(steps, len(x), follow)
+    whole = with_length(model, x.shape[1]).net(x[..., 0])
+    torch.testing.assert_close(torch.stack(found, 1), whole, rtol=0, atol=1e-10)
+
+
+@over_streams
 def test_a_model_of_another_length_is_the_same_model(name):
     case = STREAMS[name]
     model = case.build(0)
@@ -135,7 +155,7 @@ def test_each_symbol_of_a_split_is_scored_once(length):
     assert report["nats_per_symbol"] == pytest.approx(-total / 34, abs=1e-10)
     assert report["nats"] == pytest.approx(-total / 34 * length)
     assert report["bits_per_symbol"] == report["bits_per_dim"]
-    assert report["past_symbols_at_least"] == 22  # of the longer piece
+    assert report["past_symbols_or_all"] == 22  # of the longer piece
 
 
 @torch.no_grad()
@@ -147,7 +167,7 @@ def test_how_much_past_each_symbol_saw():
     assert whole.past == 7
     assert evaluate(model, Examples(Windows(values[0], 4), pieces=pieces[1:])).past == 2
     apart = evaluate(model, Examples(Windows(values[0], 4)))
-    assert apart.report(model.spec)["past_symbols_at_least"] == 0
+    assert apart.report(model.spec)["past_symbols_or_all"] == 0
 
 
 LENGTHS = (5, 1, 23, 11, 23, 4)
@@ -359,23 +379,31 @@ def test_what_is_asked_is_what_stands_here(name):
 
 
 NEEDS = {
-    ("strided", 4, None, None): "attention strided needs stride, a number of values",
-    ("fixed", 4, 2, None): "attention fixed needs summary, a number of values",
-    ("window", None, None, None): "attention window needs past, a number of values",
-    ("full", 4, None, None): "attention full has no past, but past is 4; set past=null",
-    ("window", 4, 2, None): "attention window has no stride, but stride is 2; set stride=null",
+    ("strided", 4, None, None): "attention strided needs stride, a number of values: set model.s",
+    ("fixed", 4, 2, None): "attention fixed needs summary, a number of values: set model.summary",
+    ("window", None, None, None): "attention window needs past, a number of values: set model.pa",
+    ("full", 4, None, None): "attention full has no past, but past is 4; set model.past=null",
+    ("window", 4, 2, None): "attention window has no stride, but stride is 2; set model.stride=nu",
     ("fixed", 4, 2, 3): "summary is 3; a block has 2 values, its stride",
 }
 
 
 @pytest.mark.parametrize("options", NEEDS)
 def test_an_attention_has_what_it_needs_and_no_more(options):
-    with pytest.raises(ValueError, match=f"^{NEEDS[options]}$"):
+    with pytest.raises(ValueError, match=f"^{NEEDS[options]}"):
         Pattern(*options)
 
 
+def test_what_is_in_reach_where_nothing_is_said():
+    case = CASES["transformer"]
+    params, order = 3, case.build(0).net.order
+    for attention, past in (("window", PAST), ("full", None)):
+        net = Transformer(case.spec, params, order, attention=attention, num_layers=1)
+        assert net.pattern.past == past
+
+
 def test_learned_distances_have_an_end():
-    with pytest.raises(ValueError, match="past is null; set it"):
+    with pytest.raises(ValueError, match="but all is in reach; set model.past"):
         make_distances("learned", 2, 8, None)
 
 

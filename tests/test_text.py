@@ -91,6 +91,7 @@ def test_a_folder_and_packed_files_are_one_text(tmp_path):
     (folder / "b").mkdir(parents=True)
     (folder / "a.txt.gz").write_bytes(gzip.compress(VERSE.encode()))
     (folder / "b" / "c.txt").write_text(VERSE.upper())
+    (folder / ".DS_Store").write_bytes(b"\xff\xfe")  # hidden, and no text
     splits = Text(str(folder), length=8, unknown=True).load()
     pieces = [splits.pieces[part][0] for part in ("train", "valid", "test")]
     assert sum(map(len, pieces)) == 2 * len(VERSE)
@@ -240,7 +241,7 @@ def test_samples_are_texts(run):
 
 def test_a_prompt_goes_on(run):
     told = done(run, "complete", "run", "prompt=the cat ", "length=30", "device=cpu")
-    written = (run / "run/samples/prompt-seed0.txt").read_text()
+    written = (run / "run/samples/prompt-the-cat-seed0-t1-length30.txt").read_text()
     assert written.startswith("the cat ")
     assert len(written) == len("the cat ") + 30
     assert written in told
@@ -260,10 +261,28 @@ def test_a_prompt_may_be_longer_than_a_window_and_lie_in_a_file(run):
         "seed=3",
         "num_completions=2",
     )
-    text = (run / "run/samples/prompt-seed3.txt").read_text()
+    text = (run / "run/samples/prompt-begin-seed3-t1-length5.txt").read_text()
     first, second = text.split(f"\n{LINE}\n")
     assert first[:100] == second[:100] == VERSE[:100]
     assert len(first) == len(second) == 105
+
+
+def test_a_text_begins_from_nothing(run):
+    """A length alone; what a network says first is what a walk without a prompt has."""
+    told = done(run, "complete", "run", "length=40", "device=cpu", "num_completions=2")
+    assert "shown  the first of 2 texts; the file has all of them" in told
+    text = (run / "run/samples/prompt-seed0-t1-length40.txt").read_text()
+    assert [len(one) for one in text.split(f"\n{LINE}\n")] == [40, 40]
+
+
+def test_a_long_prompt_is_shown_by_its_end(run):
+    (run / "long.txt").write_text(VERSE[:50] * 30)
+    told = done(run, "complete", "run", "prompt_file=long.txt", "length=5", "device=cpu")
+    assert "(of 1,500 chars the last 1000 follow)" in told
+    assert VERSE[:50] * 20 in told
+    assert VERSE[:50] * 21 not in told
+    text = (run / "run/samples/prompt-long-seed0-t1-length5.txt").read_text()
+    assert text.startswith(VERSE[:50] * 30)
 
 
 def test_what_is_left_of_a_character_is_printed_at_the_end(capsys):
@@ -289,6 +308,16 @@ REFUSED = {
     "length": (["prompt=the", "length=0"], "length is 0; it must be at least 1"),
     "both": (["prompt=a", "prompt_file=b"], "both say what comes first"),
     "none": (["prompt_file=nothing"], "prompt_file nothing does not exist"),
+    "empty": (["prompt_file=empty.txt"], "prompt_file empty.txt is empty"),
+    "unread": (
+        ["prompt=the", "keep=0.3"],
+        "keep=0.3 goes with image=FILE or examples of the test split, not with a prompt; leave it",
+    ),
+    "unprompted": (["top_k=3"], "top_k=3 goes with a prompt, not with examples of the test split"),
+    "seconds": (
+        ["prompt=the", "length=2.5"],
+        "length is 2.5; it must be a whole number or seconds such as 2.5s or null",
+    ),
     "top_k": (["prompt=the", "top_k=0"], "top_k is 0; it must be at least 1"),
     "top_p": (["prompt=the", "top_p=1.5"], "top_p is 1.5"),
 }
@@ -297,6 +326,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_prompts_that_cannot_be_are_refused(name, run):
     typed, sentence = REFUSED[name]
+    (run / "empty.txt").touch()
     assert sentence in armodels(run, "complete", "run", "device=cpu", *typed).error
 
 

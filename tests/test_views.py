@@ -145,14 +145,16 @@ def sf():
 def test_a_clip_goes_on(run, sf):
     samples = loud(run, "clip.wav", 50)
     told = done(run, "complete", "run", "prompt=clip.wav", "length=0.1s", "device=cpu")
-    assert "prompt-seed0.wav" in told
-    written, rate = heard((run / "run/samples/prompt-seed0.wav").read_bytes())
+    assert "prompt-clip-seed0-t1-length0.1s.wav" in told
+    written, rate = heard((run / "run/samples/prompt-clip-seed0-t1-length0.1s.wav").read_bytes())
     assert (len(written), rate) == (50 + 40, RATE)
     assert np.abs(written[:50] - samples).max() <= 1 / 16 + 1e-4  # half a level
     assert len(np.unique(written[50:])) > 2
     keys = ("prompt_file=clip.wav", "num_completions=2", "device=cpu", "seed=1")
     done(run, "complete", "run", *keys)
-    both = [heard((run / f"run/samples/prompt-seed1-{i}.wav").read_bytes())[0] for i in (0, 1)]
+    both = [
+        heard((run / f"run/samples/prompt-clip-seed1-t1-{i}.wav").read_bytes())[0] for i in (0, 1)
+    ]
     assert [len(one) for one in both] == [50 + RATE] * 2
     assert (both[0][:50] == both[1][:50]).all()
     assert (both[0] != both[1]).any()
@@ -187,7 +189,7 @@ def test_a_clip_of_another_rate_is_resampled(run, sf):
     loud(run, "fast.wav", 500, 10 * RATE)
     keys = ("prompt=fast.wav", "length=5", "seed=2", "device=cpu")
     done(run, "complete", "run", *keys)
-    written, rate = heard((run / "run/samples/prompt-seed2.wav").read_bytes())
+    written, rate = heard((run / "run/samples/prompt-fast-seed2-t1-length5.wav").read_bytes())
     assert (len(written), rate) == (50 + 5, RATE)
 
 

@@ -104,7 +104,10 @@ class Audio(Source):
         elif self.path.suffix.lower() == ".zip":
             made = Zip(self.path, CLIPS)
         else:
-            raise ValueError(f"{self.path} is no folder or zip of sound")
+            raise ValueError(
+                f"data.path is {self.path}, which is no folder or zip of sound; put several clips "
+                f"into a folder, as each of them is in one split"
+            )
         if not made.names:
             about = f" ({'; '.join(made.left_out)})" if made.left_out else ""
             kinds = " ".join(sorted(SUFFIXES))

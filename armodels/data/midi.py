@@ -2,7 +2,7 @@
 
 import io
 from collections import defaultdict
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import BinaryIO, NamedTuple
 
 import mido
@@ -41,7 +41,7 @@ class _Span(NamedTuple):
 
 
 def read_midi(
-    contents: bytes, notes: Notes, *, highest: int | None = None
+    contents: bytes, notes: Notes, *, highest: int | None = None, every: tuple[str, ...] = ()
 ) -> tuple[np.ndarray, int]:
     """Frames of a MIDI file, from its first note to the end of its last one.
 
@@ -53,6 +53,7 @@ def read_midi(
         contents: Of the file.
         notes: What a frame is.
         highest: The highest key of a voice; None: of keys, whose number says it.
+        every: All voices of a piece, in its order: a file that has them all may be asked for some.
 
     Returns:
         (T, size) uint8 of 0 and 1, or of the levels of voices, and how many notes lie outside the
@@ -76,7 +77,7 @@ def read_midi(
     spans = [span for track in tracks for span in track]
     inside = [span for span in spans if span.key in keys]
     if not inside:
-        raise ValueError("it has no notes")
+        raise ValueError(f"it has no notes{_others(file, len(spans))}")
     scale = notes.per_beat / file.ticks_per_beat
     begins = round(min(span.first for span in inside) * scale)
     ends = max(_last(span, scale) for span in inside)
@@ -84,7 +85,7 @@ def read_midi(
         raise ValueError(f"it lasts {ends - begins:,} frames, more than {MAX_FRAMES:,}")
     frames = np.zeros((ends - begins, notes.size), np.uint8)
     if notes.voices:
-        parts = _parts(tracks, notes.voices, 0.5 / scale)
+        parts = _parts(tracks, notes.voices, every, 0.5 / scale)
     else:
         parts = [inside]
     for number, part in enumerate(parts):
@@ -97,19 +98,31 @@ def read_midi(
     return frames, len(spans) - len(inside)
 
 
+def _others(file: mido.MidiFile, outside: int) -> str:
+    """What sounds in a file without a key of the model's."""
+    if outside:
+        return f" on the keys that the model knows, but {outside} on others"
+    drums = any(one.type == "note_on" and one.channel == DRUMS for one in chain(*file.tracks))
+    return " but those of drums, which are no keys" if drums else ""
+
+
 def _last(span: _Span, scale: float) -> int:
     """The frame after the last one of a note."""
     return max(round(span.first * scale) + 1, round(span.end * scale))
 
 
 def _parts(
-    tracks: list[list[_Span]], voices: tuple[str, ...], most_shared: float
+    tracks: list[list[_Span]],
+    voices: tuple[str, ...],
+    every: tuple[str, ...],
+    most_shared: float,
 ) -> list[list[_Span]]:
     """The notes of each voice, one after another.
 
     Args:
         tracks: The notes of each.
         voices: Names of those that are wanted.
+        every: Names of all that a piece may have, in its order.
         most_shared: Ticks for which a note may sound on while the next one does.
 
     Raises:
@@ -119,10 +132,12 @@ def _parts(
     if len(parts) == 1:
         channels = sorted({span.channel for span in parts[0]})
         parts = [[span for span in parts[0] if span.channel == one] for one in channels]
+    if len(parts) == len(every) != len(voices):
+        parts = [parts[every.index(voice)] for voice in voices]
     if len(parts) != len(voices):
         raise ValueError(
-            f"it has {len(parts)} {'track' if len(parts) == 1 else 'tracks'} or channels with "
-            f"notes, but one is needed for each of {', '.join(voices)}"
+            f"its notes lie in {len(parts)} track{'s' * (len(parts) != 1)} or "
+            f"channel{'s' * (len(parts) != 1)}, but one is needed for each of {', '.join(voices)}"
         )
     for part, voice in zip(parts, voices, strict=True):
         part.sort()

@@ -33,17 +33,22 @@ HIGHEST = 81
 
 
 class _File(NamedTuple):
-    """A corpus: its file, the md5 of it, and its frames a quarter note."""
+    """A corpus: its file, the md5 of it, its frames a quarter note, and where it is from."""
 
     name: str
     md5: str
     per_beat: int
+    origin: str
+
+
+BOULANGER = "www-etud.iro.umontreal.ca/~boulanni/icml2012"
+SIXTEENTHS = "github.com/czhuang/JSB-Chorales-dataset"
 
 
 CORPORA: dict[Corpus, _File] = {
-    "jsb": _File("JSB_Chorales.mat", "dc87109f2b96bd44f9ce21d117766594", 1),
-    "nottingham": _File("Nottingham.mat", "7cc53d4cad543cf589d8769ae59c556a", 2),
-    "jsb_16th": _File("Jsb16thSeparated.json", "23a2736fa53a40f09bc0c4c825b381c8", 4),
+    "jsb": _File("JSB_Chorales.mat", "dc87109f2b96bd44f9ce21d117766594", 1, BOULANGER),
+    "nottingham": _File("Nottingham.mat", "7cc53d4cad543cf589d8769ae59c556a", 2, BOULANGER),
+    "jsb_16th": _File("Jsb16thSeparated.json", "23a2736fa53a40f09bc0c4c825b381c8", 4, SIXTEENTHS),
 }
 
 CELLS = {"traindata": "train", "validdata": "valid", "testdata": "test"}
@@ -202,8 +207,9 @@ class Music(Source):
             ValueError: A file cannot be read, is none of music, or there are too few.
         """
         if self.path is None:
-            name, md5, _ = CORPORA[self.corpus]
-            (contents,) = read_files(self.root / "music", {name: md5}, None, "it is not fetched")
+            name, md5, _, origin = CORPORA[self.corpus]
+            why = f"it is of {origin}, and not fetched"
+            (contents,) = read_files(self.root / "music", {name: md5}, None, why)
             if self.corpus == "jsb_16th":
                 return _chorales(json.loads(contents), voices=self.voices)
             return read_cells(contents, name)

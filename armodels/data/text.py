@@ -56,6 +56,10 @@ class _Text(Source):
     def _set(self, unit: Unit, length: int, unknown: bool) -> None:
         if length < 1:
             raise ValueError(f"data.length is {length}; it must be at least 1")
+        if unknown and unit == "byte":
+            raise ValueError(
+                "data.unknown=true is for data.unit=char: of bytes none is unknown; leave it out"
+            )
         self.unit, self.length, self.unknown = unit, length, unknown
 
     @property
@@ -219,14 +223,14 @@ class Text(_Text):
             return np.memmap(self.path, np.uint8, "r")
         files = [self.path]
         if self.path.is_dir():
-            files = sorted(one for one in self.path.rglob("*") if one.is_file())
+            files = files_of(self.path)
             if not files:
                 raise ValueError(f"folder {self.path} holds no files of text")
         most, parts = most_bytes(self.unit), []
         for one in files:
             contents = _contents(one, most)
             most -= len(contents)
-            parts.append(_symbols_of(contents, self.unit, str(one)))
+            parts.append(_symbols_of(contents, self.unit, f"text {one}"))
         return np.concatenate(parts)
 
     def _checksum(self, parts: Parts) -> str:
@@ -238,14 +242,28 @@ class Text(_Text):
         return digest.hexdigest()
 
 
-def read_symbols(path: Path, unit: Unit) -> np.ndarray:
+def files_of(folder: Path) -> list[Path]:
+    """Those of a folder and its folders by name, hidden ones left out, such as ``.DS_Store``."""
+    found = (one for one in folder.rglob("*") if one.is_file())
+    return sorted(
+        one for one in found
+        if not any(part.startswith(".") for part in one.relative_to(folder).parts)
+    )  # fmt: skip
+
+
+def read_symbols(path: Path, unit: Unit, what: str = "text ") -> np.ndarray:
     """A file of text, unpacked where it is a .gz, as code points or bytes (T,).
+
+    Args:
+        path: Of the file.
+        unit: Of the text.
+        what: It is, for sentences.
 
     Raises:
         ValueError: It cannot be unpacked, does not fit into memory, or is not UTF-8 where its
             characters are wanted.
     """
-    return _symbols_of(_contents(path, most_bytes(unit)), unit, str(path))
+    return _symbols_of(_contents(path, most_bytes(unit)), unit, f"{what}{path}")
 
 
 def most_bytes(unit: Unit) -> int:
@@ -260,8 +278,9 @@ def _symbols_of(contents: bytes, unit: Unit, name: str) -> np.ndarray:
         return code_points(contents.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"text {name} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x} "
-            f"({error.reason}); convert it, or read bytes with data.unit=byte"
+            f"{name} is not UTF-8: byte {error.start} is 0x{contents[error.start]:02x} "
+            f"({error.reason}); convert it, leave it out of its folder if it is no text, or read "
+            f"bytes with data.unit=byte"
         ) from None
 
 
@@ -342,7 +361,7 @@ class TinyShakespeare(_Text):
             self.root / "text",
             {"tinyshakespeare.txt": "6fb458f1232090904fb40fe944165e91"},
             None,
-            "it is not fetched",
+            "it is tinyshakespeare/input.txt of github.com/karpathy/char-rnn, and not fetched",
         )
         symbols = np.frombuffer(contents, np.uint8)
         if self.unit == "char":

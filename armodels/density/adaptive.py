@@ -15,7 +15,7 @@ from armodels.networks.base import State
 from armodels.networks.stream import CHUNK
 
 STEP = 32
-"""Values between two steps of a gradient."""
+"""Symbols, or frames, between two steps of a gradient."""
 
 FORGETTING = 0.999
 """Decay of the mean squares of gradients, by whose roots steps are divided."""
@@ -26,7 +26,7 @@ class Adaptive:
     """A copy of a model that learns from what it reads; the model itself stays as it is.
 
     Counts grow by each value before the next is scored. Weights take a step of the gradient after
-    every ``STEP`` values, which were scored before it; the state is carried on, without gradient.
+    every ``STEP`` symbols, which were scored before it; the state is carried on, without gradient.
     So the numbers are those of one distribution over texts: prequential, by the chain rule.
     Sources: Krause et al., 2018, https://arxiv.org/abs/1709.07432 (dynamic evaluation); Dawid,
     1984, https://doi.org/10.2307/2981683 (prequential).
@@ -38,11 +38,16 @@ class Adaptive:
         rate: Of a step, in which a weight moves by about this much.
 
     Raises:
-        ValueError: It does not read.
+        ValueError: It does not read, or has a context.
     """
 
     def __init__(self, model: DensityModel, rate: float):
         reader(model)
+        if model.context is not None:
+            raise ValueError(
+                f"{model.description} is conditioned on {model.context.name}, and cannot learn "
+                f"while it is scored; leave adapt out, or train a model without a context"
+            )
         assert isinstance(model, AutoregressiveModel)
         self.model = copy.deepcopy(model).eval().requires_grad_(True)
         weights = list(self.model.parameters())
@@ -62,7 +67,7 @@ class Adaptive:
         """
         with torch.no_grad():
             before, state = reader(self.model).begin(1)
-        size = STEP if self._optimizer else CHUNK
+        size = (STEP if self._optimizer else CHUNK) * self.model.spec.unit_size
         for start in range(0, len(piece), size):
             values = piece[start : start + size].to(before.device)[None, :, None]
             found, before, state = self._score_and_learn(values, before, state)

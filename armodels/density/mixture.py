@@ -39,7 +39,8 @@ class OrderMixture(DensityModel):
     @property
     def description(self) -> str:
         """Number of orders and what they share."""
-        return f"mixture of {len(self.orders)} orders of {self.model.description}"
+        num = len(self.orders)
+        return f"mixture of {num} order{'s' * (num != 1)} of {self.model.description}"
 
     def component(self, i: int) -> AutoregressiveModel:
         """The model under order ``i``; made when asked for, so weights exist once."""

@@ -99,10 +99,13 @@ class Pattern:
         }
         for name, (value, needed) in needs.items():
             if needed and value is None:
-                raise ValueError(f"attention {attention} needs {name}, a number of values")
+                raise ValueError(
+                    f"attention {attention} needs {name}, a number of values: set model.{name}"
+                )
             if value is not None and not needed:
                 raise ValueError(
-                    f"attention {attention} has no {name}, but {name} is {value}; set {name}=null"
+                    f"attention {attention} has no {name}, but {name} is {value}; set "
+                    f"model.{name}=null"
                 )
         if stride is not None and summary is not None and summary > stride:
             raise ValueError(f"summary is {summary}; a block has {stride} values, its stride")
@@ -314,5 +317,8 @@ def make_distances(places: PlaceKind, num_heads: int, size: int, past: int | Non
     if places == "sinusoidal":
         return Sinusoidal(num_heads, size)
     if past is None:
-        raise ValueError("places learned are as many as past, but past is null; set it")
+        raise ValueError(
+            "places learned are as many as past, but all is in reach; set model.past, and another "
+            "attention than full"
+        )
     return Learned(num_heads, past)

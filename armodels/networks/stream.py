@@ -180,7 +180,7 @@ class AfterPrompt:
             context: (B, *context.shape), where the network has one.
         """
         first, state = self._net.begin(n, context)
-        for part in self._prompt.split(CHUNK):
+        for part in self._prompt.split(CHUNK) if len(self._prompt) else ():
             after, state = self._net.read(part.expand(n, -1)[..., None], state)
             first = after[:, -1]
         return self._net.start_after(pack, first, state)

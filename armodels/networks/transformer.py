@@ -116,6 +116,10 @@ class Block(nn.Module):
         return x, keys, values
 
 
+PAST = 128
+"""Values that a layer reaches back where nothing is said of it."""
+
+
 @final
 class Transformer(FeatureStream):
     """A transformer: in each layer a value asks values before it.
@@ -145,7 +149,7 @@ class Transformer(FeatureStream):
             ``"fixed"``, some of these; ``"full"``, all that were read, so that a step takes
             longer and longer.
         past: Values that a layer reaches back, a value's own among them; layers one above another
-            see further. None, and only then: ``"full"``.
+            see further. None: 128 (``PAST``), and of ``"full"`` all.
         stride: Of ``"strided"`` and ``"fixed"``: values that are near, and of a block.
         summary: Of ``"fixed"``: values at the end of a block that are asked from later ones.
         places: How the distance of a value enters: ``"rotary"``; ``"learned"``, a number for each
@@ -177,7 +181,7 @@ class Transformer(FeatureStream):
         hidden_size: Count = 128,
         num_heads: Count = 4,
         attention: Attention = "window",
-        past: Count | None = 128,
+        past: Count | None = None,
         stride: Count | None = None,
         summary: Count | None = None,
         places: PlaceKind = "rotary",
@@ -189,6 +193,8 @@ class Transformer(FeatureStream):
         super().__init__(spec, num_params, order, hidden_size, context)
         require_heads(hidden_size, num_heads)
         self.num_heads = num_heads
+        if past is None and attention != "full":
+            past = PAST
         self.pattern = Pattern(attention, past, stride, summary)
         self.turns = places == "rotary"
         self.dropout = nn.Dropout(dropout)

@@ -23,7 +23,8 @@ from armodels.disk import atomic, require_place
 from armodels.run import RunDirectory
 
 COLUMNS = ("data", "measure", "per", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
-           "bits/dim", "adapted nats", "gap", "seconds", "tags", "status", "run")  # fmt: skip
+           "bits/dim", "bits/symbol", "adapted nats", "gap", "seconds", "tags", "status",
+           "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
             "tags", "started", "trust")  # fmt: skip
@@ -43,6 +44,7 @@ class RunSummary:
     interval: float
     deviation: float
     bits_per_dim: float
+    bits_per_symbol: float
     adapted: float | None
     gap: float | None
     seconds: float
@@ -60,8 +62,9 @@ class RunSummary:
             self.data, self.measure, self.per, self.model,
             "" if self.parameters is None else f"{self.parameters:,}",
             self.seeds, number(self.nats, 3), number(self.interval, 3), number(self.deviation, 3),
-            number(self.bits_per_dim, 4), number(self.adapted, 3), number(self.gap, 4),
-            number(self.seconds, 0), self.tags, self.status, self.run,
+            number(self.bits_per_dim, 4), number(self.bits_per_symbol, 4),
+            number(self.adapted, 3), number(self.gap, 4), number(self.seconds, 0),
+            self.tags, self.status, self.run,
         ]  # fmt: skip
         # A name with a line break would make rows of its own.
         return [show.clean(cell).replace("\n", "\\n") for cell in cells]
@@ -124,6 +127,7 @@ _METRICS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 _OF_SEQUENCES: dict[str, type | tuple[type, ...]] = {
     "sequences": str, "unit": str, "test.nats_per_symbol": _NUMBER,
+    "test.bits_per_symbol": _NUMBER,
     "test.nats_per_symbol_ci95": (*_NUMBER, type(None)), "test_adapted.nats_per_symbol": _NUMBER,
 }  # fmt: skip
 _CONFIG: dict[str, type | tuple[type, ...]] = {
@@ -232,7 +236,7 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
                 state += f": {textwrap.shorten(status['reason'], 60, placeholder=' ...')}"
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
-            yield RunSummary(str(data), "", "", label(config), None, seed, nan, nan, nan, nan,
+            yield RunSummary(str(data), "", "", label(config), None, seed, nan, nan, nan, nan, nan,
                              None, None, nan, ",".join(run.tags), state,
                              str(run.path))  # fmt: skip
             continue
@@ -257,7 +261,8 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
             statistics.fmean(values),
             math.nan if several or half is None else half,
             statistics.stdev(values) if several else math.nan,
-            statistics.fmean(test["bits_per_dim"] for test in tests),
+            nan if whole else statistics.fmean(test["bits_per_dim"] for test in tests),
+            statistics.fmean(test["bits_per_symbol"] for test in tests) if whole else nan,
             statistics.fmean(adapted) if adapted else None,
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),

@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from armodels import build, charts, checkpoints, contexts, disk, pictures, show, views
+from armodels.checks import require_together
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
 from armodels.density.stream import reads
 from armodels.examples import draw_examples
-from armodels.prompts import go_on, num_values, read_prompt
+from armodels.prompts import go_on, name_of, num_values, read_prompt
 from armodels.spec import ContextSpec, DataSpec
 
 LARGEST_BATCH = 100_000
@@ -81,6 +82,8 @@ def _known_names(known: list, spec: DataSpec) -> Tensor:
     if not spec.names:
         raise ValueError(f"known is {known}, but {spec.name} has no named columns")
     names = [str(name) for name in known]
+    if not names:
+        raise ValueError(f"known is []; name one or more of the {what} {', '.join(spec.names)}")
     for name in names:
         if name not in spec.names:
             raise ValueError(f"known names {name!r}; the {what} are {', '.join(spec.names)}")
@@ -274,11 +277,6 @@ def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor)
             )
         heard, columns, parts = min(total, window - length), [*range(size)], ["prompt"]
     else:
-        if config["length"] is not None:
-            raise ValueError(
-                "length says how much follows a prompt, but known=[...] has the other voices of "
-                "the same frames drawn; leave one out"
-            )
         if total > window:
             raise ValueError(
                 f"the prompt has {total} frames, but the model draws windows of {window}: cut it, "
@@ -312,14 +310,25 @@ def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor)
     shown = views.view(
         whole.view(answers, *shape), longer, known=there.view(shape), most_played=answers
     )
-    stem = restored.folder_for(config["out"]) / f"{'-'.join(parts)}-seed{config['seed']}"
-    views.tell(views.save(shown, stem))
+    folder = restored.folder_for(config["out"])
+    views.tell(views.save(shown, folder / name_of(config, spec, parts)))
 
 
 def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
     wanted = config["num_particles"]
     number = TABLE_PARTICLES if spec.columns is not None else 1
     return {**config, "num_particles": number if wanted is None else wanted}
+
+
+ALL = ("temperature", "num_completions", "num_particles", "seed")
+WAYS = {
+    "a prompt": (*ALL, "prompt", "prompt_file", "length", "label", "top_k", "top_p"),
+    "voices of a prompt": (*ALL, "prompt", "prompt_file", "known"),
+    "table=FILE": (*ALL, "table"),
+    "image=FILE": (*ALL, "image", "label", "keep", "known", "mask"),
+    "examples of the test split": (*ALL, "num", "keep", "known", "mask"),
+}
+"""What may be completed, and the keys that say how."""
 
 
 def main(config: Mapping) -> None:
@@ -335,7 +344,16 @@ def main(config: Mapping) -> None:
         _known_names(config["known"], restored.spec)  # refuses what is no voice
         named = tuple(config["known"])
         notes = replace(notes, size=len(named), voices=named)
-    if (prompt := read_prompt(config, restored.spec, notes)) is not None:
+    prompt = read_prompt(config, restored.spec, notes)
+    if prompt is None and config["length"] is not None and reads(restored.model):
+        prompt = np.zeros(0, np.uint8)  # it goes on from nothing
+    file = next((f"{key}=FILE" for key in ("table", "image") if config[key]), None)
+    way = file or "examples of the test split"
+    if prompt is not None:
+        voices = notes and notes.voices and not isinstance(config["known"], str)
+        way = "voices of a prompt" if voices else "a prompt"
+    require_together(config["overrides"], way, WAYS)
+    if prompt is not None:
         if notes is None or reads(restored.model):
             go_on(restored, prompt, config)
         else:
@@ -362,11 +380,6 @@ def main(config: Mapping) -> None:
         truth = read_image(Path(config["image"]), spec)
         context = _context_of(truth, config["label"], restored.model.context, spec)
     else:
-        if config["label"] is not None:
-            label = contexts.label(restored.model.context, config["label"])
-            raise ValueError(
-                f"label={label} goes with image=FILE; examples of the test split have their own"
-            )
         truth, context = draw_examples(restored, config["num"], seed)
     repeated = Batch(truth, context).repeat_interleave(answers).to(restored.device)
     result = restored.model.complete(
@@ -401,9 +414,12 @@ def main(config: Mapping) -> None:
         )
         show.say(f"wrote  {folder / name}.csv (answer 0 is the truth)")
     if spec.notes is not None:
-        tunes = [tune(x, mask, each, spec) for x, each in zip(truth, values, strict=True)]
-        views.tell(views.save_each(tunes, folder / name))
+        heard = [views.tune(x, mask, each, spec) for x, each in zip(truth, values, strict=True)]
+        views.tell(views.save_each(heard, folder / name))
         return
+    if spec.waveform is not None or spec.alphabet is not None:
+        shown = [replace(views.view(each, spec), picture=None) for each in values]
+        views.tell(views.save_each(shown, folder / name))
     picture, caption = draw(truth, mask, values, spec)
     if picture is not None:
         with disk.atomic(folder / f"{name}.png") as file:
@@ -435,22 +451,6 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
         known=known.flatten(0, 1),
     )
     return picture, "true, known with the rest hatched, drawn"
-
-
-def tune(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> views.View:
-    """Answers (A, *event) to be heard, and a roll of what is true, then of them.
-
-    Args:
-        truth: (*event).
-        mask: True where a value is known, (*event).
-        values: The answers.
-        spec: What a datum is.
-    """
-    each = torch.cat([truth[None], values])
-    known = mask.expand(each.shape).clone()
-    known[0] = False
-    shown = views.view(values, spec, known=mask, most_played=len(values))
-    return replace(shown, picture=pictures.rolls(each, spec, known=known))
 
 
 def _tell(what: str, result: Completion, particles: int) -> None:

@@ -13,7 +13,7 @@ from armodels.data.rows import Examples
 from armodels.density.stream import with_length
 from armodels.examples import draw_examples, load_split
 from armodels.prompts import num_values
-from armodels.spec import ContextSpec, DataSpec, bits_per_dim, nats
+from armodels.spec import ContextSpec, DataSpec, described
 
 MAX_ACROSS = 16
 """Classes that are drawn one beside the other."""
@@ -110,7 +110,7 @@ def main(config: Mapping) -> None:
         np.savez_compressed(file, **arrays)
     show.say(f"from   {restored.origin}")
     mean = float(log_prob.double().mean())
-    show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
+    show.say(f"mean   {described(mean, spec)}")
     show.say(f"wrote  {folder / name}.npz")
     if spec.columns is not None:
         disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())

@@ -9,16 +9,20 @@ from torch import Tensor
 
 from armodels import checkpoints, disk, show
 from armodels.checkpoints import Restored
+from armodels.checks import require_together
 from armodels.data.collections import Tree
 from armodels.data.midi import MIDIS
 from armodels.data.rows import Examples
 from armodels.data.sound import CLIPS
-from armodels.data.text import read_symbols
+from armodels.data.text import files_of, read_symbols
 from armodels.density.stream import Contexts, Piece, reads
 from armodels.evaluation import is_whole, log_probs, piece_log_probs
 from armodels.examples import asked_for
 from armodels.prompts import given_label, levels_of
-from armodels.spec import DataSpec, bits_per_dim, nats
+from armodels.spec import DataSpec, bits_per_dim, described, nats
+
+WAYS = {"file=FILE": ("file", "label"), "a split": ("split", "data")}
+"""What may be scored, and the keys that say how."""
 
 COLUMNS = ("index", "nats", "bits_per_dim")
 OF_PIECES = (*COLUMNS, "symbols", "nats_per_symbol")
@@ -31,6 +35,8 @@ def main(config: Mapping) -> None:
         ValueError: The model cannot score what is named.
     """
     mark, by, label = ",".join(COLUMNS), config["by"], config["label"]
+    way = "a split" if config["file"] is None else "file=FILE"
+    require_together(config["overrides"], way, WAYS)
     if config["file"] is not None:
         disk.require_place(config["out"], mark=mark)
         restored = checkpoints.from_config(config)
@@ -41,8 +47,6 @@ def main(config: Mapping) -> None:
         by = "piece" if by == "auto" else by
         _score_pieces(restored, restored.spec, pieces, context, by, config, names)
         return
-    if label is not None:
-        raise ValueError(f"label={label} is for file=...; the rows of a split have their own")
     restored, spec, examples = asked_for(config, mark=mark)
     if is_whole(restored.model, examples):
         by = "window" if by == "auto" else by
@@ -89,7 +93,7 @@ def _score_examples(
         )
     if len(possible):
         mean = float(possible.mean())
-        show.say(f"mean   {nats(mean, spec):.4f} nats, {bits_per_dim(mean, spec):.4f} bits/dim")
+        show.say(f"mean   {described(mean, spec)}")
     show.say(f"wrote  {path} ({len(values)} examples)")
 
 
@@ -114,8 +118,6 @@ def own_files(restored: Restored, config: Mapping) -> list[Path]:
         ValueError: The model does not read, or the folder holds no files of its kind.
     """
     spec, path = restored.spec, Path(str(config["file"])).expanduser()
-    if "_target_" in config["data"]:
-        raise ValueError("file=... and data=... both say what is scored; leave one out")
     if spec.alphabet is None and spec.waveform is None and spec.notes is None:
         raise ValueError(
             f"file={path} is a text, a sound or music, but the model is of {spec.name}"
@@ -131,7 +133,10 @@ def own_files(restored: Restored, config: Mapping) -> list[Path]:
     if not path.is_dir():
         return [path]
     if spec.alphabet is not None:
-        found = sorted(one for one in path.rglob("*") if one.is_file())
+        every = files_of(path)
+        found = [one for one in every if one.stat().st_size]
+        if empty := len(every) - len(found):
+            show.say(f"in {path}, left out are {empty} empty file{'s' * (empty != 1)}")
     else:
         tree = Tree(path, CLIPS if spec.notes is None else MIDIS)
         found = [path / name for name in tree.names]
@@ -221,9 +226,11 @@ def _score_pieces(
     path = _path(restored, spec.name, config)
     disk.write_csv(path, (*OF_PIECES, "file") if names else OF_PIECES, rows)
     mean = total / number
+    perplexity = math.exp(min(mean, 700))
     show.say(f"from   {restored.origin}")
     show.say(
         f"mean   {mean:.4f} nats/{unit}, {mean / math.log(2):.4f} bits/{unit}, perplexity "
-        f"{math.exp(min(mean, 700)):.4f} ({number:,} {unit}s, each given all before it)"
+        f"{perplexity:{'.4f' if perplexity < 1e6 else '.4g'}} "
+        f"({number:,} {unit}s, each given all before it)"
     )
-    show.say(f"wrote  {path} ({len(rows):,} rows, by {by})")
+    show.say(f"wrote  {path} ({len(rows):,} row{'s' * (len(rows) != 1)}, by {by})")

@@ -43,6 +43,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
         select = config["trainer"].get("select")
         select = candidates.without_typed(select, config["overrides"])
         config = {**config, "trainer": {**config["trainer"], "select": select}}
+    run.require_sizes(config)
     settings = candidates.settings_of(config, trust)
     budget = limits.Budget(settings.max_minutes)
     if settings.threads:
@@ -147,6 +148,9 @@ def _announce(trainer: Trainer) -> None:
     spec, model, splits = trainer.splits.spec, trainer.learner.model, trainer.splits
     sizes = " / ".join(f"{len(part):,}" for part in (splits.train, splits.valid, splits.test))
     shape = "x".join(map(str, spec.shape))
+    if spec.num_units:
+        size = f" of {spec.unit_size} values" if spec.unit_size > 1 else ""
+        shape = f"of {spec.num_units:g} {spec.unit}s{size}"
     about = f"{spec.kind} {shape}, levels {spec.levels}, {sizes} train / valid / test"
     show.say(f"data   {spec.name}: {about}")
     name, seed = trainer.origin.model, trainer.origin.seed
@@ -167,15 +171,21 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
     for split in ("valid", "test"):
         show.say(describe(split, metrics[split], result.model.spec))
     if "gap_to_truth" in metrics:
-        gap = f"{metrics['gap_to_truth']:.4f} nats above the true entropy of the test split"
+        of = " a sequence" if result.model.spec.num_units else ""
+        gap = f"{metrics['gap_to_truth']:.4f} nats{of} above the true entropy of the test split"
         show.say(f"gap    {gap}")
     if "warning" in metrics:
         show.warn(metrics["warning"])
     show.say()
     show.say("Next:")
+    spec = result.model.spec
     known: dict[str, Any] = {"keep": 0.5}
-    if reads(result.model) and result.model.spec.alphabet is not None:
-        known = {"prompt": result.model.spec.alphabet.letter}
+    if reads(result.model):
+        known = {"length": "2s" if spec.waveform is not None else round(spec.num_units)}
+        if spec.alphabet is not None:
+            known = {"prompt": spec.alphabet.letter}
+    elif spec.notes is not None and spec.notes.voices:
+        known = {"known": [spec.notes.voices[0]]}
     for line in (
         show.command("tensorboard", logdir=path),
         show.command("sample", run=path, num=64, **trust),

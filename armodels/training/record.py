@@ -240,7 +240,11 @@ class InFiles(Record):
         for split in ("valid", "test"):
             for name in ("nats", "bits_per_dim"):
                 self.scalar(f"with_best/{split}_{name}", metrics[split][name], metrics["steps"])
-        self.directory.write_metrics(metrics)
+        before = self.directory.read_metrics() or {}
+        # Numbers of a copy that learned (``eval adapt=true``) stay with the model they are of.
+        same = all(before.get(key) == metrics[key] for key in ("best_step", "valid", "test"))
+        adapted = [key for key in before if key.endswith("_adapted")] if same else []
+        self.directory.write_metrics({**metrics, **{key: before[key] for key in adapted}})
         self.directory.write_status("done", warning=metrics.get("warning"))
 
     def stop(self, reason: str) -> None:

@@ -151,9 +151,12 @@ class Report:
     def _is_worse(self, valid: float, state: State, nothing: float) -> bool:
         """Whether valid nats are worse than knowing nothing by more than their interval.
 
-        A single example has no interval: there only what is far worse counts.
+        A single example has no interval: there only what is far worse counts. What is known of no
+        example, such as a uniform model, has none either: there rounding does not.
         """
         half = state.valid["nats_ci95"]
+        if math.isclose(valid, nothing, rel_tol=1e-6):
+            return False
         return valid - (half if math.isfinite(half) else abs(nothing)) > nothing
 
     def warning(self, state: State, *, trained: bool) -> str | None:
