@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -286,9 +287,12 @@ def test_the_index_of_a_spoken_digit_is_its_split(fsdd):
 @needs_soundfile
 def test_clips_are_scored_given_their_own_digit(fsdd):
     """A row of a split, of a file, and what `eval` says are one number."""
-    done(fsdd, "train", "data=fsdd", "data.encoding=linear8", "data.length=3", f"data.root={fsdd}",
-         "model=rnn", "model.hidden_size=8", "model.context=digit", "optimizer.lr=0.1",
-         "trainer.max_steps=9", *QUICK, "out=run")  # fmt: skip
+    data = ("data=fsdd", "data.encoding=linear8", "data.length=3", f"data.root={fsdd}")
+    model = ("model=rnn", "model.hidden_size=8", "model.context=digit", "optimizer.lr=0.1")
+    told = done(fsdd, "train", *data, *model, "trainer.max_steps=9", *QUICK, "out=run")
+    (line,) = [line for line in told.splitlines() if "armodels complete " in line]
+    assert "label=0" in line
+    assert "wrote" in done(fsdd, *shlex.split(line)[1:])
     done(fsdd, "score", "run", "by=piece", "out=rows.csv")
     rows = list(csv.DictReader((fsdd / "rows.csv").read_text().splitlines()))
     each = [float(row["nats_per_symbol"]) for row in rows]

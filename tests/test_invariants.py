@@ -994,9 +994,7 @@ def test_contexts_that_do_not_fit_are_refused():
     with refuses(f"{name} is conditioned on label: give one for each event"):
         told.default_objective()(x)
     mixture = OrderMixture(told, [told.net.order])
-    with refuses(
-        f"mixture of 1 orders of {name} is conditioned on label: give one for each event"
-    ):
+    with refuses(f"mixture of 1 order of {name} is conditioned on label: give one for each event"):
         mixture.sample(3)
     vector = case.build(0, VECTOR)
     with refuses("context 'features' holds NaN or infinite values"):

@@ -180,10 +180,12 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
     show.say("Next:")
     spec = result.model.spec
     known: dict[str, Any] = {"keep": 0.5}
-    if reads(result.model):
-        known = {"length": "2s" if spec.waveform is not None else round(spec.num_units)}
+    context = result.model.context
+    if reads(result.model) and (context is None or not context.shape):
+        known = {"length": "1s" if spec.waveform is not None else round(spec.num_units)}
         if spec.alphabet is not None:
             known = {"prompt": spec.alphabet.letter}
+        known |= {} if context is None else {"label": 0}
     elif spec.notes is not None and spec.notes.voices:
         known = {"known": [spec.notes.voices[0]]}
     for line in (

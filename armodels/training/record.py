@@ -1,5 +1,6 @@
 """What a training leaves behind: in memory, or in the files of a run directory."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -240,7 +241,9 @@ class InFiles(Record):
         for split in ("valid", "test"):
             for name in ("nats", "bits_per_dim"):
                 self.scalar(f"with_best/{split}_{name}", metrics[split][name], metrics["steps"])
-        before = self.directory.read_metrics() or {}
+        before: dict = {}
+        with contextlib.suppress(OSError, ValueError):  # damaged numbers give way to new ones
+            before = self.directory.read_metrics() or {}
         # Numbers of a copy that learned (``eval adapt=true``) stay with the model they are of.
         same = all(before.get(key) == metrics[key] for key in ("best_step", "valid", "test"))
         adapted = [key for key in before if key.endswith("_adapted")] if same else []
