@@ -34,10 +34,14 @@ ORDER_KEYS = {
     "order_seed": checks.Seed,
     "num_orders": checks.Count,
     "resample_orders": bool,
+    "objective": ObjectiveName,
 }
 """Keys of a network's YAML that say in which order it is used; the others are its arguments."""
 
-RASTER = {"order": "raster", "order_seed": 0, "num_orders": 1, "resample_orders": False}
+LATER = {"resample_orders": False, "objective": "all_orders"}
+"""Those that runs may be older than."""
+
+RASTER = {"order": "raster", "order_seed": 0, "num_orders": 1, **LATER}
 """What they are for a network that follows the raster order only, whose YAML lacks them."""
 
 BLEND = f"{Blend.__module__}.{Blend.__name__}"
@@ -161,24 +165,22 @@ def model(
         return instantiate(config, spec, part="model", trust=trust, kind=DensityModel)
     if not (isinstance(target, type) and issubclass(target, Network)):
         raise ValueError(f"model {config['_target_']} is neither a Network nor a DensityModel")
-    # Runs may be older than the key resample_orders.
-    config = (RASTER if target.raster_only else {"resample_orders": False}) | config
+    config = (RASTER if target.raster_only else LATER) | config
     if not target.takes_context:  # runs from before its key went have it
         config = {"context": None, **config}
     checks.require_types(config, ORDER_KEYS | {"context": str | None}, "model.")
     for key in (*ORDER_KEYS, "context"):
         if key not in config:
             raise ValueError(f"model {target.__name__} needs the key {key}")
-    name, order_seed, num_orders, resample_orders = (config.pop(key) for key in ORDER_KEYS)
+    name, order_seed, num_orders, resample_orders, objective = (
+        config.pop(key) for key in ORDER_KEYS
+    )
     named = config.pop("context")
     if named is not None and not target.takes_context:
         raise ValueError(
             f"model {target.__name__} is not conditioned on anything; leave out model.context"
         )
     context = {"context": contexts.find(spec, named)} if target.takes_context else {}
-    # Runs may be older than the key objective, too; only networks for all orders have it.
-    objective: Any = config.pop("objective", "all_orders") if target.any_order else "all_orders"
-    checks.require_types({"objective": objective}, {"objective": ObjectiveName}, "model.")
     made_head = head(head_config, spec, target, trust)
     order = orders.make(name, spec.shape, joint=made_head.joint, seed=order_seed)
     net = instantiate(
@@ -196,10 +198,10 @@ def model(
         raise ValueError(
             f"model {target.__name__} is trained on all orders as it is; use resample_orders=false"
         )
-    if resample_orders and name != "random":
+    if resample_orders and name != "random" and objective == "all_orders":
         raise ValueError(
             f"model.resample_orders=true trains on random orders, but model.order is {name}; "
-            f"use model.order=random"
+            f"use model.order=random, or model.objective=canonical"
         )
     one = AutoregressiveModel(net, made_head, resample_orders=resample_orders, objective=objective)
     if num_orders > 1 or resample_orders:

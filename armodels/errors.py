@@ -169,7 +169,7 @@ def _known(name: str, args: list[str]) -> list[str]:
     return known
 
 
-ORDER_KEYS = ("order", "order_seed", "num_orders", "resample_orders")
+ORDER_KEYS = ("order", "order_seed", "num_orders", "resample_orders", "objective")
 """What only a network that follows other orders than the raster has in its YAML."""
 
 _WORDS = {"epochs": "max_epochs", "steps": "max_steps", "iterations": "max_steps",

@@ -115,6 +115,11 @@ class Ordered(Protocol):
     """What an objective asks of a network, see ``networks.base.Network``."""
 
     @property
+    def any_order(self) -> bool:
+        """Whether it is told which steps are known."""
+        ...
+
+    @property
     def num_steps(self) -> int:
         """S."""
         ...
@@ -125,8 +130,19 @@ class Ordered(Protocol):
         ...
 
 
-class TrainedByOrder(Trained, Protocol):
+class TrainedByStep(Trained, Protocol):
+    """A model that scores each step, see ``density.autoregressive.AutoregressiveModel``."""
+
+    def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor: ...
+
+
+class TrainedByOrder(TrainedByStep, Protocol):
     """A model that has an order, see ``density.autoregressive.AutoregressiveModel``."""
+
+    @property
+    def canonical(self) -> bool:
+        """Whether it is trained for canonical orders alone."""
+        ...
 
     @property
     def spec(self) -> DataSpec:
@@ -150,7 +166,7 @@ class TrainedByOrder(Trained, Protocol):
         """
         ...
 
-    def with_order(self, order: Order, *, seed: int | None = None) -> Trained:
+    def with_order(self, order: Order, *, seed: int | None = None) -> TrainedByStep:
         """The same weights under another order."""
         ...
 
@@ -203,12 +219,6 @@ class Likelihood(Objective):
 
     def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self.model._log_prob(x, context)
-
-
-class TrainedByStep(Trained, Protocol):
-    """A model that scores each step, see ``density.autoregressive.AutoregressiveModel``."""
-
-    def _conditional_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor: ...
 
 
 @final
@@ -300,6 +310,74 @@ class RandomOrder(Objective):
         joint = self.model.net.order.joint
         order = orders.make("random", self.model.spec.shape, joint=joint, seed=seed)
         return self.model.with_order(order, seed=seed)._log_prob(x, context)
+
+
+@final
+class CanonicalOrder(Objective):
+    """log p(x) under one canonical order, or log p(x | evidence) with the rest written in it.
+
+    For a network that follows any order in one pass: whatever is given comes first, and all of
+    the answer is trained at once, where ``Canonical`` trains what one pass says of it. A batch
+    has one question, and of several orders one at random.
+
+    Source: as of ``Canonical``.
+    Differs from the paper: half of the questions are log p(x); the given values come before the
+    others as they would in the canonical order, and are not trained.
+
+    Args:
+        model: It has a network that follows other orders than its own.
+        several: The canonical orders; None: the model's own.
+    """
+
+    model: TrainedByOrder
+
+    def __init__(self, model: TrainedByOrder, several: Sequence[Order] | None = None) -> None:
+        super().__init__(model)
+        self.several = several
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
+        own: Trained = self.model
+        order = self.model.net.order
+        if self.several is not None:
+            order = self.several[int(torch.randint(len(self.several), ()))]
+            own = self.model.with_order(order, seed=order.seed)
+        if float(torch.rand(())) < WHOLE:
+            return own._log_prob(x, context)
+        given = draw_given(order, self.model.spec)
+        view = self.model.with_order(
+            order.permuted(given.logical_not().long().argsort(stable=True)),
+            seed=int(torch.randint(2**31, ())),
+        )
+        return view._conditional_log_prob(x, context)[:, int(given.sum()) :].sum(1)
+
+
+def draw_given(order: Order, spec: DataSpec) -> Tensor:
+    """Random steps of an order that are given: (S,) bool, all channels of a pixel or none.
+
+    Their number is uniform on all but the whole, and so is the set of that size.
+
+    Args:
+        order: Of the steps.
+        spec: What a datum is.
+    """
+    channels = spec.shape[0] if spec.kind == "image" else 1
+    pixels = order.table[:, 0] % (spec.num_dims // channels)
+    num_pixels = spec.num_dims // channels
+    size = torch.randint(num_pixels, (1, 1), device=pixels.device)
+    return _draw_part(size, num_pixels)[0][pixels]
+
+
+def for_orders(model: TrainedByOrder, several: Sequence[Order] | None = None) -> Objective:
+    """What a model for all orders is trained for.
+
+    Args:
+        model: It says whether all orders count, or canonical ones, and how its network follows
+            them.
+        several: The canonical orders; None: the model's own.
+    """
+    if model.net.any_order:
+        return Canonical(model, several) if model.canonical else AllOrders(model)
+    return CanonicalOrder(model, several) if model.canonical else RandomOrder(model)
 
 
 @final

@@ -597,6 +597,20 @@ CASES: dict[str, Case] = {
     "sigma-gpt-given": given(sigma_gpt(GREY, BERNOULLI, 8), VECTOR),
     "sigma-gpt-one-bit": sigma_gpt(data("vector", 1, levels=2), BERNOULLI, 4),
     "sigma-gpt-resampled": sigma_gpt(SMALL_RGB, BERNOULLI, 8, order="random", resample=True),
+    "sigma-gpt-canonical": sigma_gpt(
+        SMALL_RGB, BERNOULLI, 8, order="columns", resample=True, canonical=True
+    ),
+    "orders-sigma-gpt-canonical": order_mixture(
+        LEVELS,
+        CATEGORICAL,
+        SigmaGPT,
+        num_orders=2,
+        resample=True,
+        canonical=True,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+    ),
     "orders-sigma-gpt-resampled": order_mixture(
         LEVELS,
         CATEGORICAL,

@@ -71,8 +71,8 @@ class AutoregressiveModel(DensityModel):
         head: Says what the network's parameters mean.
         resample_orders: Train each batch under a random order of its own, with random
             connectivity of its own where the network has some.
-        objective: What a network for all orders is trained for: all of them, or its own one,
-            which is then the canonical one; others have none.
+        objective: What a model for all orders is trained for: all of them, or its own one, which
+            is then the canonical one.
 
     Raises:
         TypeError: The network or the head is of another class.
@@ -91,10 +91,10 @@ class AutoregressiveModel(DensityModel):
     ):
         super().__init__()
         _require_parts(net, head)
-        if objective == "canonical" and not net.any_order:
+        if objective == "canonical" and not (net.any_order or resample_orders):
             raise ValueError(
-                f"objective is canonical, but model {type(net).__name__} is not told which values "
-                f"are known; leave it at all_orders"
+                f"objective is canonical, but model {type(net).__name__} is not trained for all "
+                f"orders; leave it at all_orders, or use resample_orders=true"
             )
         self.resample_orders = resample_orders
         self.objective = objective
@@ -148,7 +148,7 @@ class AutoregressiveModel(DensityModel):
     @property
     def canonical(self) -> bool:
         """Trained for all known parts, but for one order of what is unknown."""
-        return self.net.any_order and self.objective == "canonical"
+        return self.objective == "canonical"
 
     def empty(self, n: int) -> Tensor:
         """Room for n events, (n, *event), where the model is."""
@@ -252,10 +252,8 @@ class AutoregressiveModel(DensityModel):
         Of one with a canonical order an estimate of what that order says, and of a network with
         a memory the likelihood of what follows it.
         """
-        if self.net.any_order:
-            return objectives.Canonical(self) if self.canonical else objectives.AllOrders(self)
-        if self.resample_orders:
-            return objectives.RandomOrder(self)
+        if self.any_order:
+            return objectives.for_orders(self)
         if isinstance(self.net, FeatureStream) and self.net.memory:
             return objectives.AfterMemory(self, self.net.memory)
         return objectives.Likelihood(self)

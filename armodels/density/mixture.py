@@ -13,7 +13,7 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, as_mask, complete, known_first
 from armodels.density.walk import check_draw, draw_noise, sampling
-from armodels.objectives import Canonical, MixtureOrder, Objective
+from armodels.objectives import MixtureOrder, Objective, for_orders
 from armodels.orders import Order, OrderName
 
 
@@ -66,7 +66,7 @@ class OrderMixture(DensityModel):
         Unless its orders are canonical ones.
         """
         if self.model.canonical:
-            return Canonical(self.model, self.orders)
+            return for_orders(self.model, self.orders)
         # A model for all orders trains without the masks of the mixture's own.
         return self.model.default_objective() if self.any_order else MixtureOrder(self)
 
