@@ -343,15 +343,15 @@ class CanonicalOrder(Objective):
             own = self.model.with_order(order, seed=order.seed)
         if float(torch.rand(())) < WHOLE:
             return own._log_prob(x, context)
-        given = draw_given(order, self.model.spec)
+        evidence = draw_evidence(order, self.model.spec)
         view = self.model.with_order(
-            order.permuted(given.logical_not().long().argsort(stable=True)),
+            order.permuted(evidence.logical_not().long().argsort(stable=True)),
             seed=int(torch.randint(2**31, ())),
         )
-        return view._conditional_log_prob(x, context)[:, int(given.sum()) :].sum(1)
+        return view._conditional_log_prob(x, context)[:, int(evidence.sum()) :].sum(1)
 
 
-def draw_given(order: Order, spec: DataSpec) -> Tensor:
+def draw_evidence(order: Order, spec: DataSpec) -> Tensor:
     """Random steps of an order that are given: (S,) bool, all channels of a pixel or none.
 
     Their number is uniform on all but the whole, and so is the set of that size.
