@@ -350,6 +350,24 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
+def typed_values(overrides: Iterable[str]) -> dict[str, Any]:
+    """What overrides say, however they are written: 1e-3 as 0.001, and 'a' as a.
+
+    Args:
+        overrides: As typed; of one key the last one counts.
+
+    Returns:
+        Value by key; a key that is taken away stands after ``~``.
+    """
+    return {key.lstrip("+"): value for key, value in map(_typed_value, overrides)}
+
+
+@functools.cache
+def _typed_value(override: str) -> tuple[str, Any]:
+    item = OverridesParser.create().parse_override(override)
+    return item.get_key_element(), item.value()
+
+
 def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]:
     """Apply overrides of the command line to a saved config.
 
