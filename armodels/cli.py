@@ -271,10 +271,11 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
         if missing:
             raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
         plain = cast(dict, OmegaConf.to_container(config, resolve=True))
+        goes_on = plain.pop("skip_done", False)  # of the command: no run is told
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
-            if plain.pop("skip_done", False):
+            if goes_on:
                 from armodels import sweeps
 
                 folder = HydraConfig.get().sweep.dir if swept else None
