@@ -12,7 +12,7 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
 from armodels import checks, contexts, orders
@@ -358,13 +358,19 @@ def typed_values(overrides: Iterable[str]) -> dict[str, Any]:
 
     Returns:
         Value by key; a key that is taken away stands after ``~``.
+
+    Raises:
+        ValueError: One is none.
     """
     return {key.lstrip("+"): value for key, value in map(_typed_value, overrides)}
 
 
 @functools.cache
 def _typed_value(override: str) -> tuple[str, Any]:
-    item = OverridesParser.create().parse_override(override)
+    try:
+        item = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ValueError(f"{override!r} is no override") from error
     return item.get_key_element(), item.value()
 
 

@@ -134,7 +134,9 @@ def job_of(overrides: Sequence[str], swept: Collection[str]) -> tuple[tuple[str,
 
 
 def _runs(folder: Path) -> list[RunDirectory]:
-    return [RunDirectory(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    """All runs below a folder. ``rglob`` raises where another process removes one meanwhile."""
+    walk = os.walk(folder)
+    return [RunDirectory(path) for path, _, files in walk if "config.yaml" in files]
 
 
 def _job_of(run: RunDirectory, swept: Collection[str]) -> tuple | None:

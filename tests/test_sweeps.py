@@ -144,6 +144,9 @@ def test_a_damaged_run_is_told(tmp_path):
     done(tmp_path, *ARGS, "seed=1,2")
     (runs(tmp_path)["seed=1"] / "metrics.json").write_text("[")
     (runs(tmp_path)["seed=2"] / "config.yaml").write_text("a: [")
+    for name, overrides in {"a": "['((']", "b": "[1]", "c": "3"}.items():  # nobody's jobs
+        (tmp_path / "sweep" / name).mkdir()
+        (tmp_path / "sweep" / name / "config.yaml").write_text(f"overrides: {overrides}")
     result = armodels(tmp_path, *GOES_ON, "seed=1,2")
     assert result.code == 1
     assert jobs(result.out) == "1 done, 1 failed"  # one has no config that says whose run it is
