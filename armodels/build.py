@@ -12,7 +12,7 @@ from typing import Any
 import hydra.utils
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
 from armodels import checks, contexts, orders
@@ -350,6 +350,30 @@ def schedule(config: Mapping, trust: Trust = PACKAGE) -> Schedule:
 def plain(config: Any) -> Any:
     """A config as resolved builtins, fit for a checkpoint."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def typed_values(overrides: Iterable[str]) -> dict[str, Any]:
+    """What overrides say, however they are written: 1e-3 as 0.001, and 'a' as a.
+
+    Args:
+        overrides: As typed; of one key the last one counts.
+
+    Returns:
+        Value by key; a key that is taken away stands after ``~``.
+
+    Raises:
+        ValueError: One is none.
+    """
+    return {key.lstrip("+"): value for key, value in map(_typed_value, overrides)}
+
+
+@functools.cache
+def _typed_value(override: str) -> tuple[str, Any]:
+    try:
+        item = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise ValueError(f"{override!r} is no override") from error
+    return item.get_key_element(), item.value()
 
 
 def override(saved: Mapping, overrides: Iterable[str]) -> tuple[dict, list[str]]:

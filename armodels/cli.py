@@ -138,6 +138,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
     except ValueError as error:
         fail(str(error), 2)
     records: list[dict] = []
+    broken = ""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals())
         sys.argv = [program, *translated]
@@ -158,22 +159,24 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
             show.tell(str(stop) or _stopped(name, args, signal.Signals(number).name))
+            if name == "train" and typed.is_sweep(translated):
+                show.tell(f"the sweep goes on by {typed.again(name, args)}")
             sys.exit(128 + number)
         except BrokenPipeError:
             raise
         except Exception as error:
             if full_error:
                 raise
-            fail(errors.explain(error, name, translated))
+            broken = errors.explain(error, name, translated)
         if (jobs := Path(os.environ["ARMODELS_JOBS"])).is_file():
             records += map(json.loads, jobs.read_text(encoding="utf-8").splitlines())
-        if records:
-            _report(records, name, translated, full_error)
+        if records or broken:
+            _report(records, name, translated, full_error, broken)
 
 
 def _stopped(name: str, args: list[str], by: str) -> str:
     """What is said where a verb was stopped that has nothing of its own to say."""
-    again = " ".join(["armodels", name, *map(show.shell, args)])
+    again = typed.again(name, args)
     return f"{name} was stopped by {by}; no file is left half-written; run it again: {again}"
 
 
@@ -262,15 +265,24 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     plain: dict = {}
     record: dict[str, Any] = {}
     value: float | None = float("nan")
+    how = "done"
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
         plain = cast(dict, OmegaConf.to_container(config, resolve=True))
+        goes_on = plain.pop("skip_done", False)  # of the command: no run is told
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
-            value = task.main(plain)
+            if goes_on:
+                from armodels import sweeps
+
+                folder = HydraConfig.get().sweep.dir if swept else None
+                keys = os.environ["ARMODELS_SWEPT"].split()
+                value, how = sweeps.go_on(task.main, plain, folder, keys)
+            else:
+                value = task.main(plain)
     except Exception as error:
         record = {
             "error": errors.explain(error, name, sys.argv[1:]),
@@ -280,6 +292,7 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
             with contextlib.suppress(OSError):  # of a full disk, perhaps, as the sentence says
                 _note_failure(plain, record)
     if swept or record:
+        record["how"] = how
         record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
         record["directory"] = plain.get("resume") or plain.get("directory")
     if swept:
@@ -296,6 +309,9 @@ def _job_line(number: int, record: dict) -> str:
     what = f"job {number}  {' '.join(chosen)}".rstrip()
     if "error" in record:
         return f"{what}: failed: {record['error']}"
+    if record["how"] == "elsewhere":
+        return f"{what}: left to another process, which trains it"
+    what += "" if record["how"] == "done" else f": {record['how']}"
     metrics = cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
     valid, test = metrics["valid"]["nats"], metrics["test"]["nats"]
     return f"{what}: valid {valid:.4f}, test {test:.4f} nats, {metrics['seconds']:.0f} s"
@@ -349,31 +365,23 @@ def _note_failure(config: dict, record: dict) -> None:
             file.write(record["traceback"])
 
 
-def _report(records: list[dict], name: str, args: list[str], full_error: bool) -> None:
-    """The table of a sweep, one sentence a failed job, and an exit code if there were any."""
-    if typed.is_sweep(args) and name == "train":
-        _show_table([record["directory"] for record in records if record["directory"]])
+def _report(records: list[dict], name: str, args: list[str], full: bool, broken: str) -> None:
+    """The table of a sweep, a sentence a failed job, what ``broken`` says, and an exit code."""
+    if records and typed.is_sweep(args) and name == "train":
+        from armodels import sweeps
+
+        sweeps.report(records, errors.read_verb("compare")[0])
     failed = [record for record in records if "error" in record]
     for record in failed:
-        if full_error:
+        if full:
             print(record["traceback"], file=sys.stderr)
         if len(records) > 1 and record["overrides"]:
             show.tell(f"failed: {' '.join(record['overrides'])}")
         show.tell(f"error: {record['error']}")
+    if broken:
+        fail(broken)
     if failed:
         sys.exit(1)
-
-
-def _show_table(folders: list[str]) -> None:
-    """The table of the runs of a sweep, and how to go on."""
-    from armodels.tasks import compare
-
-    begun = [os.path.relpath(one) for one in folders if (Path(one) / "status.json").is_file()]
-    if begun:
-        show.say()
-        compare.main({**errors.read_verb("compare")[0], "runs": begun})
-        show.say()
-        show.say(f"Next: {show.command('tensorboard', logdir=os.path.commonpath(begun))}")
 
 
 def _translate(name: str, args: list[str]) -> list[str]:
@@ -399,10 +407,16 @@ def _translate(name: str, args: list[str]) -> list[str]:
     return [flags.get(word, word) for word in words]
 
 
-def _run_dir(resume: str | None, out: str | None, default: str) -> str:
+def _run_dir(resume: str | None, out: str | None, default: str, skip_done: object = False) -> str:
     """Where a run writes; that, or a run to resume, is looked at before anything is made."""
+    checks.require_types({"skip_done": skip_done}, {"skip_done": bool}, "")
     if not resume:
         disk.require_place(out)
+        if skip_done and not os.path.isdir(out or default):
+            raise FileNotFoundError(
+                f"there is no sweep to go on with: the folder {out or default} does not exist; "
+                f"begin one without skip_done=true"
+            )
         return out or default
     disk.as_path(resume, "resume")
     if not (Path(resume) / "config.yaml").is_file():

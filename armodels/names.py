@@ -12,6 +12,7 @@ _ASIDE = (
     "seed=",
     "resume=",
     "out=",
+    "skip_done=",
     "name=",
     "tags=",
     "trust=",

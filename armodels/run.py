@@ -5,6 +5,7 @@ Whatever is read may be damaged, or a stranger's: it is small, plain, and refuse
 
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -166,6 +167,27 @@ class RunDirectory:
         with disk.atomic(self.path / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
         self._begun = True
+
+    def clear(self) -> None:
+        """Remove the run, whose directory goes with it where it holds nothing else.
+
+        What names the run goes last: one that was cleared in part is still known as failed.
+
+        Raises:
+            BlockingIOError: Another process trains there.
+            ValueError: What a run writes would go elsewhere.
+        """
+        with self.claimed(new=False):
+            for folder in (self.path / "checkpoints", self.samples):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+            events = self.path.glob("events.out.tfevents.*")
+            last = [self.path / name for name in ("status.json", "config.yaml")]
+            names = (self.path / name for name in _FILES)
+            for path in (*events, *(path for path in names if path not in last), *last):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where something of the user's lies there
+            self.path.rmdir()
 
     def checkpoint(self, name: str) -> Path:
         """Path of the checkpoint called ``last`` or ``best``."""

@@ -43,6 +43,17 @@ def is_sweep(args: Collection[str]) -> bool:
     return "-m" in args or "--multirun" in args
 
 
+def again(verb: str, args: Collection[str]) -> str:
+    """The same command; of a sweep of trainings, one that goes on with it.
+
+    Args:
+        verb: The verb.
+        args: As they came from the shell, after it.
+    """
+    more = ["skip_done=true"] if verb == "train" and is_sweep(args) else []
+    return " ".join(["armodels", verb, *map(show.shell, dict.fromkeys([*args, *more]))])
+
+
 def translate(
     args: Iterable[str],
     *,

@@ -32,6 +32,7 @@ LAYERS = [
     {"examples", "prompts", "training", "resuming"},
     {"candidates", "blending"},
     {"tasks", "errors"},
+    {"sweeps"},
     {"cli"},
     {"__main__"},
 ]

@@ -20,10 +20,11 @@ class Tiny(Source):
     The label of an event with levels is its first value, its features are the first two.
     """
 
+    blocks = 0
+
     def __init__(self, kind, shape, levels, dynamic, num_train, damage, seed):
         self.kind, self.shape, self.levels = kind, shape, levels
         self.dynamic, self.num_train, self.damage, self.seed = dynamic, num_train, damage, seed
-        self.blocks = 0
         if damage == "noise":
             logging.getLogger("elsewhere").warning("a package has something to say")
 
@@ -71,12 +72,13 @@ class Tiny(Source):
         """Move each row by one level or none, at random.
 
         TINY_SIGNAL="SIGTERM 3" in the environment sends that signal to this very process while
-        it draws for the third block of training steps.
+        it draws for the third block of training steps; "SIGTERM 3 all" counts those of all runs.
         """
         name, _, at = os.environ.get("TINY_SIGNAL", "").partition(" ")
         if name and generator.initial_seed() != TRAIN_SEED:
-            self.blocks += 1
-            if self.blocks == int(at):
+            counted = Tiny if at.endswith(" all") else self
+            counted.blocks += 1
+            if counted.blocks == int(at.partition(" ")[0]):
                 os.kill(os.getpid(), signal.Signals[name])
         noise = torch.randint(2, (len(rows), 1), generator=generator).view(-1, 1, 1, 1)
         return ((rows + noise) % self.levels).to(self.spec.dtype)
