@@ -15,11 +15,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from armodels import __version__, checks, disk, errors, limits, names, show, typed
+from armodels import __version__, checks, disk, errors, failing, limits, names, search, show, typed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,6 +39,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("train", "train a model, evaluate it exactly, draw samples"),
+    "tune": Verb("tune", "search the values of a training by which valid nats are least"),
     "eval": Verb("evaluate", "exact likelihood of a split under a trained model", "run"),
     "sample": Verb("sample", "draw samples from a trained model", "run"),
     "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
@@ -62,6 +63,7 @@ examples:
   armodels train data=toy data.name=rings          # a density whose true entropy is known
   armodels train -m model=made,nade,gmm seed=1,2   # sweep: every combination
   armodels train resume=outputs/digits/made/...    # go on, bit for bit
+  armodels tune model=nade num_trials=30           # search rate, width and weight decay
   armodels compare outputs                         # table of all runs
   armodels list                                    # what there is to choose from
   armodels train --cfg job                         # every knob, with its value
@@ -263,14 +265,14 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     record: dict[str, Any] = {}
     value: float | None = float("nan")
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
-        plain = cast(dict, OmegaConf.to_container(config, resolve=True))
-        _require_types(name, plain)
+        plain.update(_plain(name, config))
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
+        others = {}
+        if name == "tune":
+            train = importlib.import_module("armodels.tasks.train")
+            others = {"compose": _composed, "train": train.main}
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
-            value = task.main(plain)
+            value = task.main(plain, **others)
     except Exception as error:
         record = {
             "error": errors.explain(error, name, sys.argv[1:]),
@@ -278,13 +280,30 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
         }
         if "directory" in plain:
             with contextlib.suppress(OSError):  # of a full disk, perhaps, as the sentence says
-                _note_failure(plain, record)
+                failing.note(plain, record["error"], record["traceback"], of_several=swept)
     if swept or record:
         record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
         record["directory"] = plain.get("resume") or plain.get("directory")
     if swept:
         show.say(_job_line(HydraConfig.get().job.num, record))
     return value, record
+
+
+def _plain(name: str, config: "DictConfig") -> dict:
+    """The config of a verb as plain values, each of its kind."""
+    from omegaconf import OmegaConf
+
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
+    plain = cast(dict, OmegaConf.to_container(config, resolve=True))
+    _require_types(name, plain)
+    return plain
+
+
+def _composed(words: Sequence[str], directory: str) -> dict:
+    """The config of ``armodels train WORDS`` in a directory."""
+    with search.composed(words, directory) as config:
+        return _plain("train", config)
 
 
 def _job_line(number: int, record: dict) -> str:
@@ -297,8 +316,9 @@ def _job_line(number: int, record: dict) -> str:
     if "error" in record:
         return f"{what}: failed: {record['error']}"
     metrics = cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
-    valid, test = metrics["valid"]["nats"], metrics["test"]["nats"]
-    return f"{what}: valid {valid:.4f}, test {test:.4f} nats, {metrics['seconds']:.0f} s"
+    splits = [split for split in ("valid", "test") if split in metrics]
+    numbers = ", ".join(f"{split} {metrics[split]['nats']:.4f}" for split in splits)
+    return f"{what}: {numbers} nats, {metrics['seconds']:.0f} s"
 
 
 def _require_types(name: str, config: dict) -> None:
@@ -313,40 +333,6 @@ def _require_types(name: str, config: dict) -> None:
         values = config.get(section, {}) if section else config
         checks.require_types(values, hints, f"{section}." if section else "")
     checks.require_keys(config)
-
-
-def _note_failure(config: dict, record: dict) -> None:
-    """Leave status and traceback with the run that broke.
-
-    A run that never began touches nothing: an earlier run may own the directory, and the next
-    attempt wants the same ``out``. Within a sweep it counts as one of the runs, and is begun
-    here, so that neither ``compare`` nor TensorBoard misses it.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from armodels.run import RunDirectory
-    from armodels.tracking import Tracker
-
-    run = RunDirectory(config["resume"] or config["directory"])
-    if not run.path.is_dir():
-        return
-    if not any(run.path.iterdir()):
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            run.path.rmdir()
-            return
-        run.begin(config)
-        tracker = Tracker(run.path)
-        tracker.start(config)
-        tracker.close(success=False)
-    try:
-        status = run.read_status()
-    except (OSError, ValueError):  # damaged, and not by this process
-        return
-    if status["status"] == "running" and status["pid"] == os.getpid():
-        run.write_status("failed", record["error"])
-        with open(run.path / "train.log", "a") as file:
-            file.write(record["traceback"])
 
 
 def _report(records: list[dict], name: str, args: list[str], full_error: bool) -> None:
@@ -385,8 +371,12 @@ def _translate(name: str, args: list[str]) -> list[str]:
         path_key=verb.path_key,
         many=verb.many,
         flags=flags,
-        suggest=lambda key, value: errors.suggest(key, value, name, args),
+        suggest=lambda key, value: errors.suggest(
+            key, value, "train" if name == "tune" else name, args
+        ),
     )
+    if name == "tune":
+        return search.packed(words, errors.read_verb(name)[0])
     values = dict(word.partition("=")[::2] for word in words)
     if all(values.get(key, "null") != "null" for key in ("resume", "out")):
         raise ValueError(
