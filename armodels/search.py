@@ -175,7 +175,7 @@ def shipped(model: str) -> list[str]:
     loader: Any = GlobalHydra.instance().config_loader()
     if model not in loader.get_group_options("tune"):
         return []
-    space = OmegaConf.to_container(loader.repository.load_config(f"tune/{model}").config)
+    space: Any = OmegaConf.to_container(loader.repository.load_config(f"tune/{model}").config)
     return [f"{key}={value}" for key, value in space.items()]
 
 

@@ -282,16 +282,11 @@ class Trial:
 
 
 def _of_another(where: str, saved: Mapping[str, Any], content: Mapping[str, Any]) -> Exception:
-    """What is wrong with a study of another command: the first word in which they differ."""
-    pairs = [
-        (f"{key} {set(saved.get(key, ())) ^ set(content[key])}")
-        for key in content
-        if saved.get(key) != content[key]
-    ]
-    differ = ", ".join(pairs).replace("{", "").replace("}", "").replace("'", "")
+    """What is wrong with a study of another command: the words in which they differ."""
+    both = [{word for words in one.values() for word in words} for one in (saved, content)]
     return FileExistsError(
-        f"{where} is the study of another command (they differ in {differ}); "
-        f"choose another with out="
+        f"{where} is the study of another command, which differs in "
+        f"{' '.join(sorted(both[0] ^ both[1]))}; choose another with out="
     )
 
 

@@ -448,7 +448,8 @@ class Trainer:
             self._save_and_book()
         if evaluated and self.hopeless and not self.several and state.step != self.total:
             if self.hopeless(state.step / self.batches.steps_per_epoch, state.valid["nats"]):
-                raise limits.GivenUp(stopped(self.record, f"at step {state.step}"))
+                when = f"without promise at step {state.step}"
+                raise limits.GivenUp(stopped(self.record, when))
         if any_of(self.fabric, self.watch.asked is not None):
             self._save_and_book()
             reason = stopped(self.record, f"at step {state.step}")
