@@ -265,7 +265,8 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     record: dict[str, Any] = {}
     value: float | None = float("nan")
     try:
-        plain.update(_plain(name, config))
+        plain = _plain(name, config)
+        _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
         others = {}
         if name == "tune":
@@ -290,20 +291,20 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
 
 
 def _plain(name: str, config: "DictConfig") -> dict:
-    """The config of a verb as plain values, each of its kind."""
+    """The config of a verb as plain values."""
     from omegaconf import OmegaConf
 
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
-    plain = cast(dict, OmegaConf.to_container(config, resolve=True))
-    _require_types(name, plain)
-    return plain
+    return cast(dict, OmegaConf.to_container(config, resolve=True))
 
 
 def _composed(words: Sequence[str], directory: str) -> dict:
     """The config of ``armodels train WORDS`` in a directory."""
     with search.composed(words, directory) as config:
-        return _plain("train", config)
+        plain = _plain("train", config)
+    _require_types("train", plain)
+    return plain
 
 
 def _job_line(number: int, record: dict) -> str:

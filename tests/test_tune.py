@@ -13,7 +13,7 @@ from test_select import same
 
 from armodels import search, study
 from armodels.checkpoints import load_checkpoint
-from armodels.tasks import tune
+from armodels.tasks import compare, tune
 from armodels.training.loop import Trainer
 
 pytest.importorskip("optuna")
@@ -96,6 +96,22 @@ def test_compare_knows_what_has_no_test(searched):
     cells = [line["valid nats"] for line in lines]
     assert cells[0] == ""
     assert [float(cell) for cell in cells[1:]] == sorted(map(float, cells[1:]))
+
+
+def test_a_run_without_test_has_all_but_its_number(tmp_path):
+    for test in ("true", "false"):
+        done(tmp_path, "train", *SHORT, f"trainer.test={test}", f"out=runs/{test}")
+    read, left = metrics(tmp_path / "runs/true"), metrics(tmp_path / "runs/false")
+    assert read.keys() - left.keys() == {"test"}
+    assert read["valid"] == left["valid"]
+    found = [compare.read(one) for one in compare.find_runs([str(tmp_path / "runs")])]
+    counted = [compare._what_counts(one.config, "trainer") for one in found]
+    assert counted[0] == counted[1]
+    assert sorted(row.status for row in compare.rows(found)) == [
+        "done, 95 % interval", "done, test not read, 95 % interval"
+    ]  # fmt: skip
+    done(tmp_path, "train", "resume=runs/false", "trainer.test=true")
+    assert metrics(tmp_path / "runs/false")["test"] == read["test"]
 
 
 def test_the_same_command_trains_nothing_again_and_a_larger_one_goes_on(searched, tmp_path):
