@@ -87,8 +87,8 @@ def _composed(compose: Compose, words: Sequence[str]) -> dict:
     try:
         return compose(words, "outputs")
     except Exception as error:
-        said = errors.explain(error, "train", [*words])
-    raise ValueError(said)
+        sentence = errors.explain(error, "train", [*words])
+    raise ValueError(sentence)
 
 
 def _shipped(fixed: list[str], base: Mapping[str, Any]) -> tuple[list[str], list[search.Knob]]:
