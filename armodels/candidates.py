@@ -58,7 +58,7 @@ def settings_of(config: Mapping[str, Any], trust: Trust) -> Settings:
         ValueError: A key or a value is wrong.
     """
     checks.require_keys(config)
-    checks.require_fields(Settings, config["trainer"], "trainer.", optional=("select",))
+    checks.require_fields(Settings, config["trainer"], "trainer.", optional=("select", "test"))
     settings = Settings(**config["trainer"])
     for values in settings.combinations():
         tried = with_values(config, values)

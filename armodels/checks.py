@@ -26,7 +26,7 @@ PATH_KEYS = ("path", "root", "cache")
 """Keys of a data config that say where the data lies, but not what it is."""
 
 HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
-    "max_minutes", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
+    "max_minutes", "test", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
     "devices",
 )))  # fmt: skip
 """Keys that change what is shown or where a step is computed, but not what the step is."""
@@ -161,6 +161,8 @@ KEYS: dict[str, Any] = {
     "temperature": NotNegative,
     "label": Number | None,
     "keep": Part,
+    "num_trials": Count,
+    "pruner": Literal["none", "hyperband", "halving"],
     "port": Annotated[int, Range(0, 65535)],
 }
 """Keys of the verbs' own configs, which no signature describes; one name means one thing."""

@@ -15,11 +15,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from armodels import __version__, checks, disk, errors, limits, names, show, typed
+from armodels import __version__, checks, disk, errors, failing, limits, names, search, show, typed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -39,6 +39,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("train", "train a model, evaluate it exactly, draw samples"),
+    "tune": Verb("tune", "search the values of a training by which valid nats are least"),
     "eval": Verb("evaluate", "exact likelihood of a split under a trained model", "run"),
     "sample": Verb("sample", "draw samples from a trained model", "run"),
     "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
@@ -62,6 +63,7 @@ examples:
   armodels train data=toy data.name=rings          # a density whose true entropy is known
   armodels train -m model=made,nade,gmm seed=1,2   # sweep: every combination
   armodels train resume=outputs/digits/made/...    # go on, bit for bit
+  armodels tune model=nade num_trials=30           # search rate, width and weight decay
   armodels compare outputs                         # table of all runs
   armodels list                                    # what there is to choose from
   armodels train --cfg job                         # every knob, with its value
@@ -267,13 +269,14 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     value: float | None = float("nan")
     how = "done"
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
-        plain = cast(dict, OmegaConf.to_container(config, resolve=True))
+        plain = _plain(name, config)
         goes_on = plain.pop("skip_done", False)  # of the command: no run is told
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
+        others = {}
+        if name == "tune":
+            train = importlib.import_module("armodels.tasks.train")
+            others = {"compose": _composed, "train": train.main}
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
             if goes_on:
                 from armodels import sweeps
@@ -282,7 +285,7 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
                 keys = os.environ["ARMODELS_SWEPT"].split()
                 value, how = sweeps.go_on(task.main, plain, folder, keys)
             else:
-                value = task.main(plain)
+                value = task.main(plain, **others)
     except Exception as error:
         record = {
             "error": errors.explain(error, name, sys.argv[1:]),
@@ -290,7 +293,7 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
         }
         if "directory" in plain:
             with contextlib.suppress(OSError):  # of a full disk, perhaps, as the sentence says
-                _note_failure(plain, record)
+                failing.note(plain, record["error"], record["traceback"], of_several=swept)
     if swept or record:
         record["how"] = how
         record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
@@ -298,6 +301,23 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     if swept:
         show.say(_job_line(HydraConfig.get().job.num, record))
     return value, record
+
+
+def _plain(name: str, config: "DictConfig") -> dict:
+    """The config of a verb as plain values."""
+    from omegaconf import OmegaConf
+
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{missing[0]}=... is missing; see armodels {name} --help")
+    return cast(dict, OmegaConf.to_container(config, resolve=True))
+
+
+def _composed(words: Sequence[str], directory: str) -> dict:
+    """The config of ``armodels train WORDS`` in a directory."""
+    with search.composed(words, directory) as config:
+        plain = _plain("train", config)
+    _require_types("train", plain)
+    return plain
 
 
 def _job_line(number: int, record: dict) -> str:
@@ -313,8 +333,9 @@ def _job_line(number: int, record: dict) -> str:
         return f"{what}: left to another process, which trains it"
     what += "" if record["how"] == "done" else f": {record['how']}"
     metrics = cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
-    valid, test = metrics["valid"]["nats"], metrics["test"]["nats"]
-    return f"{what}: valid {valid:.4f}, test {test:.4f} nats, {metrics['seconds']:.0f} s"
+    splits = [split for split in ("valid", "test") if split in metrics]
+    numbers = ", ".join(f"{split} {metrics[split]['nats']:.4f}" for split in splits)
+    return f"{what}: {numbers} nats, {metrics['seconds']:.0f} s"
 
 
 def _require_types(name: str, config: dict) -> None:
@@ -329,40 +350,6 @@ def _require_types(name: str, config: dict) -> None:
         values = config.get(section, {}) if section else config
         checks.require_types(values, hints, f"{section}." if section else "")
     checks.require_keys(config)
-
-
-def _note_failure(config: dict, record: dict) -> None:
-    """Leave status and traceback with the run that broke.
-
-    A run that never began touches nothing: an earlier run may own the directory, and the next
-    attempt wants the same ``out``. Within a sweep it counts as one of the runs, and is begun
-    here, so that neither ``compare`` nor TensorBoard misses it.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from armodels.run import RunDirectory
-    from armodels.tracking import Tracker
-
-    run = RunDirectory(config["resume"] or config["directory"])
-    if not run.path.is_dir():
-        return
-    if not any(run.path.iterdir()):
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            run.path.rmdir()
-            return
-        run.begin(config)
-        tracker = Tracker(run.path)
-        tracker.start(config)
-        tracker.close(success=False)
-    try:
-        status = run.read_status()
-    except (OSError, ValueError):  # damaged, and not by this process
-        return
-    if status["status"] == "running" and status["pid"] == os.getpid():
-        run.write_status("failed", record["error"])
-        with open(run.path / "train.log", "a") as file:
-            file.write(record["traceback"])
 
 
 def _report(records: list[dict], name: str, args: list[str], full: bool, broken: str) -> None:
@@ -393,8 +380,12 @@ def _translate(name: str, args: list[str]) -> list[str]:
         path_key=verb.path_key,
         many=verb.many,
         flags=flags,
-        suggest=lambda key, value: errors.suggest(key, value, name, args),
+        suggest=lambda key, value: errors.suggest(
+            key, value, "train" if name == "tune" else name, args
+        ),
     )
+    if name == "tune":
+        return search.packed(words, errors.read_verb(name)[0])
     values = dict(word.partition("=")[::2] for word in words)
     if all(values.get(key, "null") != "null" for key in ("resume", "out")):
         raise ValueError(

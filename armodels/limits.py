@@ -52,6 +52,10 @@ def interrupt(number: signal.Signals) -> None:
         _thread.interrupt_main(number)
 
 
+class GivenUp(RuntimeError):
+    """Whoever watches a run expects nothing more of it; all that it has is saved."""
+
+
 @contextlib.contextmanager
 def unhidden() -> Iterator[None]:
     """A request to stop leaves the block as itself, whatever it broke where it was raised."""

@@ -24,6 +24,7 @@ _ASIDE = (
     "trainer.threads=",
     "trainer.checkpoint_every=",
     "trainer.log_every=",
+    "trainer.test=",
 )
 
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"alphabet", "notes", "waveform", "show", "checks", "disk", "earlier", "limits"}
     | {"lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
-    {"contexts", "orders", "masks", "kernels", "typed"},
+    {"contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
     {"baselines", "evaluation"},
@@ -29,9 +29,9 @@ LAYERS = [
     {"charts"},
     {"views"},
     {"checkpoints", "tracking", "memory"},
-    {"examples", "prompts", "training", "resuming"},
-    {"candidates", "blending"},
-    {"tasks", "errors"},
+    {"examples", "prompts", "training", "resuming", "search", "failing"},
+    {"candidates", "blending", "study"},
+    {"tasks"},
     {"sweeps"},
     {"cli"},
     {"__main__"},
@@ -91,10 +91,11 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "hydra": {"build", "cli"},
+    "hydra": {"build", "cli", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
+    "optuna": {"study"},
     "pandas": {"data.dialect", "data.files"},
     "lightning": set(),
     "pytorch_lightning": set(),

@@ -22,9 +22,9 @@ from armodels import names, show
 from armodels.disk import atomic, require_place
 from armodels.run import RunDirectory
 
-COLUMNS = ("data", "measure", "per", "model", "parameters", "seeds", "test nats", "± 95 %", "std",
-           "bits/dim", "bits/symbol", "adapted nats", "gap", "seconds", "tags", "status",
-           "run")  # fmt: skip
+COLUMNS = ("data", "measure", "per", "model", "parameters", "seeds", "test nats", "valid nats",
+           "± 95 %", "std", "bits/dim", "bits/symbol", "adapted nats", "gap", "seconds", "tags",
+           "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
             "tags", "started", "trust")  # fmt: skip
@@ -41,6 +41,7 @@ class RunSummary:
     parameters: int | None
     seeds: str
     nats: float
+    valid: float
     interval: float
     deviation: float
     bits_per_dim: float
@@ -61,7 +62,8 @@ class RunSummary:
         cells = [
             self.data, self.measure, self.per, self.model,
             "" if self.parameters is None else f"{self.parameters:,}",
-            self.seeds, number(self.nats, 3), number(self.interval, 3), number(self.deviation, 3),
+            self.seeds, number(self.nats, 3), number(self.valid, 3),
+            number(self.interval, 3), number(self.deviation, 3),
             number(self.bits_per_dim, 4), number(self.bits_per_symbol, 4),
             number(self.adapted, 3), number(self.gap, 4), number(self.seconds, 0),
             self.tags, self.status, self.run,
@@ -137,7 +139,9 @@ _CONFIG: dict[str, type | tuple[type, ...]] = {
 
 def _require_metrics(metrics: Mapping, path: Path) -> None:
     needed = _METRICS | (_OF_SEQUENCES if "sequences" in metrics else {})
+    of = "test" if "test" in metrics else "valid"
     for name, kind in needed.items():
+        name = name.replace("test.", f"{of}.")
         value: object = metrics
         for key in name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -197,6 +201,7 @@ def _what_counts(config: Mapping, key: str) -> object:
     if not isinstance(part, Mapping):
         return part
     aside = {"allow_large"} | ({"seed"} if part.get("seed") == config["seed"] else set())
+    aside |= {"test"} if key == "trainer" else set()
     return {name: value for name, value in part.items() if name not in aside}
 
 
@@ -226,6 +231,8 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
         same = {key: _what_counts(config, key) for key in config if key not in _IGNORED}
         if not config or run.metrics is None or run.status["status"] != "done":
             same = {"alone": str(run.path)}  # has no number to average
+        else:
+            same["tested"] = "test" in run.metrics
         groups[json.dumps(same, sort_keys=True, default=str)].append(run)
     nan = math.nan
     for group in groups.values():
@@ -237,20 +244,22 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
             data = (config.get("choices") or {}).get("data", "?")
             seed = str(config.get("seed", ""))
             yield RunSummary(str(data), "", "", label(config), None, seed, nan, nan, nan, nan, nan,
-                             None, None, nan, ",".join(run.tags), state,
+                             nan, None, None, nan, ",".join(run.tags), state,
                              str(run.path))  # fmt: skip
             continue
         metrics = [item.metrics for item in group if item.metrics is not None]
-        first, tests = metrics[0], [item["test"] for item in metrics]
+        first, tested = metrics[0], "test" in metrics[0]
+        reports = [item["test" if tested else "valid"] for item in metrics]
         whole = "sequences" in first
         key = "nats_per_symbol" if whole else "nats"
-        values, seeds = [test[key] for test in tests], [item["seed"] for item in metrics]
+        values, seeds = [report[key] for report in reports], [item["seed"] for item in metrics]
         gaps = [item["gap_to_truth"] for item in metrics if item.get("gap_to_truth") is not None]
         # Of models that learned while they were scored: never ranked with the others.
         adapted = [item["test_adapted"][key] for item in metrics if "test_adapted" in item]
         adapted = adapted if len(adapted) == len(metrics) else []
         several = len(group) > 1
-        half = tests[0][f"{key}_ci95"]
+        done = f"done{'' if tested else ', test not read'}{_amiss(metrics)}"
+        half = reports[0][f"{key}_ci95"]
         yield RunSummary(
             first["sequences" if whole else "data"],
             first["measure"],
@@ -258,27 +267,36 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
             label(config),
             first["parameters"],
             ",".join(map(str, dict.fromkeys(seeds))),
-            statistics.fmean(values),
+            statistics.fmean(values) if tested else nan,
+            nan if tested else statistics.fmean(values),
             math.nan if several or half is None else half,
             statistics.stdev(values) if several else math.nan,
-            nan if whole else statistics.fmean(test["bits_per_dim"] for test in tests),
-            statistics.fmean(test["bits_per_symbol"] for test in tests) if whole else nan,
+            nan if whole else statistics.fmean(item["bits_per_dim"] for item in reports),
+            statistics.fmean(item["bits_per_symbol"] for item in reports) if whole else nan,
             statistics.fmean(adapted) if adapted else None,
             statistics.fmean(gaps) if gaps else None,
             statistics.fmean(item["seconds"] for item in metrics),
             ",".join(sorted({tag for item in group for tag in item.tags})),
-            f"done{_amiss(metrics)}, {_said(seeds) if several else '95 % interval'}",
+            f"{done}, {_said(seeds) if several else '95 % interval'}",
             str(run.path) + (f" and {len(group) - 1} more" if several else ""),
         )
 
 
+def _place(row: RunSummary) -> tuple[bool, float]:
+    untested = math.isnan(row.nats)
+    return untested, row.valid if untested else row.nats
+
+
 def tables(runs: Sequence[Facts]) -> list[list[RunSummary]]:
-    """Rows by data name and measure, best first; runs without a number come last."""
+    """Rows by data name and measure, best first, those on valid alone after the others.
+
+    Runs without a number come last.
+    """
     parts: dict[tuple[str, str], list[RunSummary]] = defaultdict(list)
     for row in rows(runs):
         parts[row.data, row.measure].append(row)
     ordered = sorted(parts.items(), key=lambda part: (part[0][1] == "", part[0]))
-    return [sorted(part, key=lambda row: row.nats) for _, part in ordered]
+    return [sorted(part, key=_place) for _, part in ordered]
 
 
 def render(parts: Sequence[Sequence[RunSummary]], style: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from armodels import show
 
-GROUPS = ("model", "data", "head", "optimizer", "schedule", "trainer", "recipe", "experiment")
+GROUPS = ("model", "data", "head", "optimizer", "schedule", "trainer", "recipe", "tune",
+          "experiment")  # fmt: skip
 
 
 def choices(group: str) -> Iterator[tuple[str, str]]:

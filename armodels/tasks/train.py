@@ -22,14 +22,24 @@ from armodels.training.result import Origin, Result
 from armodels.training.settings import Settings, Watching
 from armodels.trust import Trust, trusting
 
+Hopeless = Callable[[float, float], bool]
 
-def main(config: Mapping[str, Any]) -> float:
-    """Train one model; returns the best valid nats, which sweeps minimize."""
+
+def main(config: Mapping[str, Any], hopeless: Hopeless | None = None) -> float:
+    """Train one model; returns the best valid nats, which sweeps minimize.
+
+    Args:
+        config: Of the run.
+        hopeless: Epochs, valid nats -> whether the run is given up; None: it never is.
+
+    Raises:
+        limits.GivenUp: It is.
+    """
     with show.logged() as log:
-        return _main(config, log)
+        return _main(config, log, hopeless)
 
 
-def _main(config: Mapping[str, Any], log: show.Log) -> float:
+def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -> float:
     resuming_run = bool(config["resume"])
     if resuming_run:
         config, directory, changed = resuming.take_up(config)
@@ -53,7 +63,7 @@ def _main(config: Mapping[str, Any], log: show.Log) -> float:
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # the first one's, for all
     first = fabric.is_global_zero
     with directory.claimed(new=not resuming_run) if first else contextlib.nullcontext():
-        trainer = _begin(config, settings, budget, fabric, directory, trust, changed)
+        trainer = _begin(config, settings, budget, fabric, directory, trust, changed, hopeless)
         if first:
             log.open(directory.path / "train.log")
             _announce(trainer)
@@ -70,6 +80,7 @@ def _begin(
     directory: run.RunDirectory,
     trust: Trust,
     changed: list[str] | None,
+    hopeless: Hopeless | None,
 ) -> Trainer:
     """What trains in a directory that is claimed; ``changed`` keys of a run that goes on."""
     last, path = None, directory.checkpoint("last")
@@ -106,6 +117,7 @@ def _begin(
         origin_of(config),
         budget,
         blending.fill(model, members),
+        hopeless,
     )
     if last:
         trainer.take_up(last, path)
@@ -168,7 +180,7 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
     best = f"{metrics['weights']} weights of step {metrics['best_step']}"
     show.say()
     show.say(f"{metrics['data']}, {metrics['measure']}, {best}, {metrics['seconds']:.0f} s")
-    for split in ("valid", "test"):
+    for split in [split for split in ("valid", "test") if split in metrics]:
         show.say(describe(split, metrics[split], result.model.spec))
     if "gap_to_truth" in metrics:
         of = " a sequence" if result.model.spec.num_units else ""

@@ -55,6 +55,8 @@ class Trainer:
         origin: How it was asked for.
         budget: The time of the run, which may have begun before; None: it begins now.
         model: The first candidate's, where it is built already.
+        hopeless: Epochs, valid nats -> whether the run is given up; asked after each evaluation
+            but the last, where there are no several candidates.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Trainer:
         origin: Origin,
         budget: limits.Budget | None = None,
         model: DensityModel | None = None,
+        hopeless: Callable[[float, float], bool] | None = None,
     ):
         self.candidates = candidates
         self.splits = splits
@@ -76,6 +79,7 @@ class Trainer:
         self.fabric = fabric
         self.record = record
         self.origin = origin
+        self.hopeless = hopeless
         self.state = State()
         self.learner, self.batches = self._take(0, model)
         averaged = self.learner.average and watching.weights == "ema"
@@ -119,6 +123,7 @@ class Trainer:
         Raises:
             limits.Stopped: A signal asked; everything is saved.
             limits.OutOfTime: The time ended before the evaluations did; everything is saved.
+            limits.GivenUp: Whoever watches it expects nothing of it; everything is saved.
             FloatingPointError: The weights broke, or have no mean.
         """
         success, settings = False, self.settings
@@ -133,7 +138,7 @@ class Trainer:
                 success = True
                 if conclude:
                     conclude(result)
-        except (KeyboardInterrupt, limits.OutOfTime) as stop:
+        except (KeyboardInterrupt, limits.OutOfTime, limits.GivenUp) as stop:
             reason = interrupted(stop, self.record, settings, self.state, self._doing)
             if not success:
                 self.record.stop(str(reason))
@@ -252,6 +257,8 @@ class Trainer:
     def result(self) -> Result:
         """What the best weights had on valid and, evaluated for the only time, on test.
 
+        Without ``settings.test`` they are not evaluated on test.
+
         Raises:
             FloatingPointError: An example has no finite log-probability.
         """
@@ -267,7 +274,7 @@ class Trainer:
         known = self.record.evaluated_weights(best) == self.watching.weights
         valid = best["state"]["valid"] if known else self._evaluate(model, "valid")
         try:
-            reports = {"valid": valid, "test": self._evaluate(model, "test")}
+            tested = {"test": self._evaluate(model, "test")} if self.settings.test else {}
         except NoMean as error:
             every = self.record.scores("test")
             raise FloatingPointError(
@@ -277,7 +284,7 @@ class Trainer:
         metrics = final_metrics(
             model,
             self.splits,
-            reports,
+            {"valid": valid, **tested},
             origin=self.origin,
             state=state,
             weights=self.weights,
@@ -426,6 +433,7 @@ class Trainer:
 
         Raises:
             limits.Stopped: A signal asked; everything is saved.
+            limits.GivenUp: Whoever watches it expects nothing of it; everything is saved.
         """
         settings, state = self.settings, self.state
         if state.step % settings.log_every == 0:
@@ -435,8 +443,13 @@ class Trainer:
             text = self.report.point(state, self.losses, seconds, rate, self.budget)
             bar.set_postfix_str(text, refresh=False)
         due = time.monotonic() - self._saved_at >= settings.checkpoint_every
-        if self._validate_if_due() or due:
+        evaluated = self._validate_if_due()
+        if evaluated or due:
             self._save_and_book()
+        if evaluated and self.hopeless and not self.several and state.step != self.total:
+            if self.hopeless(state.step / self.batches.steps_per_epoch, state.valid["nats"]):
+                when = f"without promise at step {state.step}"
+                raise limits.GivenUp(stopped(self.record, when))
         if any_of(self.fabric, self.watch.asked is not None):
             self._save_and_book()
             reason = stopped(self.record, f"at step {state.step}")

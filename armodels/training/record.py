@@ -238,14 +238,14 @@ class InFiles(Record):
     def finish(self, metrics: Mapping[str, Any]) -> None:
         if self._config is None:
             return
-        for split in ("valid", "test"):
+        for split in [split for split in ("valid", "test") if split in metrics]:
             for name in ("nats", "bits_per_dim"):
                 self.scalar(f"with_best/{split}_{name}", metrics[split][name], metrics["steps"])
         before: dict = {}
         with contextlib.suppress(OSError, ValueError):  # damaged numbers give way to new ones
             before = self.directory.read_metrics() or {}
         # Numbers of a copy that learned (``eval adapt=true``) stay with the model they are of.
-        same = all(before.get(key) == metrics[key] for key in ("best_step", "valid", "test"))
+        same = all(before.get(key) == metrics.get(key) for key in ("best_step", "valid", "test"))
         adapted = [key for key in before if key.endswith("_adapted")] if same else []
         self.directory.write_metrics({**metrics, **{key: before[key] for key in adapted}})
         self.directory.write_status("done", warning=metrics.get("warning"))

@@ -39,8 +39,8 @@ class Result:
 
     Attributes:
         model: With the weights that were best on valid, in evaluation mode.
-        metrics: As metrics.json has them: nats and bits/dim on valid and test, and what they
-            depend on.
+        metrics: As metrics.json has them: nats and bits/dim on valid and test (which
+            ``Settings(test=False)`` leaves out), and what they depend on.
         history: The points of the curves by name, such as ``valid/nats``, in order.
         directory: The run directory; None: nothing was written.
     """
@@ -69,7 +69,7 @@ def final_metrics(
     Args:
         model: With the best weights.
         splits: The data.
-        reports: What it had on ``valid`` and ``test``.
+        reports: What it had on ``valid`` and, where it was evaluated on it, on ``test``.
         origin: How it was asked for.
         state: Where its training stands.
         weights: ``"ema"`` or ``"raw"``: which weights these are.
@@ -104,7 +104,7 @@ def final_metrics(
         metrics["unit"] = spec.unit
     if selected is not None:
         metrics["selected"] = dict(selected)
-    if splits.true_log_prob is not None:
+    if splits.true_log_prob is not None and "test" in reports:
         truth = splits.true_log_prob(splits.test[:]).double().mean()
         metrics["gap_to_truth"] = reports["test"]["nats"] + float(truth)
     metrics |= machine.peak_memory(device)

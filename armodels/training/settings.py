@@ -31,6 +31,7 @@ class Settings:
     ema: Between | None = None
     patience: Count | None = None
     eval_every: Positive | None = 1
+    test: bool = True
     log_every: Count = 20
     checkpoint_every: NotNegative = 30
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
