@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from armodels import __version__, checks, disk, errors, failing, limits, names, search, show, typed
+from armodels import __version__, checks, disk, errors, limits, names, search, show, typed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -292,6 +292,8 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
             "traceback": traceback.format_exc(),
         }
         if "directory" in plain:
+            from armodels import failing
+
             with contextlib.suppress(OSError):  # of a full disk, perhaps, as the sentence says
                 failing.note(plain, record["error"], record["traceback"], of_several=swept)
     if swept or record:

@@ -343,13 +343,19 @@ def _mend(journal: Path, lock: _Lock) -> None:
 
 
 def _pruner(name: str, evaluations: int | None) -> Any:
-    """Optuna's pruner; a training is first judged after an eighth of its evaluations."""
+    """Optuna's pruner; halving judges first after a quarter of the evaluations of a training.
+
+    Of those that reach a quarter the better half goes on, of those that reach two quarters again:
+    what dropout or weight decay slows down at first had no chance where a quarter went on.
+    """
     import optuna
 
-    least: Any = max(1, evaluations // 8) if evaluations else "auto"
+    least: Any = max(1, evaluations // 4) if evaluations else "auto"
     makers: dict[str, Callable[[], Any]] = {
         "none": optuna.pruners.NopPruner,
-        "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=least),
+        "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=least, reduction_factor=2
+        ),
         "hyperband": lambda: optuna.pruners.HyperbandPruner(
             min_resource=1, max_resource=evaluations or "auto"
         ),
