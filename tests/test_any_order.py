@@ -226,7 +226,7 @@ def test_runs_saved_before_the_key_was_there_still_load():
 def test_what_cannot_be_resampled_is_refused():
     with refuses(
         "model.resample_orders=true trains on random orders, but model.order is raster; "
-        "use model.order=random"
+        "use model.order=random, or model.objective=canonical"
     ):
         build.model(made(order="raster", resample_orders=True), NO_HEAD, BITS)
     deep = made(_target_="armodels.networks.deep_nade.DeepNADE", resample_orders=True)
