@@ -108,6 +108,7 @@ def test_nothing_is_left_to_do(swept):
     assert runs(folder) == found
 
 
+@pytest.mark.slow
 def test_what_another_process_trains_is_left_to_it(tmp_path):
     done(tmp_path, *ARGS, "seed=1")
     run = runs(tmp_path)["seed=1"]

@@ -128,7 +128,7 @@ def test_the_same_command_trains_nothing_again_and_a_larger_one_goes_on(searched
     assert values(first) == values(folder / "study")
 
 
-@pytest.mark.parametrize("at", [1, 4, 8])
+@pytest.mark.parametrize("at", [8, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 4))])
 def test_a_stopped_search_goes_on_within_its_trial(at, searched, tmp_path, monkeypatch):
     folder, told = searched
     with monkeypatch.context() as patch:
@@ -202,6 +202,7 @@ def test_what_has_no_promise_is_pruned(tmp_path, monkeypatch):
     assert "test" in metrics(runs(tmp_path / "s")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["halving", "hyperband"])
 def test_optunas_pruners_end_what_is_far_worse(pruner, tmp_path):
     args = ("tune", *SHORT[:-2], "trainer.max_epochs=9", "optimizer.lr=choice(0.003,1e-7)",
@@ -229,6 +230,7 @@ def test_shipped_spaces_name_keys_that_there_are(model):
         assert name in yaml.safe_load((CONFIGS / file).read_text())
 
 
+@pytest.mark.slow
 def test_a_database_keeps_a_study(tmp_path):
     url = f"storage=sqlite:///{tmp_path}/study.db"
     done(tmp_path, *SEARCH, url, "num_trials=1", "out=s")
@@ -248,6 +250,7 @@ def test_the_journal_of_a_killed_process_is_mended(tmp_path):
     assert "trial 1  " in told
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_processes_fails(tmp_path, monkeypatch):
     """A worker that is killed leaves a running trial, and a file that nobody holds."""
 
