@@ -351,6 +351,20 @@ class CanonicalOrder(Objective):
         return view._conditional_log_prob(x, context)[:, int(evidence.sum()) :].sum(1)
 
 
+def pixels_of(table: Tensor, spec: DataSpec) -> Tensor:
+    """Number of the pixel that each step of an order writes in; of other data of the value.
+
+    Args:
+        table: (S, K) of an order.
+        spec: What a datum is.
+
+    Returns:
+        (S,), whatever the channel.
+    """
+    channels = spec.shape[0] if spec.kind == "image" else 1
+    return table[:, 0] % (spec.num_dims // channels)
+
+
 def draw_evidence(order: Order, spec: DataSpec) -> Tensor:
     """Random steps of an order that are given: (S,) bool, all channels of a pixel or none.
 
@@ -360,9 +374,8 @@ def draw_evidence(order: Order, spec: DataSpec) -> Tensor:
         order: Of the steps.
         spec: What a datum is.
     """
-    channels = spec.shape[0] if spec.kind == "image" else 1
-    pixels = order.table[:, 0] % (spec.num_dims // channels)
-    num_pixels = spec.num_dims // channels
+    pixels = pixels_of(order.table, spec)
+    num_pixels = int(pixels.max()) + 1
     size = torch.randint(num_pixels, (1, 1), device=pixels.device)
     return _draw_part(size, num_pixels)[0][pixels]
 

@@ -361,7 +361,8 @@ class TinyShakespeare(_Text):
             self.root / "text",
             {"tinyshakespeare.txt": "6fb458f1232090904fb40fe944165e91"},
             None,
-            "it is tinyshakespeare/input.txt of github.com/karpathy/char-rnn, and not fetched",
+            "it is data/tinyshakespeare/input.txt of github.com/karpathy/char-rnn, and is not "
+            "fetched",
         )
         symbols = np.frombuffer(contents, np.uint8)
         if self.unit == "char":

@@ -465,8 +465,7 @@ class AutoregressiveModel(DensityModel):
         unknown = steps.logical_not().long()
         if self.net.any_order:
             return unknown
-        channels = self.spec.shape[0] if self.spec.kind == "image" else 1
-        pixel = self.net.order_table[:, 0] % (self.spec.num_dims // channels)
+        pixel = objectives.pixels_of(self.net.order_table, self.spec)
         return unknown.new_zeros(self.spec.num_dims).index_add(0, pixel, unknown)[pixel]
 
     def complete(
