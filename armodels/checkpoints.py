@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import pickletools
 import re
 import shutil
@@ -316,6 +317,15 @@ class Restored:
         if self.path.parent.name == "checkpoints":
             refuse_links(self.path.parent.parent)
         return samples if self.path.parent.name == "checkpoints" and samples.is_dir() else Path()
+
+    @property
+    def partial(self) -> Path | None:
+        """Folder of its run for what an evaluation has found so far; None: there is none."""
+        folder = self.path.parent
+        if folder.name != "checkpoints" or not os.access(folder, os.W_OK):
+            return None
+        refuse_links(folder.parent)
+        return folder
 
 
 def check_weights(name: str) -> None:

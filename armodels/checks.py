@@ -287,6 +287,26 @@ def started_by_torchrun() -> bool:
     return all(name in os.environ for name in variables)
 
 
+def num_processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
+
+
+def require_alone(verb: str, *, sweep: bool) -> None:
+    """Raise ValueError where several processes would each do what one has to.
+
+    Args:
+        verb: What they were started for.
+        sweep: Whether it is a sweep.
+    """
+    if num_processes() > 1 and (sweep or verb not in ("train", "eval")):
+        what = f"a sweep of {verb}" if sweep else verb
+        raise ValueError(
+            f"torchrun started {num_processes()} processes, which share the work of a training or "
+            f"of an evaluation (train, eval), but not that of {what}; start it without torchrun"
+        )
+
+
 def _wanted(value: Any, hint: Any) -> str | None:
     """What the value must be instead; None where it is as hinted."""
     if _fits(value, hint):

@@ -137,6 +137,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us rather than Hydra's printer
     try:
         translated = _translate(name, args)
+        checks.require_alone(name, sweep=typed.is_sweep(translated))
     except ValueError as error:
         fail(str(error), 2)
     records: list[dict] = []
@@ -153,7 +154,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
                 os.environ["ARMODELS_JOBS"] = str(Path(scratch) / "jobs")
             if follows:
                 show.muted = True  # rank 0 owns the directory and the log
-                folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
+                folders = [f"hydra.run.dir={scratch}/run", f"hydra.sweep.dir={scratch}/run"]
                 sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
             os.environ["ARMODELS_SWEPT"] = " ".join(_swept(translated))
             with limits.unhidden():
@@ -178,7 +179,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
 
 def _stopped(name: str, args: list[str], by: str) -> str:
     """What is said where a verb was stopped that has nothing of its own to say."""
-    again = typed.again(name, args)
+    again = show.in_processes(typed.again(name, args), checks.num_processes())
     return f"{name} was stopped by {by}; no file is left half-written; run it again: {again}"
 
 

@@ -45,8 +45,14 @@ def environment() -> dict:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": torch.distributed.get_world_size() if _is_shared() else 1,
         "git_commit": _git_commit(),
     }
+
+
+def _is_shared() -> bool:
+    """Whether several processes share the work."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

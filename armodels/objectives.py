@@ -13,7 +13,7 @@ from typing import Literal, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from armodels import orders
+from armodels import draws, orders
 from armodels.orders import Order
 from armodels.spec import DataSpec
 
@@ -28,10 +28,20 @@ ObjectiveName = Literal["all_orders", "canonical"]
 """What a network that is told which values are known may be trained for."""
 
 
-def _draw_part(sizes: Tensor, num_steps: int) -> Tensor:
-    """Random sets of steps, evenly among those of a size: (B, 1) sizes -> (B, S) bool."""
-    order = torch.rand(len(sizes), num_steps, device=sizes.device).argsort(1)
-    first = torch.arange(num_steps, device=sizes.device) < sizes
+def _draw_below(end: int, batch_size: int, device: torch.device) -> Tensor:
+    """A number of 0..end-1 for each example: (B, 1)."""
+    return draws.drawn(lambda size: torch.randint(end, (size, 1), device=device), batch_size)
+
+
+def _draw_noise(batch_size: int, num: int, device: torch.device) -> Tensor:
+    """Numbers between 0 and 1 for each example: (B, num)."""
+    return draws.drawn(lambda size: torch.rand(size, num, device=device), batch_size)
+
+
+def _part(sizes: Tensor, noise: Tensor) -> Tensor:
+    """Sets of steps, evenly among those of a size: (B, 1) sizes, (B, S) noise -> (B, S) bool."""
+    order = noise.argsort(1)
+    first = torch.arange(noise.shape[1], device=sizes.device) < sizes
     # Sorting is a good part of a small network's step: once, not once more for the ranks.
     return torch.empty_like(first).scatter_(1, order, first)
 
@@ -51,8 +61,8 @@ def draw_known(batch_size: int, num_steps: int, device: torch.device) -> tuple[T
         ones: S over the number of unknown steps, 0 at known ones. The mean of the weighted sum is
         the mean of log p(x | order) over all orders.
     """
-    num_known = torch.randint(num_steps, (batch_size, 1), device=device)
-    known = _draw_part(num_known, num_steps)
+    num_known = _draw_below(num_steps, batch_size, device)
+    known = _part(num_known, _draw_noise(batch_size, num_steps, device))
     return known, known.logical_not() * (num_steps / (num_steps - num_known))
 
 
@@ -71,11 +81,12 @@ def draw_asked(batch_size: int, num_steps: int, device: torch.device) -> tuple[T
     Returns:
         evidence (B, S) bool, and the number of steps of the answer that are there (B, 1).
     """
-    num_given = torch.randint(num_steps, (batch_size, 1), device=device)
-    whole = torch.rand(batch_size, 1, device=device) < WHOLE
-    evidence = _draw_part(num_given.masked_fill(whole, 0), num_steps)
+    num_given = _draw_below(num_steps, batch_size, device)
+    whole = _draw_noise(batch_size, 1, device) < WHOLE
+    noise = _draw_noise(batch_size, num_steps, device)
+    evidence = _part(num_given.masked_fill(whole, 0), noise)
     num_asked = evidence.logical_not().sum(1, keepdim=True)
-    return evidence, (torch.rand(batch_size, 1, device=device) * num_asked).long()
+    return evidence, (_draw_noise(batch_size, 1, device) * num_asked).long()
 
 
 def canonical_weights(evidence: Tensor, num_there: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,7 +305,7 @@ class Canonical(Objective):
 
     def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         known, weights = canonical_weights(*draw_asked(len(x), self.model.net.num_steps, x.device))
-        places = self.places[torch.randint(len(self.places), (len(x),), device=x.device)]
+        places = self.places[_draw_below(len(self.places), len(x), x.device)[:, 0]]
         known, weights = known.gather(1, places), weights.gather(1, places)
         return (weights * self.model.log_prob_given_known(x, known, context)).sum(1)
 
@@ -377,7 +388,7 @@ def draw_evidence(order: Order, spec: DataSpec) -> Tensor:
     pixels = pixels_of(order.table, spec)
     num_pixels = int(pixels.max()) + 1
     size = torch.randint(num_pixels, (1, 1), device=pixels.device)
-    return _draw_part(size, num_pixels)[0][pixels]
+    return _part(size, torch.rand(1, num_pixels, device=pixels.device))[0][pixels]
 
 
 def for_orders(model: TrainedByOrder, several: Sequence[Order] | None = None) -> Objective:

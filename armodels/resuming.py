@@ -39,6 +39,8 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
                 f"the run chooses by trainer.select, and among candidates that were trained "
                 f"alike: its {name} cannot change; start a new run instead"
             )
+    # How many processes trained so far does not bind those that go on.
+    merged["trainer"] = {**merged["trainer"], "devices": config["trainer"]["devices"]}
     merged["resume"], merged["trust"] = config["resume"], config["trust"]
     # The run may be a stranger's: what protects this machine is lifted by this command alone.
     free = config["model"].get("allow_large", False)

@@ -183,6 +183,17 @@ def command(verb: str, *paths: str | Path, **overrides: Any) -> str:
     return " ".join(["armodels", verb, *words])
 
 
+def in_processes(command: str, num: int) -> str:
+    """A command line of this program, as several processes.
+
+    Args:
+        command: As ``command`` makes it.
+        num: Processes.
+    """
+    launched = f"torchrun --nproc-per-node={num} -m armodels"
+    return command if num == 1 else f"{launched}{command.removeprefix('armodels')}"
+
+
 def _bare(path: str) -> str:
     """A path that is no flag and no ``key=value``."""
     return f"./{path}" if path[:1] in ("-", "~") or "=" in path.split("/")[0] else path

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from armodels import build, checks, names, show, trust
+from armodels import build, names, show, trust
 from armodels.run import RunDirectory
 from armodels.tasks import compare
 
@@ -67,8 +67,6 @@ def go_on(
 def _require_sweep(config: Mapping[str, Any], folder: str | None) -> None:
     if folder is None:
         raise ValueError("skip_done=true goes on with a sweep, which needs -m")
-    if checks.started_by_torchrun():
-        raise ValueError("skip_done=true is for a sweep in one process; leave torchrun away")
     if config["resume"]:
         raise ValueError(
             f"skip_done=true finds by itself what it resumes; leave resume={config['resume']} away"

@@ -111,7 +111,13 @@ def done(folder: Path, *args: str, **env: str) -> str:
     return result.out
 
 
-def start(folder: Path, *args: str, launcher: tuple[str, ...] = ("-m", "armodels"), **env: str):
+def start(
+    folder: Path,
+    *args: str,
+    launcher: tuple[str, ...] = ("-m", "armodels"),
+    start_new_session: bool = False,
+    **env: str,
+):
     """``armodels args`` in a process of its own."""
     env = {
         **os.environ,
@@ -127,6 +133,7 @@ def start(folder: Path, *args: str, launcher: tuple[str, ...] = ("-m", "armodels
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
 
 
@@ -135,6 +142,11 @@ def process(folder: Path, *args: str, **options) -> Result:
     with start(folder, *args, **options) as child:
         out, err = child.communicate(timeout=300)
         return Result(child.returncode, out, err)
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # fmt: skip
+"""Starts two processes at a free port; what they run follows."""
 
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")

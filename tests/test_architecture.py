@@ -17,13 +17,15 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "notes", "waveform", "show", "checks", "disk", "earlier", "limits"}
+    {"alphabet", "notes", "waveform", "show", "checks", "disk", "draws", "earlier", "limits"}
     | {"lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
     {"contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
-    {"baselines", "evaluation"},
+    {"baselines", "partial"},
+    {"scoring"},
+    {"evaluation"},
     {"trust"},
     {"build", "pictures"},
     {"charts"},
@@ -50,7 +52,7 @@ ONLY = {
     "data": {"alphabet", "checks", "contexts", "kernels", "notes", "show", "spec", "waveform"},
     "pictures": {"spec"},
     "charts": {"pictures", "spec"},
-    "objectives": {"orders", "spec"},
+    "objectives": {"draws", "orders", "spec"},
     "density": {
         "checks",
         "networks.base",
@@ -60,7 +62,18 @@ ONLY = {
         "orders",
         "spec",
     },
-    "evaluation": {"checks", "data.arrays", "data.base", "data.rows", "density", "lines", "spec"},
+    "partial": {"__version__", "disk", "show"},
+    "scoring": {"data.rows", "density", "partial", "show"},
+    "evaluation": {
+        "checks",
+        "data.arrays",
+        "data.base",
+        "data.rows",
+        "density",
+        "lines",
+        "scoring",
+        "spec",
+    },
     # It is called with objects: nothing in it reads a config.
     "training": {
         "charts",
@@ -72,6 +85,7 @@ ONLY = {
         "density.base",
         "density.stream",
         "disk",
+        "draws",
         "evaluation",
         "limits",
         "machine",
@@ -80,6 +94,7 @@ ONLY = {
         "pictures",
         "run",
         "schedules",
+        "scoring",
         "show",
         "spec",
         "tracking",
@@ -92,7 +107,7 @@ NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
     "hydra": {"build", "cli", "search"},
-    "lightning_fabric": {"tasks.train", "training", "evaluation"},
+    "lightning_fabric": {"tasks.train", "training", "evaluation", "scoring"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
     "optuna": {"study"},

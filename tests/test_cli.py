@@ -220,7 +220,7 @@ BAD = {
     ),
     "devices": (
         ("train", *TINY, "trainer.devices=2"),
-        "trainer.devices=2 needs one process a device; start it with: "
+        "trainer.devices=2 needs one process a device, and there is one process; start with: "
         "torchrun --nproc-per-node=2 -m armodels train ...",
     ),
     "resume-nothing": (

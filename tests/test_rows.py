@@ -221,22 +221,6 @@ def test_a_context_that_follows_from_the_values_follows_from_the_fresh_ones():
     assert train.beside(images[:2] + 7, slice(2)).context.unique().tolist() == [107]
 
 
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_processes_share_examples_each_once(on_disk, stored):
-    rows = numbers(23)
-    rows = as_rows(stored(rows) if on_disk else rows)
-    examples = Examples(rows, torch.arange(23))
-    assert examples.share(0, 1) is examples
-    shares = [examples.share(rank, 3) for rank in range(3)]
-    assert [len(share) for share in shares] == [8, 8, 7]
-    for rank, share in enumerate(shares):
-        batches = list(share.batches(3))
-        assert [len(batch.x) for batch in batches] == [3, 3, len(share) - 6]
-        found = torch.cat([batch.context for batch in batches])
-        assert found.tolist() == list(range(rank, 23, 3))
-        assert torch.equal(torch.cat([batch.x for batch in batches]), rows[:][rank::3])
-
-
 def test_events_without_a_context_each_are_refused():
     with pytest.raises(ValueError, match="^3 events have 2 contexts"):
         Examples(torch.zeros(3, 2), torch.zeros(2))
@@ -244,13 +228,10 @@ def test_events_without_a_context_each_are_refused():
 
 def test_a_batch_changes_as_one():
     both = Batch(torch.arange(7), torch.arange(7) + 10)
-    assert [part.context.tolist() for part in both.tensor_split(3)] == [
-        [10, 11, 12], [13, 14], [15, 16]]  # fmt: skip
-    assert [part.x.tolist() for part in both.tensor_split(3)] == [[0, 1, 2], [3, 4], [5, 6]]
     assert both.repeat_interleave(2).x[:4].tolist() == [0, 0, 1, 1]
     assert both.repeat_interleave(2).context[:4].tolist() == [10, 10, 11, 11]
     alone = Batch(torch.arange(4))
-    for changed in (*alone.tensor_split(2), alone.repeat_interleave(2), alone.to("cpu")):
+    for changed in (alone.repeat_interleave(2), alone.to("cpu")):
         assert changed.context is None
     assert both.to("meta").context.device.type == both.to("meta").x.device.type == "meta"
 

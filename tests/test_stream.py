@@ -217,10 +217,6 @@ def test_whole_clips_are_scored_given_their_own_label(batch_size):
     found = evaluate(model, examples, batch_size=batch_size)
     assert found.num_symbols == sum(range(7, 13))
     assert found.log_prob == pytest.approx(total / found.num_symbols * 4, abs=1e-10)
-    halves = [examples.share(rank, 2) for rank in (0, 1)]
-    of_halves = [evaluate(model, half) for half in halves]
-    both = sum(one.log_prob * one.num_symbols for one in of_halves) / found.num_symbols
-    assert both == pytest.approx(found.log_prob, abs=1e-10)
 
 
 def test_pieces_without_their_contexts_are_not_whole():
@@ -293,13 +289,6 @@ def test_what_has_nothing_to_fit_reads_no_piece():
         __len__ = None
 
     assert not learn(CASES["rnn"].build(0), [Untouched()])
-
-
-def test_processes_share_pieces():
-    pieces = [torch.full((3 + i,), i) for i in range(5)]
-    examples = Examples(torch.zeros(4, 2), pieces=pieces)
-    shares = [examples.share(rank, 2).pieces for rank in (0, 1)]
-    assert sorted(len(piece) for share in shares for piece in share) == [3, 4, 5, 6, 7]
 
 
 PATTERNS = {

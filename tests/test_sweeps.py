@@ -208,9 +208,9 @@ def test_what_cannot_go_on_together(tmp_path):
     result = armodels(tmp_path, "train", "-m", "resume=run", "skip_done=true")
     assert "finds by itself what it resumes; leave resume=run away" in result.err
     torchrun = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "0")
-    torchrun |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    result = armodels(tmp_path, "train", "-m", *TINY, "skip_done=true", **torchrun)
-    assert "leave torchrun away" in result.err
+    torchrun |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for args in (("train", "-m", *TINY, "skip_done=true"), ("tune",), ("sample", "run")):
+        assert "start it without torchrun" in armodels(tmp_path, *args, **torchrun).err
 
 
 # Real processes

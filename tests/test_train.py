@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, every
-from command import QUICK, TINY, armodels, done, fork, process, snapshot
+from command import QUICK, TINY, armodels, done, fork
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
@@ -743,47 +743,7 @@ def test_what_is_written_of_memory(tmp_path):
     assert 5e7 < peak < 1e11
 
 
-# Two processes
-
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
-            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "armodels")  # fmt: skip
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
-    args = ("train", *TINY, "trainer.max_steps=10", "trainer.log_every=5", "optimizer=sgd",
-            "data.num_train=51", "trainer.precision=64-true", "trainer.ema=0.5")  # fmt: skip
-    done(tmp_path, *args, "out=one")
-    result = process(tmp_path, *args, "out=two", "trainer.devices=2", launcher=TORCHRUN)
-    assert result.code == 0, result.err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
-    assert len(list((tmp_path / "two").glob("events.*"))) == 1
-    lines = [line for line in (result.out + result.err).splitlines() if "armodels" in line]
-    lines += [line for line in result.out.splitlines() if line]
-    assert len(lines) > 10
-    assert [line for line in lines if (result.out + result.err).count(line) > 1] == []
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    for split, size in (("valid", 21), ("test", 23)):
-        assert one[split]["num_examples"] == two[split]["num_examples"] == size
-        assert two[split]["nats"] == pytest.approx(one[split]["nats"], rel=1e-9)
-        assert two[split]["nats_ci95"] == pytest.approx(one[split]["nats_ci95"], rel=1e-6)
-    for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        for key in a:
-            assert float(b[key] or 0) == pytest.approx(float(a[key] or 0), rel=1e-6), key
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12)
-    # Going on, and refusing, as two.
-    more = ("train", "resume=two", "trainer.max_steps=12")
-    result = process(tmp_path, *more, launcher=TORCHRUN)
-    assert result.code == 0, result.err
-    assert metrics(tmp_path / "two")["steps"] == 12
-    before = snapshot(tmp_path)
-    result = process(tmp_path, *args, "out=two", launcher=TORCHRUN)
-    assert result.code != 0
-    assert "output directory two exists and is not empty" in result.err
-    assert snapshot(tmp_path) == before
+# Compiled code
 
 
 @pytest.mark.slow

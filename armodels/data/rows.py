@@ -323,13 +323,6 @@ class Batch(NamedTuple):
         """Each example ``times`` times in a row."""
         return self._each(lambda values: values.repeat_interleave(times, 0))
 
-    def tensor_split(self, parts: int) -> list["Batch"]:
-        """``parts`` batches of nearly equal sizes, in order."""
-        events = self.x.tensor_split(parts)
-        if self.context is None:
-            return [Batch(x) for x in events]
-        return list(map(Batch, events, self.context.tensor_split(parts)))
-
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(change(self.x), None if self.context is None else change(self.context))
 
@@ -388,23 +381,6 @@ class Examples:
         """All examples in order, ``size`` at a time; the last batch may be smaller."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
-
-    def share(self, rank: int, world: int) -> "Examples":
-        """Examples ``rank``, ``rank + world``, ...: those of one of ``world`` processes."""
-        if world == 1:
-            return self
-        context, of_pieces = (
-            None if one is None else _share(one, rank, world)
-            for one in (self.context, self.piece_context)
-        )
-        x = _share(self.x, rank, world)
-        return Examples(x, context, self.derive, self.pieces[rank::world], of_pieces)
-
-
-def _share(rows: Rows, rank: int, world: int) -> Rows:
-    if isinstance(rows, Tensor):
-        return rows[rank::world]
-    return ChosenRows(rows, torch.arange(rank, len(rows), world))
 
 
 def _there(index: Index, rows: Rows) -> Index:

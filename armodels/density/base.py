@@ -70,6 +70,15 @@ class DensityModel(nn.Module, ABC):
                 f"give one for each event"
             )
 
+    @property
+    def num_terms(self) -> int:
+        """How many terms of equal weight p(x) is the mean of: the orders of a mixture; else 1."""
+        return 1
+
+    def term(self, i: int) -> "DensityModel":
+        """The model by which term ``i`` of p(x) is found."""
+        return self
+
     @abstractmethod
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         """``log_prob`` of values known to be in the support."""

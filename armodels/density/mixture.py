@@ -42,6 +42,15 @@ class OrderMixture(DensityModel):
         num = len(self.orders)
         return f"mixture of {num} order{'s' * (num != 1)} of {self.model.description}"
 
+    @property
+    def num_terms(self) -> int:
+        """One for each order."""
+        return len(self.orders)
+
+    def term(self, i: int) -> AutoregressiveModel:
+        """``component``."""
+        return self.component(i)
+
     def component(self, i: int) -> AutoregressiveModel:
         """The model under order ``i``; made when asked for, so weights exist once."""
         order = self.orders[i]

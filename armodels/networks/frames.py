@@ -3,7 +3,7 @@
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from armodels import orders
 from armodels.checks import Count, Share, checked
@@ -91,7 +91,7 @@ class Frames(StreamNetwork):
             dropout=dropout,
             context=context,
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         frame = DataSpec(f"a frame of {spec.name}", "vector", (size,), spec.levels, spec.measure)
         heard = ContextSpec("past", (context_size,), None)
         inner_order = orders.make("raster", frame.shape)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armodels import draws
 from armodels.checks import checked
 from armodels.spec import ContextSpec, DataSpec
 
@@ -131,6 +132,23 @@ def to_unit(values: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
     """
     values = values.to(dtype)
     return values if levels is None else values * (2 / (levels - 1)) - 1
+
+
+@final
+class Dropout(nn.Module):
+    """Dropout that does not depend on how many processes share a batch.
+
+    Args:
+        probability: Of dropping a value in training; the others are scaled by 1 / (1 - it).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> the same shape."""
+        return draws.dropped(x, self.probability) if self.training and self.probability else x
 
 
 def padded(values: Tensor, length: int) -> Tensor:

@@ -307,7 +307,7 @@ class LMConv(FreeOrderNetwork):
         self.encode = layers.Encoding(spec, encoding)
         self.kernel_size = kernel_size
         self.normalize = normalize
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         features = self.encode.num_features * order.width
         self.first = LocalConv(groups, features, num_channels, kernel_size)
         self.blocks = layers.ModuleListOf(

@@ -118,7 +118,7 @@ class MADE(FreeOrderNetwork):
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
         self._activation_name = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         num_inputs = spec.num_dims * self.encode.num_features
         num_outputs = self.num_steps * num_params
         sizes = [num_inputs, *hidden_sizes]

@@ -336,7 +336,7 @@ class MaskedNetwork(RasterNetwork):
         super().__init__(spec, num_params, order, context)
         self.height, self.width = self.size
         self.activation = layers.activation(activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         self.encode = layers.Encoding(spec, encoding)
         # A plane of ones (group -1: seen by all) tells the image from the zeros around it.
         values = torch.arange(spec.shape[0]) % self.num_groups

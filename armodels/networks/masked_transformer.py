@@ -76,7 +76,7 @@ class MaskedTransformer(AnyOrderNetwork):
         self.read = nn.Linear(order.width * self.encode.num_features + 1, hidden_size)
         self.places = Places(spec.shape, hidden_size)
         self.conditioning = layers.conditioning(context, [hidden_size])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         self.blocks: ModuleListOf[Block] = ModuleListOf(
             Block(hidden_size, num_heads, activation, dropout, Unplaced(), causal=False)
             for _ in range(num_layers)

@@ -1,7 +1,7 @@
 """Recurrent networks over sequences: vanilla, GRU and LSTM, in PyTorch's own kernels."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from armodels.checks import Count, Share, checked
 from armodels.networks.base import State
+from armodels.networks.layers import Dropout
 from armodels.networks.stream import FeatureStream
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
@@ -59,13 +60,12 @@ class Recurrent(FeatureStream):
     ):
         size = embedding_size or hidden_size
         super().__init__(spec, num_params, order, size, context)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.cell = CELLS[cell](
             size,
             hidden_size,
             num_layers,
             batch_first=True,
-            dropout=dropout if num_layers > 1 else 0.0,
         )
         self.params = nn.Linear(hidden_size, num_params)
 
@@ -84,6 +84,22 @@ class Recurrent(FeatureStream):
         shape = (n, self.cell.num_layers, self.cell.hidden_size)
         return {name: self.begins.new_zeros(shape) for name in self._names}
 
+    def _layers(self, x: Tensor, before: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
+        """What the last layer says at each value, and what the layers hold after the last."""
+        if not (self.training and self.dropout.probability):
+            out, hidden = self.cell(x, before if len(before) > 1 else before[0])
+            return out, hidden if isinstance(hidden, tuple) else (hidden,)
+        # PyTorch's own dropout between layers would draw for the examples at hand alone.
+        layer = getattr(torch, self.cell.mode.lower())
+        found: list[Sequence[Tensor]] = []
+        for i, weights in enumerate(self.cell.all_weights):
+            x = self.dropout(x) if i else x
+            own = [one[i : i + 1] for one in before]
+            held = own if len(own) > 1 else own[0]
+            x, *hidden = layer(x, held, weights, True, 1, 0.0, True, False, True)
+            found.append(hidden)
+        return x, [torch.cat(one) for one in zip(*found, strict=True)]
+
     def run(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """By PyTorch's own kernels."""
         before = tuple(state[name].transpose(0, 1).contiguous() for name in self._names)
@@ -92,7 +108,6 @@ class Recurrent(FeatureStream):
             if x.device.type == "cpu":  # its kernels of half precision are not for every cell
                 stack.enter_context(torch.autocast("cpu", enabled=False))
                 x = x.to(self.begins)
-            out, hidden = self.cell(x, before if len(before) > 1 else before[0])
-        hidden = hidden if isinstance(hidden, tuple) else (hidden,)
+            out, hidden = self._layers(x, before)
         after = (one.transpose(0, 1) for one in hidden)
         return self.params(self.dropout(out)), dict(zip(self._names, after, strict=True))

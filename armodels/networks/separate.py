@@ -82,7 +82,7 @@ class SeparateMLPs(FreeOrderNetwork):
         super().__init__(spec, num_params, order, context)
         self.encode = layers.Encoding(spec, encoding)
         self.activation = layers.activation(activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         num_inputs = spec.num_dims * self.encode.num_features
         sizes = [num_inputs, *hidden_sizes, num_params]
         # Laid out by event, not by step: orders share them.

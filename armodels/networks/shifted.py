@@ -80,7 +80,7 @@ class GatedBlock(nn.Module):
         self.first = convolution(size, wide, num_features)
         self.skip = PointConvolution(size, 2 * num_skip, num_features) if num_skip else None
         self.second = convolution(size, wide, wide, scale=0.1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         self.shares_as, self.listens_to = shares_as, listens_to
         self.shared = None if shares_as is None else PointConvolution(size, wide, num_features)
         self.conditioning = (

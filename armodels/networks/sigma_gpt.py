@@ -124,7 +124,7 @@ class SigmaGPT(FreeOrderNetwork):
         self.written = Places(spec.shape, hidden_size)
         self.next = Places(spec.shape, hidden_size)
         self.conditioning = layers.conditioning(context, [hidden_size])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         self.blocks: ModuleListOf[Block] = ModuleListOf(
             Block(hidden_size, num_heads, activation, dropout, Unplaced())
             for _ in range(num_layers)

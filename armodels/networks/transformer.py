@@ -20,7 +20,7 @@ from armodels.networks.attention import (
     turns,
 )
 from armodels.networks.base import State
-from armodels.networks.layers import ModuleListOf, mark_table
+from armodels.networks.layers import Dropout, ModuleListOf, mark_table
 from armodels.networks.stream import FeatureStream
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.mixed = nn.Linear(size, size, bias=False)
         self.wide = nn.Linear(size, 4 * size, bias=False)
         self.narrow = nn.Linear(4 * size, size, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.mixed, self.narrow):  # a block begins as the identity
             nn.init.zeros_(layer.weight)
 
@@ -197,7 +197,7 @@ class Transformer(FeatureStream):
             past = PAST
         self.pattern = Pattern(attention, past, stride, summary)
         self.turns = places == "rotary"
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks: ModuleListOf[Block] = ModuleListOf(
             Block(
                 hidden_size,

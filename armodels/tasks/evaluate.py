@@ -1,15 +1,19 @@
 """armodels eval: the exact likelihood of a split."""
 
+import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from armodels import disk, machine, show
 from armodels.checkpoints import Restored
+from armodels.checks import num_processes
 from armodels.density.stream import describe_past
 from armodels.evaluation import NoMean, describe, evaluate
 from armodels.examples import asked_for
 from armodels.run import RunDirectory
+from armodels.training.processes import make_fabric, together
+from armodels.training.settings import Settings
 
 
 def main(config: Mapping) -> None:
@@ -18,21 +22,27 @@ def main(config: Mapping) -> None:
     Raises:
         ValueError: An example has no finite log-probability, so that there is no mean.
     """
+    fabric = make_fabric(Settings(accelerator=config["device"])) if num_processes() > 1 else None
     restored, spec, examples = asked_for(config, mark='"trained_on"')
     split, adapt = config["split"], config["adapt"]
     started = time.monotonic()
     try:
-        result = evaluate(
-            restored.model,
-            examples,
-            config["eval"]["batch_size"],
-            progress=True,
-            name=split,
-            adapt_lr=config["eval"]["adapt_lr"] if adapt else None,
-        )
+        with together(fabric) if fabric else contextlib.nullcontext():
+            result = evaluate(
+                restored.model,
+                examples,
+                config["eval"]["batch_size"],
+                fabric=fabric,
+                keep=restored.partial,
+                progress=not show.muted,
+                name=split,
+                adapt_lr=config["eval"]["adapt_lr"] if adapt else None,
+            )
     except NoMean as error:
         every = show.command("score", run=config["run"], split=split)
         raise ValueError(f"{error}, so there is no mean; see every row with: {every}") from error
+    if fabric and not fabric.is_global_zero:
+        return
     measure = restored.model.spec.measure
     report = {
         "data": spec.name_with(restored.model.context),

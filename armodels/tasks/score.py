@@ -16,9 +16,10 @@ from armodels.data.rows import Examples
 from armodels.data.sound import CLIPS
 from armodels.data.text import files_of, read_symbols
 from armodels.density.stream import Contexts, Piece, reads
-from armodels.evaluation import is_whole, log_probs, piece_log_probs
+from armodels.evaluation import is_whole
 from armodels.examples import asked_for
 from armodels.prompts import given_label, levels_of
+from armodels.scoring import log_probs, piece_log_probs
 from armodels.spec import DataSpec, bits_per_dim, described, nats
 
 WAYS = {"file=FILE": ("file", "label"), "a split": ("split", "data")}
@@ -76,6 +77,7 @@ def _score_examples(
         restored.model,
         examples,
         config["eval"]["batch_size"],
+        keep=restored.partial,
         progress=True,
         name=config["split"],
     )

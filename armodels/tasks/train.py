@@ -59,7 +59,7 @@ def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fabric = make_fabric(settings)
-    show.muted = not fabric.is_global_zero
+    config = {**config, "trainer": {**config["trainer"], "devices": None}}  # of the command alone
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # the first one's, for all
     first = fabric.is_global_zero
     with directory.claimed(new=not resuming_run) if first else contextlib.nullcontext():
@@ -106,6 +106,7 @@ def _begin(
     if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
         splits = replace(splits, spec=spec)
     config = build.located(config)
+    go_on = _go_on(config, directory, fabric.world_size)
     several = candidates.candidates(config, settings, splits.spec, trust)
     trainer = Trainer(
         [blending.filled(one, members) for one in several],
@@ -113,7 +114,7 @@ def _begin(
         settings,
         watching_of(config),
         fabric,
-        InFiles(directory, config if fabric.is_global_zero else None, _go_on(config, directory)),
+        InFiles(directory, config if fabric.is_global_zero else None, go_on),
         origin_of(config),
         budget,
         blending.fill(model, members),
@@ -145,13 +146,16 @@ def origin_of(config: Mapping[str, Any]) -> Origin:
     return Origin(config["choices"]["model"], config["seed"], started, config["overrides"])
 
 
-def _go_on(config: Mapping[str, Any], directory: run.RunDirectory) -> Callable[..., str]:
+def _go_on(
+    config: Mapping[str, Any], directory: run.RunDirectory, num_processes: int
+) -> Callable[..., str]:
     """The command that continues the run, as a function of the keys that change."""
     again: dict[str, Any] = dict(trusting(config))
     again |= {"model__allow_large": True} if config["model"].get("allow_large") else {}
 
     def command(**overrides: object) -> str:
-        return show.command("train", resume=directory.path, **overrides, **again)
+        command = show.command("train", resume=directory.path, **overrides, **again)
+        return show.in_processes(command, num_processes)
 
     return command
 

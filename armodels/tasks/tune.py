@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from armodels import candidates, checks, errors, failing, limits, search, show
+from armodels import candidates, errors, failing, limits, search, show
 from armodels import study as studies
 from armodels.run import RunDirectory
 from armodels.trust import Trust, trusting
@@ -32,8 +32,6 @@ def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
         ValueError: It cannot be searched, or no trial was trained to its end.
     """
     studies.require_optuna()
-    if checks.started_by_torchrun():
-        raise ValueError("armodels tune trains in one process; start several workers instead")
     fixed, knobs = search.read(config["words"])
     _refuse(fixed, knobs)
     base = _composed(compose, fixed)

@@ -1,6 +1,8 @@
 """Batches of the training split: what a step is trained on, a function of (seed, step)."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -18,6 +20,26 @@ BLOCK_VALUES, BLOCK_STEPS = 2**20, 20
 
 MAX_LISTED = 2**22
 """Rows of a training split whose order is listed; that of more is computed, place by place."""
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """What a process computes at once of a batch that is split into parts.
+
+    Attributes:
+        batch: This process's examples of a part.
+        rows: Which examples of the whole part they are.
+        size: Examples of the whole part.
+        counts: False: the process has no share of a part that is smaller than the processes are
+            many. It computes an example that is another's, and leaves it uncounted, as all must
+            compute together.
+    """
+
+    batch: Batch
+    rows: slice
+    size: int
+    counts: bool = True
 
 
 @final
@@ -72,11 +94,34 @@ class Batches:
         raw = self._train.x
         return rows.to(raw.device) if isinstance(raw, Tensor) else rows
 
-    def batch(self, step: int) -> Batch:
-        """What the model is trained on at ``step`` in this process: its share of the rows."""
-        share = slice(self._fabric.global_rank, None, self._fabric.world_size)
+    def parts(self, step: int, num_parts: int) -> Iterator[Part]:
+        """What this process computes at ``step``: its share of each part of the batch.
+
+        Args:
+            step: Of the training.
+            num_parts: Of nearly equal sizes; fewer where a batch has fewer examples.
+        """
+        rank, world = self._fabric.global_rank, self._fabric.world_size
+        number = len(self.rows(step))
+        size, larger = divmod(number, num_parts)
+        first = 0
+        for i in range(min(num_parts, number)):
+            end = first + size + (i < larger)
+            counts = first + rank < end
+            rows = slice(rank, end - first, world) if counts else slice(0, 1, 1)
+            places = slice(first + rows.start, first + rows.stop, rows.step)
+            yield Part(self.batch(step, places), rows, end - first, counts)
+            first = end
+
+    def batch(self, step: int, places: slice = slice(None)) -> Batch:
+        """What the model is trained on at ``step``.
+
+        Args:
+            step: Of the training.
+            places: Which examples of the batch; all of them where none are named.
+        """
         rows = self.rows(step)
-        mine = rows[share]
+        mine = rows[places]
         if self._splits.transform is None:
             x = take(self._train.x, mine).to(self._fabric.device)
             return self._train.beside(x, mine)
@@ -90,5 +135,5 @@ class Batches:
             noise.manual_seed(stream(NOISE, self._seed, epoch, block))
             raw = take(self._train.x, several).to(self._fabric.device)
             self._block = ((epoch, block), self._splits.transform(raw, noise))
-        x = self._block[1][index * size : (index + 1) * size][share]
+        x = self._block[1][index * size : (index + 1) * size][places]
         return self._train.beside(x, mine)

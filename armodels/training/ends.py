@@ -1,6 +1,7 @@
 """What a user reads of a training that was stopped: where it stands, and how it goes on."""
 
 from armodels import limits
+from armodels.training.processes import LostProcess
 from armodels.training.record import Record
 from armodels.training.settings import Settings
 from armodels.training.state import State
@@ -8,9 +9,13 @@ from armodels.training.state import State
 
 def stopped(record: Record, when: str) -> str:
     """A sentence about a training that was stopped ``when``."""
+    return f"stopped {when}; {_again(record)}"
+
+
+def _again(record: Record) -> str:
+    """How a training goes on that did not reach its end."""
     command = record.command()
-    how = "nothing was saved" if command is None else f"go on with: {command}"
-    return f"stopped {when}; {how}"
+    return "nothing was saved" if command is None else f"go on with: {command}"
 
 
 def interrupted(
@@ -30,6 +35,8 @@ def interrupted(
             f"trainer.max_minutes={settings.max_minutes:g} ended {doing}; "
             f"{_after_time(record, settings, state)}"
         )
+    if isinstance(stop, LostProcess):
+        return LostProcess(f"{stop}; {_again(record)}")
     if str(stop):
         return stop
     number = getattr(stop, "number", limits.SIGNALS[0])

@@ -11,12 +11,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from armodels import show
-from armodels.data.rows import Batch
+from armodels import draws, show
 from armodels.density.base import DensityModel
 from armodels.objectives import Objective
 from armodels.schedules import Schedule
 from armodels.training.average import Average
+from armodels.training.batches import Part
 from armodels.training.settings import Settings
 
 
@@ -173,12 +173,12 @@ class Learner:
         self.net, self.optimizer = self._fabric.setup(net, self.optimizer)
 
     def step(
-        self, parts: Sequence[Batch], num_examples: int, factor: float, number: int
+        self, parts: Sequence[Part], num_examples: int, factor: float, number: int
     ) -> tuple[Tensor, Tensor]:
         """Move the weights once.
 
         Args:
-            parts: This process's share of the batch, one after another.
+            parts: This process's shares of the batch, one after another.
             num_examples: Of the batches of all processes.
             factor: On the learning rates.
             number: Of the step, counted from 1.
@@ -195,12 +195,13 @@ class Learner:
             group["lr"] = rate * factor
         log_prob = torch.zeros((), device=fabric.device)
         for i, part in enumerate(parts):
-            with fabric.no_backward_sync(self.net, enabled=i + 1 < len(parts)):
-                each = self.net(*part)
-                size = len(part.x)
+            held = fabric.no_backward_sync(self.net, enabled=i + 1 < len(parts))
+            with held, draws.shared(part.rows, part.size):
+                each = self.net(*part.batch)
+                size = len(part.batch.x)
                 if not isinstance(each, Tensor) or each.shape != (size,) or not each.requires_grad:
                     raise _unfit(self._objective, each, size)
-                objective = each.sum()
+                objective = each.sum() if part.counts else each.sum() * 0.0
                 # Processes average their gradients: scaled so that each example counts once.
                 fabric.backward(objective * (-fabric.world_size / num_examples))
             log_prob += objective.detach()

@@ -27,7 +27,7 @@ from armodels.training.drawing import Drawing
 from armodels.training.ends import interrupted, stopped
 from armodels.training.learner import Candidate, Learner, placed
 from armodels.training.losses import Losses
-from armodels.training.processes import any_of
+from armodels.training.processes import LostProcess, any_of, together
 from armodels.training.record import Record
 from armodels.training.report import Report
 from armodels.training.result import Origin, Result, final_metrics
@@ -124,13 +124,14 @@ class Trainer:
             limits.Stopped: A signal asked; everything is saved.
             limits.OutOfTime: The time ended before the evaluations did; everything is saved.
             limits.GivenUp: Whoever watches it expects nothing of it; everything is saved.
+            LostProcess: Another process that shared the work has ended.
             FloatingPointError: The weights broke, or have no mean.
         """
         success, settings = False, self.settings
         evaluated = self.state.valid_step == self.state.step
         self.record.begin(self.state.total_step, evaluated=evaluated)
         try:
-            with self.watch, limits.unhidden():
+            with self.watch, limits.unhidden(), together(self.fabric):
                 self.fit()
                 result = self.result()
                 # From here on all is known: who asks to stop now waits for its last files.
@@ -138,7 +139,7 @@ class Trainer:
                 success = True
                 if conclude:
                     conclude(result)
-        except (KeyboardInterrupt, limits.OutOfTime, limits.GivenUp) as stop:
+        except (KeyboardInterrupt, limits.OutOfTime, limits.GivenUp, LostProcess) as stop:
             reason = interrupted(stop, self.record, settings, self.state, self._doing)
             if not success:
                 self.record.stop(str(reason))
@@ -209,6 +210,7 @@ class Trainer:
                 examples,
                 self.watching.batch_size,
                 fabric=self.fabric,
+                keep=self.record.partial,
                 progress=self.settings.progress and self.fabric.is_global_zero,
                 name=split,
             )
@@ -419,13 +421,12 @@ class Trainer:
     def _step(self) -> None:
         step, fabric = self.state.step, self.fabric
         num_examples = len(self.batches.rows(step))
-        seed_draws(stream(STEP, self.origin.seed, step, fabric.global_rank), fabric.device)
+        seed_draws(stream(STEP, self.origin.seed, step), fabric.device)
         factor = self.learner.schedule(step, self.total, self.times.share(self.state))
-        batch = self.batches.batch(step)
-        parts = batch.tensor_split(self.settings.accumulate)
+        parts = list(self.batches.parts(step, self.settings.accumulate))
         log_prob, norm = self.learner.step(parts, num_examples, factor, step + 1)
         self.state.step += 1
-        self.losses.add(len(batch.x), log_prob, norm)
+        self.losses.add(sum(len(part.batch.x) for part in parts if part.counts), log_prob, norm)
         self.state.examples += num_examples
 
     def _after_step(self, bar: tqdm) -> None:

@@ -1,15 +1,29 @@
-"""Device, precision and processes of a training."""
+"""Device, precision and processes of a training or an evaluation."""
 
+import contextlib
 import os
+import re
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 
-from armodels import checks, machine
+from armodels import checks, machine, show
 from armodels.training.settings import Settings
+
+_LOST = re.compile(
+    r"gloo|nccl|connection (reset|closed)|broken pipe|peer|DistBackendError|DistNetworkError", re.I
+)
+"""What errors say that come of a process that is gone, while others wait for it."""
+
+
+class LostProcess(RuntimeError):
+    """Another process that shared the work has ended."""
 
 
 def make_fabric(settings: Settings) -> Fabric:
@@ -19,32 +33,59 @@ def make_fabric(settings: Settings) -> Fabric:
     processes of its own.
 
     Raises:
-        ValueError: There is no such device, or several are asked for without torchrun.
+        ValueError: There is no such device, or there are not as many processes as are asked for.
     """
     machine.pick_device(settings.accelerator, "trainer.accelerator")
-    if not checks.started_by_torchrun():
-        if settings.devices > 1:
-            raise ValueError(
-                f"trainer.devices={settings.devices} needs one process a device; start it with: "
-                f"torchrun --nproc-per-node={settings.devices} -m armodels train ..."
-            )
-        return Fabric(
-            accelerator=settings.accelerator,
-            devices=1,
-            precision=settings.precision,
-            plugins=[LightningEnvironment()],
+    world = checks.num_processes()
+    if settings.devices not in (None, world):
+        raise ValueError(
+            f"trainer.devices={settings.devices} needs one process a device, and there "
+            f"{'is one process' if world == 1 else f'are {world}'}; start with: "
+            f"{show.in_processes('armodels train ...', settings.devices)}"
         )
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=local,
-        num_nodes=world // local,
-        strategy="ddp",
-        precision=settings.precision,
-        plugins=[TorchElasticEnvironment()],
-    )
-    fabric.launch()
+    with warnings.catch_warnings():
+        # On a machine with Slurm, Fabric recommends srun, which it is not started by here.
+        warnings.filterwarnings("ignore", "The `srun` command")
+        if not checks.started_by_torchrun():
+            return Fabric(
+                accelerator=settings.accelerator,
+                devices=1,
+                precision=settings.precision,
+                plugins=[LightningEnvironment()],
+            )
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=local,
+            num_nodes=world // local,
+            # An order or a mask may leave a weight out of a step, for which DDP would wait.
+            strategy=DDPStrategy(find_unused_parameters=True),
+            precision=settings.precision,
+            plugins=[TorchElasticEnvironment()],
+        )
+        fabric.launch()
+    show.muted = not fabric.is_global_zero  # the first one speaks for all
     return fabric
+
+
+@contextlib.contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """Inside the block several processes wait for one another.
+
+    Raises:
+        LostProcess: Another one ended, so that what they compute together has no end.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        kind = type(error).__name__
+        if fabric.world_size == 1 or not _LOST.search(f"{kind}: {error}"):
+            raise
+        show.muted = show.muted and fabric.global_rank != 1  # the first one may be who is gone
+        raise LostProcess(
+            f"one of {fabric.world_size} processes that shared the work has ended, so that the "
+            f"others do, too"
+        ) from None
 
 
 def largest(fabric: Fabric, value: float) -> float:
@@ -69,7 +110,7 @@ def mean_of(fabric: Fabric, total: float, count: int) -> float:
         total: This one's sum.
         count: Its examples.
     """
-    sums: Any = torch.tensor([total, float(count)])
+    sums: Any = torch.tensor([total, float(count)], dtype=torch.double)
     if fabric.world_size > 1:
         sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")
         sums = sums.cpu()

@@ -106,6 +106,11 @@ class Record(ABC):
         """The training was stopped before it was done."""
         return
 
+    @property
+    def partial(self) -> Path | None:
+        """Folder for what an evaluation has found so far; None: it keeps nothing."""
+        return None
+
     @abstractmethod
     def command(self, **changes: object) -> str | None:
         """How the training goes on, under changed settings; None: nothing was saved."""
@@ -161,7 +166,7 @@ class InMemory(Record):
         return "no checkpoint is kept without a directory"
 
     def scores(self, split: str) -> str:
-        return f"armodels.evaluation.log_probs(model, splits.examples({split!r}))"
+        return f"armodels.scoring.log_probs(model, splits.examples({split!r}))"
 
 
 @final
@@ -196,6 +201,10 @@ class InFiles(Record):
     def end(self, *, success: bool) -> None:
         if self._tracker:
             self._tracker.close(success=success)
+
+    @property
+    def partial(self) -> Path | None:
+        return self.directory.path / "checkpoints"
 
     def save(self, name: Name, state: Mapping[str, Any]) -> None:
         if self._config is not None:

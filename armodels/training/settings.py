@@ -35,7 +35,7 @@ class Settings:
     log_every: Count = 20
     checkpoint_every: NotNegative = 30
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Count = 1
+    devices: Count | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False
     cuda_graphs: bool = False

@@ -11,7 +11,8 @@ from armodels.data.base import Splits
 from armodels.data.rows import Examples
 from armodels.density.base import DensityModel
 from armodels.density.stream import CHUNK, ROWS, pieces_log_probs
-from armodels.evaluation import is_whole, log_probs
+from armodels.evaluation import is_whole
+from armodels.scoring import log_probs
 from armodels.training.processes import any_of, largest
 from armodels.training.state import State
 
