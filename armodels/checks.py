@@ -27,7 +27,7 @@ PATH_KEYS = ("path", "root", "cache")
 
 HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
     "max_minutes", "test", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
-    "devices",
+    "devices", "strategy",
 )))  # fmt: skip
 """Keys that change what is shown or where a step is computed, but not what the step is."""
 

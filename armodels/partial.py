@@ -56,10 +56,15 @@ class Partial:
         self._found = self._found or self._find()
         return f"evaluating-{self._name}-{self._found}"
 
+    @property
+    def _any(self) -> bool:
+        """Whether there is anything for which a fingerprint is needed."""
+        return bool([*self._folder.glob(f"evaluating-{self._name}-*.npz")])
+
     def load(self) -> list[dict[str, np.ndarray]]:
         """What was found before, by file; what is damaged counts as not there."""
-        if not any(self._folder.glob(f"evaluating-{self._name}-*.npz")):
-            return []  # so that no fingerprint is needed
+        if not self._any:
+            return []
         found = []
         for path in sorted(self._folder.glob(f"{self._stem}.*.npz")):
             try:
@@ -87,7 +92,7 @@ class Partial:
 
     def remove(self) -> None:
         """All is found: the files of every process go."""
-        if any(self._folder.glob(f"evaluating-{self._name}-*.npz")):
+        if self._any:
             for path in self._folder.glob(f"{self._stem}.*.npz"):
                 path.unlink(missing_ok=True)
 

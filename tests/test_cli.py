@@ -218,6 +218,15 @@ BAD = {
         ("train", "data=mnist", "data.root=none", "data.download=false"),
         "put them into none/MNIST/raw",
     ),
+    "parted among one": (
+        ("train", *TINY, "trainer.strategy=fsdp"),
+        "trainer.strategy=fsdp parts the weights among processes, and there is one; start with: "
+        "torchrun --nproc-per-node=2 -m armodels train ...",
+    ),
+    "parted in float64": (
+        ("train", *TINY, "trainer.strategy=fsdp", "trainer.precision=64-true"),
+        "trainer.precision=64-true is not for trainer.strategy=fsdp; choose 32-true or bf16-mixed",
+    ),
     "devices": (
         ("train", *TINY, "trainer.devices=2"),
         "trainer.devices=2 needs one process a device, and there is one process; start with: "

@@ -15,7 +15,8 @@ from armodels.checkpoints import load_checkpoint
 from armodels.run import RunDirectory
 from armodels.tracking import read_rows
 
-TWO = (*TORCHRUN, "-m", "armodels")
+ONE = ("-m", "armodels")
+TWO = (*TORCHRUN, *ONE)
 
 TIMED = ("seconds", "watch/examples_per_s")
 
@@ -116,7 +117,7 @@ def test_processes_may_change_in_number_and_stop_early_as_one_does(tmp_path):
     require_alike(tmp_path / "one", tmp_path / "two")
     # One after two, and two after one, go on as if nothing had changed.
     done(tmp_path, *LABELLED, "trainer.max_steps=13", "out=whole")
-    for first, then in ((TWO, ("-m", "armodels")), (("-m", "armodels"), TWO)):
+    for first, then in ((TWO, ONE), (ONE, TWO)):
         out = f"out={len(first)}"
         result = process(tmp_path, *LABELLED, "trainer.max_steps=6", out, launcher=first)
         assert result.code == 0, result.err
@@ -142,9 +143,40 @@ def test_two_processes_train_every_case_as_one_does(tmp_path):
         found.append(torch.load(file, weights_only=True))
     one, two = found
     assert one.keys() == two.keys() == CASES.keys()
-    assert sum("error" in each for each in one.values()) < 5
+    assert sum("error" in each for each in one.values()) < 5, "of baselines"
     for name in CASES:
+        assert one[name].pop("error", "") == two[name].pop("error", ""), name
         torch.testing.assert_close(two[name], one[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
+PARTED = ("train", "data=text", "data.path=book.txt", "model=transformer", "model.hidden_size=16",
+          "model.num_heads=2", "model.num_layers=2", "model.dropout=0.1", "data.length=32",
+          "trainer.ema=0.9", "trainer.batch_size=7", "trainer.accumulate=2", "trainer.log_every=1",
+          "trainer.max_grad_norm=1", "trainer.eval_every=null", "trainer.test=false",
+          "trainer.max_minutes=null", "schedule=constant", "samples.num=1",
+          "trainer.progress=false", "trainer.accelerator=cpu")  # fmt: skip
+WAYS = {"fsdp": (TWO, "fsdp"), "ddp": (TWO, "ddp"), "alone": (ONE, "ddp")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"), [("fsdp", "alone"), ("ddp", "fsdp"), ("alone", "fsdp")]
+)
+def test_parted_weights_train_as_whole_ones(first, then, tmp_path):
+    (tmp_path / "book.txt").write_text("".join(f"{i} and {i * i}; " for i in range(500)))
+    done(tmp_path, *PARTED, "trainer.max_steps=8", "out=whole")
+    for way, *args in (
+        (first, *PARTED, "trainer.max_steps=5", "out=run"),
+        (then, "train", "resume=run", "trainer.max_steps=8"),
+    ):
+        launcher, strategy = WAYS[way]
+        result = process(tmp_path, *args, f"trainer.strategy={strategy}", launcher=launcher)
+        assert result.code == 0, result.err
+    assert len(list((tmp_path / "run/samples").glob("*.txt"))) == 2
+    rows = [row for row in read_rows(tmp_path / "run") if row["train/nats"] or row["step"] == "8"]
+    for a, b in zip(read_rows(tmp_path / "whole"), rows, strict=True):
+        for key in ("train/nats", "valid/nats", "watch/grad_norm"):
+            assert float(b[key] or 0) == pytest.approx(float(a[key] or 0), rel=1e-5), key
 
 
 # What happens where one of them ends
@@ -173,7 +205,7 @@ def interrupted(folder: Path, which: int | None, number: signal.Signals) -> str:
     return [line for line in err.splitlines() if line.startswith("armodels:")]
 
 
-AGAIN = "go on with: torchrun --nproc-per-node=2 -m armodels train resume=run"
+AGAIN = "go on with: torchrun --nproc-per-node=2 -m armodels train resume=run trust=tiny.Tiny"
 
 
 @pytest.mark.slow
@@ -182,10 +214,8 @@ def test_a_killed_process_ends_the_others_with_a_sentence(which, tmp_path):
     lost = "error: one of 2 processes that shared the work has ended, so that the others do, too"
     assert interrupted(tmp_path, which, signal.SIGKILL) == [f"armodels: {lost}; {AGAIN}"]
     status = RunDirectory(tmp_path / "run").read_status()
-    assert status["status"] == ("running" if which == 0 else "interrupted")
-    result = process(
-        tmp_path, "train", "resume=run", "trainer.max_steps=9", launcher=("-m", "armodels")
-    )
+    assert status["status"] == ("killed" if which == 0 else "interrupted")
+    result = process(tmp_path, "train", "resume=run", "trainer.max_steps=9", launcher=ONE)
     assert result.code == 0, result.err
 
 

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_whole_pieces_are_kept_and_shared(first, then, tmp_path, monkeypatch):
     expected = evaluate(model, examples)
 
     def work(processes):
-        return evaluate(model, examples, 2, fabric=processes, keep=tmp_path, name="test")
+        return evaluate(model, examples, 1, fabric=processes, keep=tmp_path, name="test")
 
     monkeypatch.setattr(scoring, "CHUNK", 3)  # so that pieces are read in parts
     stopped(monkeypatch, first, 9, work)
@@ -248,6 +249,10 @@ def run(tmp_path_factory):
     return folder
 
 
+def saved(checkpoints: Path) -> list[Path]:
+    return sorted(checkpoints.glob("evaluating-test-*.0.npz"))
+
+
 @pytest.mark.slow
 def test_orders_are_evaluated_by_two_processes_and_a_stop_loses_nothing(run):
     args = ("eval", "run", "eval.num_orders=12", "device=cpu")
@@ -258,13 +263,18 @@ def test_orders_are_evaluated_by_two_processes_and_a_stop_loses_nothing(run):
     assert two["environment"]["processes"] == 2
     assert result.out.count(" nats ") == 1
     checkpoints = run / "run/checkpoints"
-    with start(run, *args) as child:
-        time.sleep(0.4 * one["seconds"] + 8)
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
+    often = "from armodels import cli, partial; partial.EVERY = 0.1; cli.main()"
+    for number in (signal.SIGKILL, signal.SIGINT):
+        before = {path: path.stat().st_mtime_ns for path in saved(checkpoints)}
+        with start(run, *args, launcher=("-c", often)) as child:
+            while all(p.stat().st_mtime_ns == before.get(p) for p in saved(checkpoints)):
+                assert child.poll() is None
+                time.sleep(0.05)
+            child.send_signal(number)
+            _, err = child.communicate(timeout=60)
+        assert saved(checkpoints)
     assert child.returncode == 130
     assert "run it again: armodels eval run" in err
-    assert list(checkpoints.glob("evaluating-test-*.0.npz"))
     told = done(run, *args, "out=again.json")
     assert "going on  with an evaluation of test that was stopped" in told
     again = json.loads((run / "again.json").read_text())

@@ -55,6 +55,9 @@ class Block(nn.Module):
         causal: Whether each value asks itself and those before alone; else all, at once.
     """
 
+    stands_alone = True
+    """Its weights are read in its own forward pass alone, as FSDP must know."""
+
     def __init__(
         self,
         size: int,

@@ -7,6 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from armodels.training.sharded import like
+
 
 @final
 class Average:
@@ -30,6 +32,12 @@ class Average:
         """Take in the weights after step ``t``, counted from 1."""
         weight = (1 - self.decay) / (1 - self.decay**t)
         torch._foreach_lerp_(self.values, [p.detach() for p in self.params], weight)
+
+    def moved(self, model: torch.nn.Module) -> "Average":
+        """The same averages of the same weights, which lie elsewhere now."""
+        other = Average(model, self.decay)
+        other.values = [like(v, p) for v, p in zip(self.values, other.params, strict=True)]
+        return other
 
     def state_dict(self) -> dict[str, Tensor]:
         """Averages by parameter name."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +15,7 @@ from armodels import draws, show
 from armodels.density.base import DensityModel
 from armodels.objectives import Objective
 from armodels.schedules import Schedule
+from armodels.training import sharded
 from armodels.training.average import Average
 from armodels.training.batches import Part
 from armodels.training.settings import Settings
@@ -129,6 +130,7 @@ class Learner:
             require_rates(optimizer)
         self.rates: list[float] = [g["lr"] for g in optimizer.param_groups] if optimizer else []
         self.average = Average(self.model, settings.ema) if settings.ema and params else None
+        self._empty: DensityModel | None = None
         self._has_moved = False  # Gradients are looked for once: each look takes time.
         self._settings = settings
         self._fabric = fabric
@@ -170,7 +172,15 @@ class Learner:
             # A graph is of one shape: the smaller batch that ends an epoch gets its own.
             graphs: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
             net = torch.compile(net, **graphs if self._settings.cuda_graphs else {})
-        self.net, self.optimizer = self._fabric.setup(net, self.optimizer)
+        if self._settings.strategy == "ddp":
+            self.net, self.optimizer = self._fabric.setup(net, self.optimizer)
+            return
+        self._empty = sharded.without_weights(self.model)
+        before = dict(self.model.named_parameters())
+        self.net = self._fabric.setup_module(net)
+        sharded.repart(self.optimizer, before, self.model)
+        self.optimizer = self._fabric.setup_optimizers(self.optimizer)
+        self.average = self.average and self.average.moved(self.model)
 
     def step(
         self, parts: Sequence[Part], num_examples: int, factor: float, number: int
@@ -209,7 +219,7 @@ class Learner:
             if all(p.grad is None for p in self.model.parameters()):
                 raise ValueError(_without_gradient(self._objective))
             self._has_moved = True
-        norm = self._clip()
+        norm = sharded.whole(self._clip())
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average:
@@ -228,15 +238,24 @@ class Learner:
         )
         return norm
 
-    def holding(self, weights: str) -> contextlib.AbstractContextManager:
-        """The model holds these weights inside the block: ``"ema"``, its average, or ``"raw"``."""
-        if weights == "ema" and self.average:
-            return self.average.applied()
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def holding(self, weights: str) -> Iterator[DensityModel]:
+        """Inside the block there is a model with these weights; all processes must ask together.
+
+        Args:
+            weights: ``"ema"``, the average, where there is one, or ``"raw"``.
+        """
+        average = self.average if weights == "ema" else None
+        if self._empty is not None:  # the model's own weights are parted
+            state = average.state_dict() if average else dict(self.model.named_parameters())
+            yield sharded.filled(self._empty, sharded.whole(state), self._fabric.device)
+            return
+        with average.applied() if average else contextlib.nullcontext():
+            yield self.model
 
     def state_dict(self) -> dict[str, Any]:
         """The weights and their average, for a checkpoint."""
         return {
-            "model": self.model.state_dict(),
-            "ema": self.average.state_dict() if self.average else None,
+            "model": sharded.whole(self.model.state_dict()),
+            "ema": sharded.whole(self.average.state_dict()) if self.average else None,
         }

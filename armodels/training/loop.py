@@ -27,11 +27,12 @@ from armodels.training.drawing import Drawing
 from armodels.training.ends import interrupted, stopped
 from armodels.training.learner import Candidate, Learner, placed
 from armodels.training.losses import Losses
-from armodels.training.processes import LostProcess, any_of, together
+from armodels.training.processes import LostProcess, any_of, largest, together
 from armodels.training.record import Record
 from armodels.training.report import Report
 from armodels.training.result import Origin, Result, final_metrics
 from armodels.training.settings import Settings, Watching
+from armodels.training.sharded import whole
 from armodels.training.state import State
 from armodels.training.streams import STEP, flushed_denormals, seed_draws, stream
 from armodels.training.timing import Timetable
@@ -166,7 +167,7 @@ class Trainer:
         with self.times.measured("saving"):
             self.state.spent = self.budget.spent
             optimizer = self.learner.optimizer
-            state = optimizer.state_dict() if optimizer else None
+            state = whole(optimizer.state_dict()) if optimizer else None
             self.record.save("last", {**self._state_dict(), "optimizer": state})
             self._saved_at = time.monotonic()
         self.times.reserve()
@@ -225,8 +226,8 @@ class Trainer:
         self.losses.flush(self.state, self.record.last_good())
         state, learner = self.state, self.learner
         try:
-            with learner.holding(self.weights):
-                state.valid = self._evaluate(learner.model, "valid")
+            with learner.holding(self.weights) as model:
+                state.valid = self._evaluate(model, "valid")
                 state.valid_step = state.step
         except NoMean as error:
             raise FloatingPointError(
@@ -239,11 +240,11 @@ class Trainer:
             self.record.save("best", self._state_dict())
         self.report.line(state, self._seconds(), self._progress(), best=best)
         self.report.judge(state)
-        if self.record.draws:
-            last = state.total_step == self.total
-            with self.times.measured("pictures"), learner.holding(self.weights):
+        last = state.total_step == self.total
+        with self.times.measured("pictures"), learner.holding(self.weights) as model:
+            if self.record.draws:
                 with self._at_once("drawing"):
-                    self.drawing.draw(learner.model, state.total_step, last=last)
+                    self.drawing.draw(model, state.total_step, last=last)
 
     def _progress(self) -> float:
         """How much of the training is over, from 0 to 1, by steps or by time."""
@@ -381,7 +382,7 @@ class Trainer:
             saves = self.record.command() is not None
             holds_evaluations = self.times.plan(learner.model, self.splits, size, saves=saves)
         learner.set_up()
-        if not self.record.has("last"):
+        if any_of(self.fabric, not self.record.has("last")):
             self.save_last()
         self.report.restart(state)
         with self._bar() as bar, flushed_denormals():
@@ -401,13 +402,9 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         shown = self.settings.progress and self.fabric.is_global_zero
-        return tqdm(
-            total=self.total,
-            initial=self.state.step,
-            desc="training",
-            unit="step",
-            disable=None if shown else True,  # None: where there is no terminal
-        )
+        about = {"initial": self.state.step, "desc": "training", "unit": "step"}
+        # None: where there is no terminal.
+        return tqdm(total=self.total, disable=None if shown else True, **about)
 
     def _validate_once(self) -> None:
         """Evaluate a model without weights to move, unless that is done."""
@@ -445,14 +442,15 @@ class Trainer:
             bar.set_postfix_str(text, refresh=False)
         due = time.monotonic() - self._saved_at >= settings.checkpoint_every
         evaluated = self._validate_if_due()
-        if evaluated or due:
+        # Processes save and stop together: by one number, as each costs a message.
+        agreed = largest(self.fabric, 2.0 * (self.watch.asked is not None) + due)
+        if evaluated or agreed:
             self._save_and_book()
         if evaluated and self.hopeless and not self.several and state.step != self.total:
             if self.hopeless(state.step / self.batches.steps_per_epoch, state.valid["nats"]):
                 when = f"without promise at step {state.step}"
                 raise limits.GivenUp(stopped(self.record, when))
-        if any_of(self.fabric, self.watch.asked is not None):
-            self._save_and_book()
+        if agreed >= 2:
             reason = stopped(self.record, f"at step {state.step}")
             raise limits.Stopped(self.watch.asked or limits.SIGNALS[-1], reason)
 

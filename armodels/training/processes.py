@@ -12,8 +12,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.strategy import Strategy
 
 from armodels import checks, machine, show
+from armodels.training import sharded
 from armodels.training.settings import Settings
 
 _LOST = re.compile(
@@ -47,6 +49,7 @@ def make_fabric(settings: Settings) -> Fabric:
         # On a machine with Slurm, Fabric recommends srun, which it is not started by here.
         warnings.filterwarnings("ignore", "The `srun` command")
         if not checks.started_by_torchrun():
+            _require_several(settings)
             return Fabric(
                 accelerator=settings.accelerator,
                 devices=1,
@@ -58,14 +61,28 @@ def make_fabric(settings: Settings) -> Fabric:
             accelerator=settings.accelerator,
             devices=local,
             num_nodes=world // local,
-            # An order or a mask may leave a weight out of a step, for which DDP would wait.
-            strategy=DDPStrategy(find_unused_parameters=True),
+            strategy=_strategy(settings.strategy, world),
             precision=settings.precision,
             plugins=[TorchElasticEnvironment()],
         )
         fabric.launch()
     show.muted = not fabric.is_global_zero  # the first one speaks for all
     return fabric
+
+
+def _strategy(name: str, num_processes: int) -> Strategy:
+    if name == "fsdp":
+        return sharded.strategy(num_processes)
+    # An order or a mask may leave a weight out of a step, for which DDP would wait.
+    return DDPStrategy(find_unused_parameters=True)
+
+
+def _require_several(settings: Settings) -> None:
+    if settings.strategy == "fsdp":
+        raise ValueError(
+            f"trainer.strategy=fsdp parts the weights among processes, and there is one; start "
+            f"with: {show.in_processes('armodels train ...', 2)}"
+        )
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class Settings:
     checkpoint_every: NotNegative = 30
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Count | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False
     cuda_graphs: bool = False
@@ -56,6 +57,11 @@ class Settings:
         if self.cuda_graphs and not self.compile:
             raise ValueError(
                 "trainer.cuda_graphs=true replays compiled code: set trainer.compile=true"
+            )
+        if self.strategy == "fsdp" and self.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"trainer.precision={self.precision} is not for trainer.strategy=fsdp; choose "
+                f"32-true or bf16-mixed"
             )
         self._check_select()
 
