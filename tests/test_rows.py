@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -593,6 +594,25 @@ def test_what_was_read_of_a_map_is_given_back(scattered, tmp_path, monkeypatch):
         assert rows[index].equal(expected.to(torch.uint8))
         most = max(most, resident() - before)
     assert most < 2**24
+
+
+def test_rows_of_a_file_are_those_of_its_map(tmp_path):
+    whole = np.arange(240, dtype=np.int32).reshape(20, 4, 3)
+    np.save(tmp_path / "x.npy", whole)
+    array = np.load(tmp_path / "x.npy", mmap_mode="r")
+    index = torch.tensor([3, -1, 0, 3])
+    for part in (array, array[2:], array[2:17], array[:, :2], array[::2]):
+        rows = as_rows(part)
+        assert rows[index].equal(torch.from_numpy(np.array(part[index.numpy()])))
+        with pytest.raises(IndexError):
+            rows[torch.tensor([len(part)])]
+    rows = as_rows(array)
+    os.rename(tmp_path / "x.npy", tmp_path / "y.npy")
+    assert rows[index].equal(torch.from_numpy(whole[index]))
+    assert as_rows(array)[index].equal(torch.from_numpy(whole[index])), "by the map"
+    os.truncate(tmp_path / "y.npy", 600)  # which the map itself would answer by SIGBUS
+    with pytest.raises(OSError, match="row 19 of a memory map is gone: its file has become sh"):
+        rows[torch.tensor([0, 19])]
 
 
 def test_what_was_written_to_a_map_is_never_given_back(stored, monkeypatch):

@@ -23,6 +23,9 @@ def test_a_place_is_computed_by_itself():
     assert torch.cat([several[i : i + 90] for i in range(0, 1001, 90)]).equal(whole)
     assert several[1200:1300].shape == (0,)
     assert not Scattered(1001, 6)[:].equal(whole)
+    many, others = Scattered(100_003, 5)[:], Scattered(100_003, 5)
+    for start in (0, 50_000, 90, 16_380, 99_990):  # one block, another, and two at once
+        assert others[start : start + 90].equal(many[start : start + 90])
 
 
 def test_it_looks_random():

@@ -7,6 +7,9 @@ from torch import Tensor
 
 ROUNDS = 6
 
+BLOCK = 2**14
+"""Places whose numbers are found at once: 1.8 ms for 100 by themselves, 0.02 ms in a block."""
+
 
 @final
 class Scattered:
@@ -29,6 +32,7 @@ class Scattered:
         self._bits = max(1, (max(1, num - 1).bit_length() + 1) // 2)  # of a half
         generator = torch.Generator().manual_seed(seed)
         # Products of halves of up to 31 bits and factors of 30 stay within 63.
+        self._listed: tuple[int, Tensor] = (-1, torch.empty(0))
         self._keys = torch.randint(2**30, (ROUNDS, 3), generator=generator).tolist()
 
     def __len__(self) -> int:
@@ -36,7 +40,17 @@ class Scattered:
 
     def __getitem__(self, places: slice) -> Tensor:
         """The numbers at some places: (B,) int64."""
-        numbers = self._enciphered(torch.arange(*places.indices(self._num)))
+        start, stop, step = places.indices(self._num)
+        block, last = start // BLOCK, max(start, stop - 1) // BLOCK
+        if last > block:
+            return self._at(torch.arange(start, stop, step))
+        if block != self._listed[0]:  # many at once take little more than a few
+            first = block * BLOCK
+            self._listed = block, self._at(torch.arange(first, min(first + BLOCK, self._num)))
+        return self._listed[1][start - block * BLOCK : stop - block * BLOCK : step]
+
+    def _at(self, places: Tensor) -> Tensor:
+        numbers = self._enciphered(places)
         while (outside := numbers >= self._num).any():
             numbers[outside] = self._enciphered(numbers[outside])
         return numbers
