@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from armodels import build, checks, memory
+from armodels import checks, construct, memory
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.density.stream import bytes_to_learn
@@ -62,8 +62,8 @@ def settings_of(config: Mapping[str, Any], trust: Trust) -> Settings:
     settings = Settings(**config["trainer"])
     for values in settings.combinations():
         tried = with_values(config, values)
-        build.schedule(tried["schedule"], trust)
-        build.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))], trust)
+        construct.schedule(tried["schedule"], trust)
+        construct.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))], trust)
     return settings
 
 
@@ -76,7 +76,7 @@ def new_model(config: Mapping[str, Any], spec: DataSpec, trust: Trust) -> Densit
         trust: Which of the user's own classes may be built.
     """
     torch.manual_seed(stream(WEIGHTS, config["seed"]))
-    return build.model(config["model"], config["head"], spec, trust)
+    return construct.model(config["model"], config["head"], spec, trust)
 
 
 def affordable(
@@ -182,8 +182,8 @@ def candidates(
         found.append(
             Candidate(
                 model=functools.partial(new_model, tried, spec, trust),
-                optimizer=functools.partial(build.optimizer, optimizer, trust=trust),
-                schedule=build.schedule(tried["schedule"], trust),
+                optimizer=functools.partial(construct.optimizer, optimizer, trust=trust),
+                schedule=construct.schedule(tried["schedule"], trust),
                 values=values,
                 config=tried,
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build, earlier, machine
+from armodels import __version__, construct, earlier, machine
 from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
@@ -252,7 +252,7 @@ def rebuild(state: Mapping, path: Path, trust: Trust) -> tuple[DataSpec, Density
             f"made; make it as then, and call armodels.load_model(path, model=...)"
         )
     with guard(config, state, path):
-        model = build.model(config.get("model"), config.get("head"), spec, trust)
+        model = construct.model(config.get("model"), config.get("head"), spec, trust)
     return spec, model
 
 
@@ -372,7 +372,7 @@ def restore(
     if average:
         model.load_state_dict(average, strict=False)
     if num_orders is not None:
-        model = build.over_orders(model, state["config"]["model"], num_orders)
+        model = construct.over_orders(model, state["config"]["model"], num_orders)
     model.eval().requires_grad_(False).to(device)
     used = "ema" if average else "raw"
     return Restored(model, state["config"], spec, used, state["step"], file, allowed)
@@ -439,7 +439,7 @@ def from_config(config: Mapping) -> Restored:
     )
     if "_target_" in config["data"]:  # other data
         return restored
-    data = build.moved(restored.config["data"], config["data"])
+    data = construct.moved(restored.config["data"], config["data"])
     return replace(restored, config={**restored.config, "data": data})
 
 

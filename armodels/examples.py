@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from armodels import build, checkpoints, checks, contexts, disk, show
+from armodels import checkpoints, checks, construct, contexts, disk, show
 from armodels.data.base import Splits
 from armodels.data.rows import Batch, Examples
 from armodels.spec import DataSpec
@@ -34,7 +34,7 @@ def load_data(name: str, /, **keys: Any) -> Splits:
     config |= keys
     if missing := sorted(key for key, value in config.items() if value == "???"):
         raise ValueError(f"data {name} needs {' and '.join(f'{key}=...' for key in missing)}")
-    return build.source(config).load()
+    return construct.source(config).load()
 
 
 def load_split(
@@ -61,10 +61,10 @@ def load_split(
     if other:
         absent = {key for key in checks.PATH_KEYS if data.get(key) is None}  # as the verb has them
         data = {key: value for key, value in data.items() if key not in absent}
-        source = build.source(data, Trust.in_own({"data": data}))
+        source = construct.source(data, Trust.in_own({"data": data}))
     else:
-        source = build.source(restored.config["data"], restored.trust)
-        found = build.same_data(own, source.spec)
+        source = construct.source(restored.config["data"], restored.trust)
+        found = construct.same_data(own, source.spec)
     if split == "all":  # which may be too few rows to be split
         spec, rows = source.whole()
     else:
@@ -94,7 +94,7 @@ def load_split(
     if rows is None:
         splits = source.load()
         if not other:
-            build.same_data(own, splits.spec)
+            construct.same_data(own, splits.spec)
         examples = splits.examples(split, wanted)
     else:
         examples = Examples(rows)

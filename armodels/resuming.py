@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from armodels import build, checks, run
+from armodels import checks, construct, run
 
 
 def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str]]:
@@ -24,7 +24,7 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
             f"the run of {directory.path} was trained by armodels.fit, on a model that its files "
             f"cannot build; go on with armodels.fit(..., directory=..., resume=True)"
         )
-    merged, names = build.override(saved, config["overrides"])
+    merged, names = construct.override(saved, config["overrides"])
     paths = {f"data.{key}" for key in checks.PATH_KEYS}
     for name in names:
         if name in paths or name == "model.allow_large":

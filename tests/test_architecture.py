@@ -25,7 +25,7 @@ LAYERS = [
     {"density", "data"},
     {"baselines", "evaluation"},
     {"trust"},
-    {"build", "pictures"},
+    {"construct", "pictures"},
     {"charts"},
     {"views"},
     {"checkpoints", "tracking", "memory"},
@@ -85,13 +85,13 @@ ONLY = {
         "tracking",
         "views",
     },  # fmt: skip
-    "resuming": {"build", "checks", "run"},
+    "resuming": {"checks", "construct", "run"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "hydra": {"build", "cli", "search"},
+    "hydra": {"cli", "construct", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
@@ -180,7 +180,7 @@ def test_heavy_packages_stay_behind_their_doors(name):
         ("tasks.train", "from armodels.networks.base import Network"),
         ("tasks.sample", "from armodels.tasks.train import train"),
         ("tasks.score", "from armodels.tasks.evaluate import main"),
-        ("training.loop", "from armodels import build"),
+        ("training.loop", "from armodels import construct"),
         ("training.loop", "from armodels.networks.base import Network"),
         ("run", "from armodels import cli"),
         ("run", "from armodels.checkpoints import restore"),

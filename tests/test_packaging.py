@@ -57,7 +57,7 @@ def test_the_workflow_calls_make_targets_and_nothing_else():
 TYPED = [
     "armodels",
     "armodels.baselines*",
-    "armodels.build",
+    "armodels.construct",
     "armodels.candidates",
     "armodels.charts",
     "armodels.checkpoints",
