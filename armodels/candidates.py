@@ -18,7 +18,7 @@ from armodels.density.base import DensityModel
 from armodels.density.stream import bytes_to_learn
 from armodels.spec import DataSpec
 from armodels.training.learner import Candidate
-from armodels.training.settings import Settings
+from armodels.training.settings import Settings, require_settings
 from armodels.training.streams import WEIGHTS, stream
 from armodels.trust import Trust
 
@@ -59,6 +59,7 @@ def settings_of(config: Mapping[str, Any], trust: Trust) -> Settings:
     """
     checks.require_keys(config)
     checks.require_fields(Settings, config["trainer"], "trainer.", optional=("select", "test"))
+    require_settings(config["trainer"])
     settings = Settings(**config["trainer"])
     for values in settings.combinations():
         tried = with_values(config, values)

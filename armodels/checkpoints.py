@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, construct, earlier, machine
+from armodels import __version__, construct, earlier, machine, show
 from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
@@ -444,5 +444,16 @@ def from_config(config: Mapping) -> Restored:
 
 
 def load_model(path: str | Path, **options: Any) -> DensityModel:
-    """The model of a run directory or checkpoint, ready to use; options as in ``restore``."""
-    return restore(path, **options).model
+    """The model of a run directory or checkpoint, ready to use.
+
+    Args:
+        path: A run directory or a checkpoint file, of ``armodels train`` or ``armodels.fit``.
+        options: As in ``restore``: checkpoint, weights, device, num_orders, trust, model.
+
+    Raises:
+        FileNotFoundError: There is no such run or checkpoint.
+        ValueError: It is damaged, does not say how its model is built, or names a class that is
+            neither this package's nor trusted; or there is no such device.
+    """
+    with show.in_python(["eval.weights", "eval.num_orders"]):
+        return restore(path, **options).model

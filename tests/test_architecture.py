@@ -30,7 +30,7 @@ LAYERS = [
     {"views"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming", "search", "failing"},
-    {"candidates", "blending", "study"},
+    {"candidates", "blending", "study", "named"},
     {"tasks"},
     {"sweeps"},
     {"cli"},
@@ -91,7 +91,7 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "hydra": {"cli", "construct", "search"},
+    "hydra": {"cli", "construct", "named", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},

@@ -75,6 +75,7 @@ TYPED = [
     "armodels.limits",
     "armodels.masks",
     "armodels.memory",
+    "armodels.named",
     "armodels.networks*",
     "armodels.objectives",
     "armodels.orders",

@@ -1,7 +1,7 @@
 """The contract of every density model: exact log-probabilities, samples and completion."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
@@ -19,6 +19,8 @@ class DensityModel(nn.Module, ABC):
     spec: DataSpec
     context: ContextSpec | None = None
     """What the model is conditioned on; None: nothing."""
+    built_from: Mapping[str, Any] | None = None
+    """The configs of model and head that it was built from in Python; None: none that is known."""
 
     @property
     def any_order(self) -> bool:
