@@ -454,6 +454,16 @@ def load_model(path: str | Path, **options: Any) -> DensityModel:
         FileNotFoundError: There is no such run or checkpoint.
         ValueError: It is damaged, does not say how its model is built, or names a class that is
             neither this package's nor trusted; or there is no such device.
+
+    Examples:
+        >>> import armodels
+        >>> import torch
+        >>> splits = armodels.Splits.of(torch.tensor([[0, 1], [1, 0]] * 5))
+        >>> model = armodels.build("made", splits.spec, hidden_sizes=[5])
+        >>> run = armodels.fit(model, splits, max_steps=2, directory="run", quiet=True).directory
+        >>> again = armodels.load_model(run)
+        >>> bool((again.log_prob(splits.test) == model.log_prob(splits.test)).all())
+        True
     """
     with show.in_python(["eval.weights", "eval.num_orders"]):
         return restore(path, **options).model

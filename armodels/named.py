@@ -29,6 +29,12 @@ def load_data(name: str, /, **keys: Any) -> Splits:
     Raises:
         ValueError: There is no such data set, or a key is wrong.
         FileNotFoundError: Files are missing.
+
+    Examples:
+        >>> import armodels
+        >>> splits = armodels.load_data("digits", levels=2)
+        >>> splits.spec.shape, splits.spec.levels, len(splits.train)
+        ((1, 8, 8), 2, 1297)
     """
     config = _config("data", name, keys)
     with _in_python("data", config):
@@ -61,6 +67,16 @@ def build(
     Raises:
         ValueError: There is no such model, a key is wrong, or it does not suit the data.
         TypeError: The spec is none.
+
+    Examples:
+        >>> import armodels
+        >>> splits = armodels.load_data("digits", levels=2)
+        >>> model = armodels.build("made", splits.spec, hidden_sizes=[20], order="random")
+        >>> model.description, model.num_parameters
+        ('MADE with bernoulli head', 2644)
+        >>> armodels.build("made", splits.spec, hiden_sizes=[20])
+        Traceback (most recent call last):
+        ValueError: MADE has no argument hiden_sizes; did you mean hidden_sizes? ...
     """
     require_class("spec", spec, DataSpec, "such as splits.spec")
     if name == "blend":

@@ -101,6 +101,19 @@ def fit(
         FloatingPointError: A loss is not finite.
         limits.OutOfTime: ``settings.max_minutes`` holds no exact evaluation.
         KeyboardInterrupt: A signal asked for an end; with a directory everything is saved.
+
+    Examples:
+        >>> import armodels
+        >>> import torch
+        >>> torch.manual_seed(0)
+        <torch._C.Generator object at ...>
+        >>> coins = torch.randint(2, (1000, 1)).expand(-1, 5)  # one coin, told five times
+        >>> splits = armodels.Splits.of(coins)
+        >>> model = armodels.build("made", splits.spec, hidden_sizes=[20])
+        >>> adam = lambda params: torch.optim.Adam(params, lr=0.02)
+        >>> result = armodels.fit(model, splits, max_epochs=30, optimizer=adam, quiet=True)
+        >>> round(result.metrics["test"]["nats"], 1)  # that of one coin is log 2 = 0.69
+        0.7
     """
     _require_types(model, splits, settings, schedule, watching)
     settings = _changed(settings, changes)

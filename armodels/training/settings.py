@@ -23,6 +23,12 @@ LIMITS = ("max_epochs", "max_steps", "max_minutes")
 class Settings:
     """The ``trainer`` part of a run; configs/trainer/default.yaml says what each key means.
 
+    Examples:
+        >>> import armodels
+        >>> armodels.Settings(max_epochs=None)
+        Traceback (most recent call last):
+        ValueError: set max_epochs, max_steps or max_minutes
+
     Raises:
         ValueError: A value is of the wrong kind or range, or two of them contradict each other.
     """
