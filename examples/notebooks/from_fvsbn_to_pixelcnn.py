@@ -1,0 +1,5 @@
+# %% [markdown]
+# # from_fvsbn_to_pixelcnn
+
+# %%
+print(1)

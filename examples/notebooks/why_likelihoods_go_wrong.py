@@ -1,0 +1,5 @@
+# %% [markdown]
+# # why_likelihoods_go_wrong
+
+# %%
+print(1)

@@ -1,0 +1,5 @@
+# %% [markdown]
+# # your_own_table
+
+# %%
+print(1)
