@@ -65,7 +65,7 @@ def prepare(folder: Path) -> None:
     table.to_csv(folder / "ice.csv", index=False)
     pages = sorted((ROOT / "docs").glob("*.md"))
     text = "\n".join(page.read_text() for page in pages if page != PAGE)
-    (folder / "book.txt").write_text(text)
+    (folder / "book.txt").write_text(text.encode("ascii", "ignore").decode())
 
 
 def written(page: str, folder: Path) -> str:

@@ -79,8 +79,7 @@ def paragraph(doc: str, start: str) -> str:
 def differences(target: str) -> str:
     """How a class differs from its papers, as its docstring says."""
     text = paragraph(inspect.getdoc(located(target)) or "", "Differs from the papers?")
-    if see := re.fullmatch(r"see `KneserNey`\.", text):
-        assert see
+    if text == "see `KneserNey`.":
         return differences("armodels.networks.kneser_ney.KneserNey")
     if not text:
         raise ValueError(f"the docstring of {target} does not say how it differs from its paper")
@@ -92,42 +91,51 @@ def sources(target: str) -> str:
     doc = inspect.getdoc(located(target)) or ""
     listed = re.search(r"^References:\n((?:    .+\n?)+)", doc, re.M)
     if not listed:
-        return paragraph(doc, "Sources?")
+        return "\n".join(f"- {one}" for one in paragraph(doc, "Sources?").rstrip(".").split("; "))
     lines = [line.strip() for line in listed.group(1).splitlines()]
     items = re.split(r"(?<=\S)\n(?=.*\(.*\d{4})", "\n".join(lines))
     return "\n".join(f"- {' '.join(item.split())}" for item in items)
 
 
 def trained_by(command: str) -> str | None:
-    """The model that a command of docs/results.md trains."""
+    """The model that a command of docs/results.md trains; None: it trains none."""
     if named := re.search(r"(?<!/)\bmodel=(\w+)", command):
         return named.group(1)
-    if experiment := re.search(r"experiment=([\w/]+)", command):
-        config = (ROOT / f"configs/experiment/{experiment.group(1)}.yaml").read_text()
-        found = re.search(r"override /model: (\w+)", config)
-        return found.group(1) if found else None
+    for key, folder in (("experiment", "experiment"), ("data", "recipe")):
+        if found := re.search(rf"\b{key}=([\w/]+)", command):
+            config = ROOT / f"configs/{folder}/{found.group(1)}.yaml"
+            text = config.read_text() if config.is_file() else ""
+            model = re.search(r"- (?:override )?/model: (\w+)", text)
+            return model.group(1) if model else "made"
     return None
 
 
-def numbers() -> dict[str, list[tuple[str, str]]]:
-    """Model -> (title of the table, row) of what stands in docs/results.md with a command."""
-    found: dict[str, list[tuple[str, str]]] = {}
+VALUES = ("test nats", "test", "nats/char", "one order, test")
+"""Columns of docs/results.md that hold the number of a row."""
+
+
+def numbers() -> dict[str, dict[str, list[str]]]:
+    """Model -> title of a section -> lines of a table: what docs/results.md has with a command."""
+    found: dict[str, dict[str, list[str]]] = {}
     title, head = "", []
     for line in (ROOT / "docs/results.md").read_text().splitlines():
         if line.startswith("## "):
-            title, head = line[3:].partition(" (")[0], []
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line[:1] == "|" else []
-        if cells and cells[-1] == "command":
-            head = cells
+            title = re.split(r" [(,]", line[3:])[0]
+        if not line.startswith("|"):
+            head = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not head:
+            head = cells if cells[-1] == "command" else []
         elif head and len(cells) == len(head) and not set(line) <= set("|- "):
             row = dict(zip(head, cells, strict=True))
-            model = trained_by(row["command"])
-            value = row.get("test nats") or row.get("test") or row.get("nats/char")
-            if model and value and value != "not run":
-                name = row.get("model", "")
-                found.setdefault(model, []).append(
-                    (title, f"| {name} | {value} | {row.get('published', '')} |")
-                )
+            model, column = trained_by(row["command"]), next(key for key in VALUES if key in row)
+            if model and row[column] not in ("", "not run"):
+                beside = "published" if "published" in row else "command"
+                table = found.setdefault(model, {}).setdefault(title, [])
+                if not table:
+                    table += [f"| {title} | {column} | {beside} |", "| --- | --- | --- |"]
+                table.append(f"| {row[head[0]]} | {row[column]} | {row[beside]} |")
     return found
 
 
@@ -145,13 +153,10 @@ def generated(name: str) -> str:
     ]
     if papers := sources(target):
         parts.append(f"Sources:\n\n{papers}")
-    rows = numbers().get(name, [])
-    tables = []
-    for title in dict.fromkeys(title for title, _ in rows):
-        lines = [row for other, row in rows if other == title]
-        head = f"| {title} | test nats | published |\n| --- | --- | --- |"
-        tables.append("\n".join([head, *lines]))
-    told = "\n\n".join(tables) or "There are none yet."
+    tables = ["\n".join(table) for table in numbers().get(name, {}).values()]
+    in_words = f"`{name}`" in (ROOT / "docs/results.md").read_text()
+    none = "They stand in words in" if in_words else "There are none yet in"
+    told = "\n\n".join(tables) or f"{none} [results](../results.md)."
     where = "Time, hardware, seeds and commands: [results](../results.md)." if tables else ""
     parts.append(f"## Its numbers\n\n{told}\n\n{where}")
     return "\n\n".join(parts)
@@ -210,13 +215,13 @@ def executed(path: Path) -> Any:
     if not kept.is_file():
         notebook = jupytext.read(path)
         with tempfile.TemporaryDirectory() as folder:
-            client = NotebookClient(
+            NotebookClient(
                 notebook,
-                timeout=300,
+                timeout=600,
                 kernel_name="python3",
+                extra_arguments=["--log-level=40"],
                 resources={"metadata": {"path": folder}},
-            )
-            client.execute()
+            ).execute()
         EXECUTED.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, kept)
     return nbformat.read(kept, as_version=4)
