@@ -255,6 +255,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     readme = (ROOT / "README.md").read_text().replace("](docs/", "](")
+    readme = readme.replace("](examples/notebooks)", f"](notebooks/{NOTEBOOKS[-2].stem}.md)")
     made: list[tuple[str, str | bytes]] = [("index.md", readme), *api()]
     for path in NOTEBOOKS:
         made += notebook_files(path, config["extra"]["execute_notebooks"])
@@ -284,7 +285,7 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     from latex2mathml.converter import convert
 
     def mathml(found: re.Match) -> str:
-        tex = html.unescape(found.group(2)).strip()
+        tex = html.unescape(found.group(2)).strip().replace(r"\log ", r"\log\, ")
         block = found.group(1) == "div"
         return str(convert(tex[2:-2], display="block" if block else "inline"))
 
