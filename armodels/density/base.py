@@ -75,7 +75,7 @@ class DensityModel(nn.Module, ABC):
         if self.context is None:
             if context is not None:
                 raise ValueError(
-                    f"{self.description} takes no context: it was trained without model.context"
+                    f"{self.description} takes no context: it is conditioned on nothing"
                 )
         elif context is None:
             raise ValueError(
