@@ -129,7 +129,7 @@ show(models["MADE"].sample(32), "MADE")
 # places. PixelCNN has a blind spot above to the right, and two stacks of convolutions mend it.
 
 # %%
-train("PixelCNN", "pixelcnn", num_layers=4, max_epochs=10)
+train("PixelCNN", "pixelcnn", num_layers=5, first_kernel_size=3, max_epochs=12)
 train("Gated PixelCNN", "gated_pixelcnn", num_layers=4, max_epochs=12, lr=3e-3)
 show(models["Gated PixelCNN"].sample(32), "Gated PixelCNN")
 

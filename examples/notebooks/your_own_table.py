@@ -97,7 +97,9 @@ for ax, (x, y) in zip(
 ):
     ax.scatter(raw[x][:1000], raw[y][:1000], s=2, label="table")
     ax.scatter(drawn[x], drawn[y], s=2, label="model")
-    ax.set(xlabel=x, ylabel=y)
+    ax.set(
+        xlabel=x.replace("visitors", "log visitors"), ylabel=y.replace("visitors", "log visitors")
+    )
 axes[0].legend()
 plt.show()
 
@@ -130,8 +132,8 @@ assert inside > 0.75
 assert error < truth.abs().mean() / 2
 
 # %% [markdown]
-# The conditional of `visitors` given `degrees` alone comes first in the order up to there, so
-# that it is drawn exactly: both kinds of days appear.
+# Of a row of which only the weather is known, the visitors are drawn exactly, as `hours` and
+# `degrees` come first in the order: both kinds of days appear.
 
 # %%
 day = torch.tensor([[0.5, 0.5, 0.0, 0.0]]).repeat(2000, 1)
