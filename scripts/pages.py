@@ -41,6 +41,12 @@ API = {
 
 # Models
 
+CAPTION = """*Trained on 8x8 digits for a minute or two of a busy core. Left: how far the parameters
+of each step move where the value of another one is replaced (logarithmic). Middle: the same for one
+pixel, which is marked. Right: samples. A model without steps has the correlations and the means of
+its values instead. A model of sequences reads a digit as 64 values in a row.*"""
+"""Under each model's picture, which ``scripts/portraits.py`` draws."""
+
 
 def models() -> dict[str, str]:
     """Name of each model -> the YAML that ships for it."""
@@ -277,6 +283,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     folder, _, name = page.file.src_uri.rpartition("/")
     if folder != "models":
         return markdown
+    markdown = markdown.replace("\n## The maths", f"\n{CAPTION}\n\n## The maths")
     return f"{markdown}\n\n{generated(name.removesuffix('.md'))}\n"
 
 

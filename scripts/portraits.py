@@ -4,10 +4,10 @@
 
 Trains each model of ``configs/model`` for at most so long on one thread, as it ships, on the 8x8
 digits (the networks that read sequences take a digit as 64 values in a row, ``frames`` each row
-of it as a frame), and writes ``docs/models/NAME.png``:
+of it, of bits, as a frame), and writes ``docs/models/NAME.png``:
 
-- left, how far the parameters of each step (row) move where one value (column) is replaced by
-  another level, on the trained network: what lies on and above the diagonal must stay white;
+- left, how far the parameters of each step (row) move where the value of one step (column) is
+  replaced by another level, on the trained network: on and above the diagonal all must stay white;
 - middle, the same for one pixel, as a picture; the pixel itself is marked;
 - right, samples.
 
@@ -16,6 +16,7 @@ A model without steps has in their place the correlations of its values, and the
 
 import argparse
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 import armodels
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks.blend import Blend
+from armodels.notes import Notes
 from armodels.spec import DataSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,11 +49,15 @@ SMALL = {
 @functools.cache
 def data(name: str) -> armodels.Splits:
     """The digits as pictures, or as sequences for whoever reads."""
-    splits = armodels.load_data("digits", levels=2 if name == "mixture_of_categoricals" else 17)
+    levels = 2 if name in ("mixture_of_categoricals", "frames") else 17
+    splits = armodels.load_data("digits", levels=levels)
     if name not in READS:
         return splits
-    parts = (splits.split(part).flatten(1) for part in ("train", "valid", "test"))
-    return armodels.Splits.of(*parts, name="digits-rows", kind="sequence", levels=17)
+    parts = [splits.split(part).flatten(1) for part in ("train", "valid", "test")]
+    splits = armodels.Splits.of(*parts, name="digits-rows", kind="sequence", levels=levels)
+    if name != "frames":
+        return splits
+    return armodels.Splits(replace(splits.spec, notes=Notes(size=SIZE)), *parts)
 
 
 def built(name: str, spec: DataSpec, minutes: float) -> armodels.DensityModel:
@@ -117,9 +123,10 @@ def portrait(name: str, minutes: float) -> None:
         moved = heard(model, data(name).test[:4])
         share = (moved / moved.amax().clamp(min=1e-9)).clamp(min=1e-12).log10().numpy()
         share[moved.numpy() == 0] = -9
-        matrix.imshow(share, cmap=blues, vmin=-4, vmax=0, interpolation="nearest")
-        matrix.set(xlabel="value", ylabel="step", title="who hears whom")
-        step = int((model.net.order_table[:, 0] == PIXEL).nonzero())
+        order = model.net.order_table[:, 0]
+        matrix.imshow(share[:, order], cmap=blues, vmin=-4, vmax=0, interpolation="nearest")
+        matrix.set(xlabel="value of step", ylabel="step", title="who hears whom")
+        step = int((order == PIXEL).nonzero())
         field = share[step].copy()
         field[PIXEL] = np.nan
         one.imshow(field.reshape(SIZE, SIZE), cmap=blues, vmin=-4, vmax=0)
@@ -132,7 +139,8 @@ def portrait(name: str, minutes: float) -> None:
             (z.T @ z / len(z)).abs(), cmap=blues, vmin=0, vmax=1, interpolation="nearest"
         )
         matrix.set(xlabel="value", ylabel="value", title="correlations of its values")
-        one.imshow(x.mean(0).view(SIZE, SIZE), cmap="gray_r", vmin=0)
+        top = model.spec.num_levels - 1
+        one.imshow(x.mean(0).view(SIZE, SIZE), cmap="gray_r", vmin=0, vmax=top)
         one.set(title="their means", xticks=[], yticks=[])
     matrix.set(xticks=[0, 63], yticks=[0, 63])
     rows = drawn(model).reshape(4, 6, SIZE, SIZE)
