@@ -41,10 +41,10 @@ API = {
 
 # Models
 
-CAPTION = """*Trained on 8x8 digits for a minute or two of a busy core. Left: how far the parameters
-of each step move where the value of another one is replaced (logarithmic). Middle: the same for one
-pixel, which is marked. Right: samples. A model without steps has the correlations and the means of
-its values instead. A model of sequences reads a digit as 64 values in a row.*"""
+CAPTION = """*Trained on 8x8 digits for a minute or two of a busy core. Left: how far the
+parameters of each step move where the value of another one is replaced (logarithmic). Middle: the
+same for one pixel, which is marked. Right: samples. A model without steps has the correlations and
+the means of its values instead. A model of sequences reads a digit as 64 values in a row.*"""
 """Under each model's picture, which ``scripts/portraits.py`` draws."""
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from command import QUICK, armodels, done
+from test_config import CONFIGS
 
 import armodels as api
 from armodels import show
+from armodels.candidates import new_model
 from armodels.checkpoints import load_checkpoint
+from armodels.trust import PACKAGE
 
 QUIET = {"accelerator": "cpu", "progress": False, "quiet": True}
 SPEC = api.DataSpec("own", "vector", (3,), 2, "probability")
@@ -28,19 +32,35 @@ def test_data_by_name():
         api.load_data("table")
 
 
-def test_a_model_by_name_is_the_one_of_train(tmp_path):
-    """Weights, recipe of the head and numbers, bit for bit; torch's own stream stays."""
+def test_a_model_by_name_is_the_one_of_train():
+    """Its weights are those of a config's, bit for bit; torch's own stream stays."""
+    config = {"seed": 3, "head": {"_target_": "armodels.heads.auto"}}
+    config["model"] = yaml.safe_load((CONFIGS / "model/made.yaml").read_text())
+    config["model"] |= {"hidden_sizes": [6]}
     before = torch.get_rng_state()
-    data = api.load_data("digits")
-    model = api.build("made", data.spec, hidden_sizes=(np.int64(6),), seed=3)
+    model = api.build("made", SPEC, hidden_sizes=(np.int64(6),), seed=3)
     assert torch.get_rng_state().equal(before)
-    keys = ("model.hidden_sizes=[6]", "trainer.max_steps=0", "seed=3", *QUICK, "out=run")
-    done(tmp_path, "train", "data=digits", "model=made", *keys)
-    api.fit(model, data, max_steps=0, directory=tmp_path / "own", **QUIET)
-    one, other = (load_checkpoint(tmp_path / f"{name}/checkpoints/best.pt")["model"]
-                  for name in ("run", "own"))  # fmt: skip
+    same_weights(model.state_dict(), new_model(config, SPEC, PACKAGE).state_dict())
+
+
+def same_weights(one, other):
     assert one.keys() == other.keys()
     assert all(value.equal(other[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+def test_fit_of_a_model_by_name_is_a_run_of_train(tmp_path):
+    keys = ("model.hidden_sizes=[6]", "trainer.max_steps=20", "seed=3", *QUICK, "out=run")
+    done(tmp_path, "train", "data=digits", "model=made", *keys)
+    data = api.load_data("digits")
+    model = api.build("made", data.spec, hidden_sizes=[6], seed=3)
+    adamw = lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True)  # noqa: E731
+    api.fit(
+        model, data, max_steps=20, seed=3, optimizer=adamw, directory=tmp_path / "own", **QUIET
+    )
+    one, other = (load_checkpoint(tmp_path / f"{name}/checkpoints/best.pt")["model"]
+                  for name in ("run", "own"))  # fmt: skip
+    same_weights(one, other)
 
 
 def test_a_run_says_how_its_model_is_built(tmp_path):
