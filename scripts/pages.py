@@ -98,9 +98,12 @@ def sources(target: str) -> str:
     listed = re.search(r"^References:\n((?:    .+\n?)+)", doc, re.M)
     if not listed:
         return "\n".join(f"- {one}" for one in paragraph(doc, "Sources?").rstrip(".").split("; "))
-    lines = [line.strip() for line in listed.group(1).splitlines()]
-    items = re.split(r"(?<=\S)\n(?=.*\(.*\d{4})", "\n".join(lines))
-    return "\n".join(f"- {' '.join(item.split())}" for item in items)
+    items = [""]
+    for line in listed.group(1).splitlines():
+        items[-1] = f"{items[-1]} {line.strip()}".strip()
+        if "http" in line:  # with which a source ends
+            items.append("")
+    return "\n".join(f"- {item}" for item in items if item)
 
 
 def trained_by(command: str) -> str | None:
