@@ -36,5 +36,5 @@ def test_examples_print_what_they_say(module, tmp_path, monkeypatch):
 
 def test_what_is_public_has_an_example():
     named = {one.name.rpartition(".")[2] for module in MODULES for one in examples(module)}
-    assert {"of", "log_prob", "sample", "complete", "make", "walk"} <= named
+    assert {"of", "log_prob", "sample", "complete", "auto", "make", "walk"} <= named
     assert {*armodels._PUBLIC} - BUT - named == {"Splits"}  # whose example is that of Splits.of

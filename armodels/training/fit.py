@@ -110,8 +110,8 @@ def fit(
         >>> coins = torch.randint(2, (1000, 1)).expand(-1, 5)  # one coin, told five times
         >>> splits = armodels.Splits.of(coins)
         >>> model = armodels.build("made", splits.spec, hidden_sizes=[20])
-        >>> adam = lambda params: torch.optim.Adam(params, lr=0.02)
-        >>> result = armodels.fit(model, splits, max_epochs=30, optimizer=adam, quiet=True)
+        >>> adam = lambda params: torch.optim.Adam(params, lr=0.05)
+        >>> result = armodels.fit(model, splits, max_epochs=12, optimizer=adam, quiet=True)
         >>> round(result.metrics["test"]["nats"], 1)  # that of one coin is log 2 = 0.69
         0.7
     """
