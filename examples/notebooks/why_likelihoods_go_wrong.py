@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Why likelihoods go wrong
 #
-# A likelihood is a number that a program prints, and a wrong one looks like a right one. Each bug
-# below stands, or stood, in code that many people use. Here each is planted into a small model of
+# A likelihood is a number that a program prints, and a wrong one looks like a right one. Most of
+# the bugs below stood, or stand, in public code. Here each is planted into a small model of
 # pictures with **nine binary pixels**: there are only 2^9 = 512 such pictures, so we add up the
 # probabilities of all of them and *see* whether they are a distribution.
 
@@ -32,18 +32,17 @@ import armodels
 digits = armodels.load_data("digits")
 
 
-def nine(x):
-    """The digits as pictures of 3 x 3 bits: is a patch darker than half of the digits' are?"""
-    patches = F.adaptive_avg_pool2d(x[..., 1:-1].float(), 3).flatten(1)
-    return (patches > cut).long() if cut is not None else patches
+def patches(x):
+    """How dark each of 3 x 3 patches of the digits is."""
+    return F.adaptive_avg_pool2d(x[..., 1:-1].float(), 3).flatten(1)
 
 
-cut = None
-cut = nine(digits.train).median(0).values
-splits = armodels.Splits.of(*(nine(getattr(digits, part)) for part in ("train", "valid", "test")))
+cut = patches(digits.train).median(0).values  # half of the digits are darker there
+parts = (getattr(digits, part) for part in ("train", "valid", "test"))
+splits = armodels.Splits.of(*((patches(x) > cut).long() for x in parts))
 everything = torch.tensor(list(itertools.product([0, 1], repeat=9)))  # all 512 pictures
 test = splits.test
-splits.spec
+print(splits.spec.kind, splits.spec.shape, "levels", splits.spec.levels)
 
 # %% [markdown]
 # ## The right one
@@ -261,7 +260,7 @@ with torch.no_grad():
     looks = [-dropped.log_prob(test).mean().item() for _ in range(200)]
 note("dropout left on, the mean look", sum(looks) / 200, math.nan)
 note("dropout left on, the best of 200 looks", min(looks), math.nan)
-dropped.eval()
+dropped = dropped.eval()
 
 # %% [markdown]
 # ## 7. log(p + 0.01)

@@ -43,18 +43,10 @@ table.describe().round(1)
 # We take logarithms of what spreads over decades and standardize; both change the density by a
 # constant, which `shift` keeps, so that nats stay those of the table's own units.
 
-
 # %%
-def encoded(frame):
-    """A table in the units of the model."""
-    z = frame.assign(visitors=np.log(frame.visitors))
-    return (z - centre) / spread
-
-
-centre, spread = 0.0, 1.0
-raw = encoded(table)
+raw = table.assign(visitors=np.log(table.visitors))
 centre, spread = raw.mean(), raw.std()
-splits = armodels.Splits.of(encoded(table).astype("float32"), name="beach")
+splits = armodels.Splits.of(((raw - centre) / spread).astype("float32"), name="beach")
 print(splits.spec.kind, splits.spec.shape, splits.spec.measure)
 print("rows:", {part: len(splits.split(part)) for part in ("train", "valid", "test")})
 
