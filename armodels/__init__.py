@@ -32,7 +32,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "fit": "armodels.training.fit",
     "evaluate": "armodels.evaluation",
-    "load_data": "armodels.examples",
+    "load_data": "armodels.named",
+    "build": "armodels.named",
     "load_model": "armodels.checkpoints",
     "DataSpec": "armodels.spec",
     "Splits": "armodels.data.base",
@@ -55,7 +56,8 @@ if TYPE_CHECKING:  # what __getattr__ gives, by its type
     from armodels.density.base import DensityModel as DensityModel
     from armodels.density.mixture import OrderMixture as OrderMixture
     from armodels.evaluation import evaluate as evaluate
-    from armodels.examples import load_data as load_data
+    from armodels.named import build as build
+    from armodels.named import load_data as load_data
     from armodels.networks.base import Network as Network
     from armodels.spec import DataSpec as DataSpec
     from armodels.spec import bits_per_dim as bits_per_dim
@@ -64,8 +66,9 @@ if TYPE_CHECKING:  # what __getattr__ gives, by its type
     from armodels.training.settings import Settings as Settings
     from armodels.training.settings import Watching as Watching
 
+else:  # a type checker would take any name for one that is there
 
-def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in _PUBLIC:
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

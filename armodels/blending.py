@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from armodels import build, checkpoints, checks, show
+from armodels import checkpoints, checks, construct, show
 from armodels.checkpoints import Restored
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
@@ -31,7 +31,7 @@ def take_up(config: Mapping[str, Any], spec: DataSpec) -> tuple[dict[str, Any], 
         ValueError: There are none, or one cannot be blended on these data.
     """
     config, model = dict(config), config["model"]
-    if model.get("_target_") != build.BLEND:
+    if model.get("_target_") != construct.BLEND:
         return config, []
     runs = model["runs"]
     if isinstance(runs, (list, tuple)) and runs and all(isinstance(run, Mapping) for run in runs):

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from armodels import build, checks, memory
+from armodels import checks, construct, memory
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.density.stream import bytes_to_learn
 from armodels.spec import DataSpec
 from armodels.training.learner import Candidate
-from armodels.training.settings import Settings
+from armodels.training.settings import Settings, require_settings
 from armodels.training.streams import WEIGHTS, stream
 from armodels.trust import Trust
 
@@ -59,11 +59,12 @@ def settings_of(config: Mapping[str, Any], trust: Trust) -> Settings:
     """
     checks.require_keys(config)
     checks.require_fields(Settings, config["trainer"], "trainer.", optional=("select", "test"))
+    require_settings(config["trainer"])
     settings = Settings(**config["trainer"])
     for values in settings.combinations():
         tried = with_values(config, values)
-        build.schedule(tried["schedule"], trust)
-        build.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))], trust)
+        construct.schedule(tried["schedule"], trust)
+        construct.optimizer(tried["optimizer"], [torch.nn.Parameter(torch.zeros(1))], trust)
     return settings
 
 
@@ -76,7 +77,7 @@ def new_model(config: Mapping[str, Any], spec: DataSpec, trust: Trust) -> Densit
         trust: Which of the user's own classes may be built.
     """
     torch.manual_seed(stream(WEIGHTS, config["seed"]))
-    return build.model(config["model"], config["head"], spec, trust)
+    return construct.model(config["model"], config["head"], spec, trust)
 
 
 def affordable(
@@ -182,8 +183,8 @@ def candidates(
         found.append(
             Candidate(
                 model=functools.partial(new_model, tried, spec, trust),
-                optimizer=functools.partial(build.optimizer, optimizer, trust=trust),
-                schedule=build.schedule(tried["schedule"], trust),
+                optimizer=functools.partial(construct.optimizer, optimizer, trust=trust),
+                schedule=construct.schedule(tried["schedule"], trust),
                 values=values,
                 config=tried,
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build, earlier, machine
+from armodels import __version__, construct, earlier, machine, show
 from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
@@ -253,7 +253,7 @@ def rebuild(state: Mapping, path: Path, trust: Trust) -> tuple[DataSpec, Density
             f"made; make it as then, and call armodels.load_model(path, model=...)"
         )
     with guard(config, state, path):
-        model = build.model(config.get("model"), config.get("head"), spec, trust)
+        model = construct.model(config.get("model"), config.get("head"), spec, trust)
     return spec, model
 
 
@@ -382,7 +382,7 @@ def restore(
     if average:
         model.load_state_dict(average, strict=False)
     if num_orders is not None:
-        model = build.over_orders(model, state["config"]["model"], num_orders)
+        model = construct.over_orders(model, state["config"]["model"], num_orders)
     model.eval().requires_grad_(False).to(device)
     used = "ema" if average else "raw"
     return Restored(model, state["config"], spec, used, state["step"], file, allowed)
@@ -449,10 +449,31 @@ def from_config(config: Mapping) -> Restored:
     )
     if "_target_" in config["data"]:  # other data
         return restored
-    data = build.moved(restored.config["data"], config["data"])
+    data = construct.moved(restored.config["data"], config["data"])
     return replace(restored, config={**restored.config, "data": data})
 
 
 def load_model(path: str | Path, **options: Any) -> DensityModel:
-    """The model of a run directory or checkpoint, ready to use; options as in ``restore``."""
-    return restore(path, **options).model
+    """The model of a run directory or checkpoint, ready to use.
+
+    Args:
+        path: A run directory or a checkpoint file, of ``armodels train`` or ``armodels.fit``.
+        options: As in ``restore``: checkpoint, weights, device, num_orders, trust, model.
+
+    Raises:
+        FileNotFoundError: There is no such run or checkpoint.
+        ValueError: It is damaged, does not say how its model is built, or names a class that is
+            neither this package's nor trusted; or there is no such device.
+
+    Examples:
+        >>> import armodels
+        >>> import torch
+        >>> splits = armodels.Splits.of(torch.tensor([[0, 1], [1, 0]] * 5))
+        >>> model = armodels.build("made", splits.spec, hidden_sizes=[5])
+        >>> run = armodels.fit(model, splits, max_steps=2, directory="run", quiet=True).directory
+        >>> again = armodels.load_model(run)
+        >>> bool((again.log_prob(splits.test) == model.log_prob(splits.test)).all())
+        True
+    """
+    with show.in_python(["eval.weights", "eval.num_orders"]):
+        return restore(path, **options).model

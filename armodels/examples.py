@@ -1,40 +1,14 @@
-"""Examples by name: of a data set, of a run's own data, or of other data that suit its model."""
+"""Examples of a run's own data, or of other data that suit its model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.resources import files
-from typing import Any
 
 import torch
-import yaml
 
-from armodels import build, checkpoints, checks, contexts, disk, show
-from armodels.data.base import Splits
+from armodels import checkpoints, checks, construct, contexts, disk, show
 from armodels.data.rows import Batch, Examples
 from armodels.spec import DataSpec
 from armodels.trust import Trust
-
-
-def load_data(name: str, /, **keys: Any) -> Splits:
-    """A data set by the name of its config, as ``data=name`` has it.
-
-    Args:
-        name: Such as ``"digits"``; ``armodels list group=data`` shows all.
-        keys: Its keys, such as ``levels=2``.
-
-    Raises:
-        ValueError: There is no such data set, or a key is wrong.
-        FileNotFoundError: Files are missing.
-    """
-    folder = files("armodels.configs") / "data"
-    names = sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
-    if name not in names:
-        raise ValueError(f"there are no data called {name!r}; choose from {', '.join(names)}")
-    config = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    config |= keys
-    if missing := sorted(key for key, value in config.items() if value == "???"):
-        raise ValueError(f"data {name} needs {' and '.join(f'{key}=...' for key in missing)}")
-    return build.source(config).load()
 
 
 def load_split(
@@ -61,10 +35,10 @@ def load_split(
     if other:
         absent = {key for key in checks.PATH_KEYS if data.get(key) is None}  # as the verb has them
         data = {key: value for key, value in data.items() if key not in absent}
-        source = build.source(data, Trust.in_own({"data": data}))
+        source = construct.source(data, Trust.in_own({"data": data}))
     else:
-        source = build.source(restored.config["data"], restored.trust)
-        found = build.same_data(own, source.spec)
+        source = construct.source(restored.config["data"], restored.trust)
+        found = construct.same_data(own, source.spec)
     if split == "all":  # which may be too few rows to be split
         spec, rows = source.whole()
     else:
@@ -94,7 +68,7 @@ def load_split(
     if rows is None:
         splits = source.load()
         if not other:
-            build.same_data(own, splits.spec)
+            construct.same_data(own, splits.spec)
         examples = splits.examples(split, wanted)
     else:
         examples = Examples(rows)

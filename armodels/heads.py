@@ -476,14 +476,17 @@ class DiscretizedLogisticMixture(Head):
 
 
 def auto(spec: DataSpec, *, num_components: Count | None = None) -> Head:
-    """2 levels: Bernoulli; more levels: Categorical; real values: GaussianMixture.
-
-    Args:
-        spec: What a datum is.
-        num_components: Of the mixture; None: as many as it has by default.
+    """2 levels: Bernoulli; more levels: Categorical; real values: GaussianMixture, of its own or
+    ``num_components`` components.
 
     Raises:
         ValueError: A number of components is named, and there is no mixture.
+
+    Examples:
+        >>> from armodels import DataSpec, heads
+        >>> bits = DataSpec("bits", "vector", (3,), 2, "probability")
+        >>> heads.auto(bits).family, heads.auto(bits).num_params
+        ('bernoulli', 1)
     """
     if spec.levels is None:
         if num_components is None:

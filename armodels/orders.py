@@ -164,6 +164,14 @@ def make(name: OrderName, shape: tuple[int, ...], *, joint: bool = False, seed: 
 
     Raises:
         ValueError: There is no such name, or the seed is out of range.
+
+    Examples:
+        >>> from armodels import orders
+        >>> orders.make("s_curve", (1, 2, 3)).table.flatten()
+        tensor([0, 1, 2, 5, 4, 3])
+        >>> orders.make("raster", (3, 1, 2), joint=True).table  # R, G and B at once
+        tensor([[0, 2, 4],
+                [1, 3, 5]])
     """
     channels, height, width = shape if len(shape) == 3 else (1, 1, shape[0])
     pixels = torch.from_numpy(ORDERS[name](height, width, seed).copy()).long()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from armodels import build, checks, run
+from armodels import checks, construct, run
 
 
 def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str]]:
@@ -19,12 +19,12 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
     directory = run.RunDirectory.open(config["resume"])
     saved = directory.read_config()
     run.require_shape(saved, directory.path / "config.yaml")
-    if not saved["model"]:
+    if not saved["data"]:
         raise ValueError(
-            f"the run of {directory.path} was trained by armodels.fit, on a model that its files "
-            f"cannot build; go on with armodels.fit(..., directory=..., resume=True)"
+            f"the run of {directory.path} was trained by armodels.fit, on data that its files do "
+            f"not name; go on with armodels.fit(..., directory=..., resume=True)"
         )
-    merged, names = build.override(saved, config["overrides"])
+    merged, names = construct.override(saved, config["overrides"])
     paths = {f"data.{key}" for key in checks.PATH_KEYS}
     for name in names:
         if name in paths or name == "model.allow_large":

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, final
 
@@ -22,6 +22,8 @@ muted = False
 
 _quiet = False
 _log: "Log | None" = None
+_worded: Callable[[str], str] = str
+"""What a line becomes before anybody reads it."""
 
 _PLAIN = str.maketrans({"±": "+-", "≤": "<=", "≥": ">=", "×": "x", "…": "...", "–": "-", "−": "-"})
 """Signs of ours that a terminal may lack, and what stands for them."""
@@ -29,9 +31,10 @@ _PLAIN = str.maketrans({"±": "+-", "≤": "<=", "≥": ">=", "×": "x", "…": 
 
 def say(text: object = "") -> None:
     """Print a line on standard output, and keep it in the log of the run where one is open."""
-    _note(str(text))
+    line = _worded(str(text))
+    _note(line)
     if not _quiet:
-        _print(str(text), sys.stdout)
+        _print(line, sys.stdout)
 
 
 def write(text: str) -> None:
@@ -47,8 +50,9 @@ def warn(text: object) -> None:
 
 def tell(text: object) -> None:
     """Print ``armodels: text`` on standard error, and keep it in the log, too."""
-    _note(f"armodels: {text}")
-    _print(f"armodels: {text}", sys.stderr)
+    line = f"armodels: {_worded(str(text))}"
+    _note(line)
+    _print(line, sys.stderr)
 
 
 @contextlib.contextmanager
@@ -60,6 +64,37 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         _quiet = before
+
+
+@contextlib.contextmanager
+def in_python(keys: Iterable[str]) -> Iterator[None]:
+    """Inside the block, lines and errors name arguments of Python in the place of config keys.
+
+    ``trainer.max_epochs=null`` becomes ``max_epochs=None``. Works as a decorator, too.
+
+    Args:
+        keys: Of configs, dotted; what is below each last dot is the argument.
+    """
+    global _worded
+    names = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True))
+    named = re.compile(rf"(?<![\w./])(?:{names})(?![\w.(])")
+    values = {"true": "True", "false": "False", "null": "None"}
+
+    def worded(text: str) -> str:
+        text = named.sub(lambda found: found.group().rpartition(".")[2], text)
+        text = text.replace("true or false", "True or False")
+        return re.sub(
+            r"(?<=\w=)(?:true|false|null)\b|(?<= )null\b", lambda v: values[v.group()], text
+        )
+
+    before, _worded = _worded, worded
+    try:
+        yield
+    except Exception as error:
+        error.args = tuple(worded(one) if isinstance(one, str) else one for one in error.args)
+        raise
+    finally:
+        _worded = before
 
 
 def flushed() -> OSError | None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from armodels import build, names, show, trust
+from armodels import construct, names, show, trust
 from armodels.run import RunDirectory
 from armodels.tasks import compare
 
@@ -103,11 +103,11 @@ def _rank(run: RunDirectory) -> int:
 
 def _resuming(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
     """Keys of a config that takes up a run; of what was typed, what the run was not told yet."""
-    before = build.typed_values(run.read_config()["overrides"])
+    before = construct.typed_values(run.read_config()["overrides"])
     new = [
         item
         for item in config["overrides"]
-        for key, value in build.typed_values([item]).items()
+        for key, value in construct.typed_values([item]).items()
         if key not in before or before[key] != value
     ]
     named = trust.Trust.in_own(config).names | trust.Trust.of(config["trust"]).names
@@ -125,7 +125,7 @@ def job_of(overrides: Sequence[str], swept: Collection[str]) -> tuple[tuple[str,
         overrides: Of one job, as typed.
         swept: Keys that the sweep varies; they matter all.
     """
-    values = build.typed_values(overrides)
+    values = construct.typed_values(overrides)
     matter = {*names.what_was_trained(f"{key}=" for key in values)}
     kept = [key for key in values if f"{key}=" in matter or key == "seed" or key in swept]
     return tuple((key, repr(values[key])) for key in sorted(kept))

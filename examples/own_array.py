@@ -4,12 +4,11 @@ import numpy as np
 import torch
 
 import armodels
-from armodels.networks.made import MADE
 
 rows = np.random.default_rng(0).integers(0, 2, (1000, 8))
 rows[:, 4:] = rows[:, :4]  # the second half repeats the first
 splits = armodels.Splits.of(rows)
-model = armodels.AutoregressiveModel.of(MADE, splits.spec, hidden_sizes=[100])
+model = armodels.build("made", splits.spec, hidden_sizes=[100])
 result = armodels.fit(model, splits, optimizer=lambda params: torch.optim.Adam(params, lr=0.02))
 print(f"{result.metrics['test']['nats']:.3f} nats; the truth is {4 * np.log(2):.3f}")
 x = splits.test[:4]

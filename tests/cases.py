@@ -260,7 +260,7 @@ def order_mixture(
     canonical=False,
     **keys,
 ) -> Case:
-    """One network under several orders, as build.py makes it."""
+    """One network under several orders, as construct.py makes it."""
     trained = _trained(resample, canonical)
 
     def build(seed):

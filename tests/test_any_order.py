@@ -1,4 +1,4 @@
-"""DeepNADE and ConvNADE against loops written by hand, and what build.py makes of orders."""
+"""DeepNADE and ConvNADE against loops written by hand, and what construct.py makes of orders."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from cases import BITS, CASES, CATEGORICAL, LABEL, RGB, RGB_BITS, Case, conv_nad
 from command import QUICK, done
 from test_invariants import refuses
 
-from armodels import build
+from armodels import construct
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks import deep_nade
 
@@ -129,7 +129,7 @@ def made(**keys) -> dict:
 @pytest.mark.usefixtures("_no_grad")
 def test_orders_that_are_resampled_are_new_for_each_batch():
     torch.manual_seed(1)  # with some weights, orders of so few units give equal numbers
-    model = build.model(made(resample_orders=True), NO_HEAD, BITS)
+    model = construct.model(made(resample_orders=True), NO_HEAD, BITS)
     assert isinstance(model, AutoregressiveModel)
     fixed = model.net.order_table.clone()
     for weight in model.parameters():
@@ -149,7 +149,7 @@ def test_orders_that_are_resampled_are_new_for_each_batch():
 @pytest.mark.usefixtures("_no_grad")
 def test_random_connectivity_of_many_layers_has_seeds_enough():
     config = made(resample_orders=True, connectivity="random", hidden_sizes=[5] * 4)
-    model, x = build.model(config, NO_HEAD, BITS), CASES["made"].events(1)
+    model, x = construct.model(config, NO_HEAD, BITS), CASES["made"].events(1)
     torch.manual_seed(0)
     objective = model.default_objective()
     assert all(objective(x).isfinite().all() for _ in range(20))
@@ -159,7 +159,7 @@ def test_random_connectivity_of_many_layers_has_seeds_enough():
 
 def test_one_order_with_several_connectivities_is_a_mixture():
     config = made(order="raster", connectivity="random", num_orders=4)
-    mixture = build.model(config, NO_HEAD, BITS).double()
+    mixture = construct.model(config, NO_HEAD, BITS).double()
     for weight in mixture.parameters():
         torch.nn.init.normal_(weight)
     nets = [mixture.component(i).net for i in range(4)]
@@ -171,7 +171,7 @@ def test_one_order_with_several_connectivities_is_a_mixture():
 
 def test_the_chosen_order_keeps_the_connectivity():
     config = made(connectivity="random", connectivity_seed=3, hidden_sizes=[40])
-    net = build.model(config, NO_HEAD, BITS).net
+    net = construct.model(config, NO_HEAD, BITS).net
     assert torch.equal(net.with_order(net.order).mask_0, net.mask_0)
     assert not torch.equal(net.with_order(net.order, seed=4).mask_0, net.mask_0)
 
@@ -184,43 +184,43 @@ DEEP = made(_target_="armodels.networks.deep_nade.DeepNADE")
 @pytest.mark.usefixtures("_no_grad")
 def test_a_model_for_all_orders_is_a_mixture_of_as_many_as_asked_for(config, built):
     config = config | {"num_orders": built, "order_seed": 3}
-    model = build.model(config, NO_HEAD, BITS).double()
+    model = construct.model(config, NO_HEAD, BITS).double()
     for weight in model.parameters():
         torch.nn.init.normal_(weight)
     x = CASES["made"].events(4)
-    whole = build.model(config | {"num_orders": 5}, NO_HEAD, BITS).double()
+    whole = construct.model(config | {"num_orders": 5}, NO_HEAD, BITS).double()
     for weight, value in zip(whole.parameters(), model.parameters(), strict=True):
         weight.copy_(value)
     joint = torch.stack([whole.component(i).log_prob(x) for i in range(5)])
     assert joint.std(0).min() > 0
-    assert build.over_orders(model, config, built) is model
+    assert construct.over_orders(model, config, built) is model
     for n in {1, 2, 5} - {built}:
-        found = build.over_orders(model, config, n).log_prob(x)
+        found = construct.over_orders(model, config, n).log_prob(x)
         expected = joint[:n].exp().mean(0).log()
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_a_model_of_some_orders_is_no_mixture_of_others():
     config = made(num_orders=2)
-    model = build.model(config, NO_HEAD, BITS)
-    assert len(build.over_orders(model, config, 1).orders) == 1
-    assert build.over_orders(model, config, 2) is model
+    model = construct.model(config, NO_HEAD, BITS)
+    assert len(construct.over_orders(model, config, 1).orders) == 1
+    assert construct.over_orders(model, config, 2) is model
     with refuses(
         "eval.num_orders is 3, but the model was trained on 2 orders alone; ask for no more, or "
         "train it for all orders (model=deep_nade, or model.resample_orders=true)"
     ):
-        build.over_orders(model, config, 3)
+        construct.over_orders(model, config, 3)
     with refuses("eval.num_orders is 0; it must be at least 1"):
-        build.over_orders(model, config, 0)
+        construct.over_orders(model, config, 0)
     uniform = {"_target_": "armodels.baselines.Uniform"}
     with refuses("model Uniform follows no order; leave eval.num_orders at null"):
-        build.over_orders(build.model(uniform, NO_HEAD, BITS), uniform, 2)
+        construct.over_orders(construct.model(uniform, NO_HEAD, BITS), uniform, 2)
 
 
 def test_runs_saved_before_the_key_was_there_still_load():
     config = made()
     del config["resample_orders"]
-    assert not build.model(config, NO_HEAD, BITS).resample_orders
+    assert not construct.model(config, NO_HEAD, BITS).resample_orders
 
 
 def test_what_cannot_be_resampled_is_refused():
@@ -228,10 +228,10 @@ def test_what_cannot_be_resampled_is_refused():
         "model.resample_orders=true trains on random orders, but model.order is raster; "
         "use model.order=random, or model.objective=canonical"
     ):
-        build.model(made(order="raster", resample_orders=True), NO_HEAD, BITS)
+        construct.model(made(order="raster", resample_orders=True), NO_HEAD, BITS)
     deep = made(_target_="armodels.networks.deep_nade.DeepNADE", resample_orders=True)
     with refuses("model DeepNADE is trained on all orders as it is; use resample_orders=false"):
-        build.model(deep, NO_HEAD, BITS)
+        construct.model(deep, NO_HEAD, BITS)
 
 
 @pytest.mark.parametrize("name", HANDS)

@@ -27,12 +27,12 @@ LAYERS = [
     {"scoring"},
     {"evaluation"},
     {"trust"},
-    {"build", "pictures"},
+    {"construct", "pictures"},
     {"charts"},
     {"views"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming", "search", "failing"},
-    {"candidates", "blending", "study"},
+    {"candidates", "blending", "study", "named"},
     {"tasks"},
     {"sweeps"},
     {"cli"},
@@ -100,13 +100,13 @@ ONLY = {
         "tracking",
         "views",
     },  # fmt: skip
-    "resuming": {"build", "checks", "run"},
+    "resuming": {"checks", "construct", "run"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "hydra": {"build", "cli", "search"},
+    "hydra": {"cli", "construct", "named", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation", "scoring"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
@@ -195,7 +195,7 @@ def test_heavy_packages_stay_behind_their_doors(name):
         ("tasks.train", "from armodels.networks.base import Network"),
         ("tasks.sample", "from armodels.tasks.train import train"),
         ("tasks.score", "from armodels.tasks.evaluate import main"),
-        ("training.loop", "from armodels import build"),
+        ("training.loop", "from armodels import construct"),
         ("training.loop", "from armodels.networks.base import Network"),
         ("run", "from armodels import cli"),
         ("run", "from armodels.checkpoints import restore"),

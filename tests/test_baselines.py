@@ -771,7 +771,7 @@ def refusals():
     known = torch.zeros(2, dtype=torch.bool)
     yield (
         lambda: model.log_prob(x, torch.zeros(3)),
-        "Independent takes no context: it was trained without model.context",
+        "Independent takes no context: it is conditioned on nothing",
     )
     yield lambda: model.log_prob_map(x, torch.zeros(3)), "Independent takes no context"
     yield lambda: model.sample(3, context=torch.zeros(3)), "Independent takes no context"

@@ -9,7 +9,7 @@ import torch
 from cases import BIT_TEXT, CASES, TEXT, random_events
 from command import QUICK, armodels, done
 
-from armodels import build
+from armodels import construct
 from armodels.checkpoints import load_checkpoint, load_model
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks.blend import Blend, constants
@@ -123,9 +123,9 @@ def test_a_blend_has_no_context():
     keys = {"_target_": "armodels.networks.ngram.NGram", "n": 2}
     head = {"_target_": "armodels.heads.Categorical"}
     for older in ({}, {"context": None}):  # as runs from before the key went have it
-        assert build.model({**keys, **older}, head, TEXT).context is None
+        assert construct.model({**keys, **older}, head, TEXT).context is None
     with pytest.raises(ValueError, match="model NGram is not conditioned on anything; leave out"):
-        build.model({**keys, "context": "label"}, head, TEXT)
+        construct.model({**keys, "context": "label"}, head, TEXT)
 
 
 # From the command line

@@ -10,7 +10,7 @@ from frequencies import p_value
 from test_any_order import NO_HEAD, made
 from test_invariants import over, refuses
 
-from armodels import build, heads, objectives, orders
+from armodels import construct, heads, objectives, orders
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks.made import MADE
 
@@ -134,18 +134,18 @@ def test_questions_are_drawn_as_often_as_they_are_asked():
 
 
 def test_a_canonical_model_is_a_mixture_of_no_other_orders():
-    model = build.model(DEEP | {"num_orders": 2}, NO_HEAD, BITS)
-    assert len(build.over_orders(model, DEEP | {"num_orders": 2}, 1).orders) == 1
+    model = construct.model(DEEP | {"num_orders": 2}, NO_HEAD, BITS)
+    assert len(construct.over_orders(model, DEEP | {"num_orders": 2}, 1).orders) == 1
     with refuses(
         "eval.num_orders is 3, but the model was trained for 2 canonical orders; ask for no "
         "more, or train it with model.num_orders=3 or model.objective=all_orders"
     ):
-        build.over_orders(model, DEEP | {"num_orders": 2}, 3)
+        construct.over_orders(model, DEEP | {"num_orders": 2}, 3)
 
 
 def test_objectives_that_do_not_suit_are_refused():
     with refuses("model.objective is 'first'; choose all_orders or canonical"):
-        build.model(DEEP | {"objective": "first"}, NO_HEAD, BITS)
+        construct.model(DEEP | {"objective": "first"}, NO_HEAD, BITS)
     head = heads.auto(BITS)
     net = MADE(BITS, head.num_params, orders.make("raster", BITS.shape), hidden_sizes=[3])
     with refuses(
@@ -154,9 +154,9 @@ def test_objectives_that_do_not_suit_are_refused():
     ):
         AutoregressiveModel(net, head, objective="canonical")
     with pytest.raises(ValueError, match="MADE is not trained for all orders"):
-        build.model(made(objective="canonical"), NO_HEAD, BITS)
+        construct.model(made(objective="canonical"), NO_HEAD, BITS)
 
 
 def test_runs_saved_before_the_objective_was_named_still_load():
     config = {key: value for key, value in DEEP.items() if key != "objective"}
-    assert not build.model(config, NO_HEAD, BITS).canonical
+    assert not construct.model(config, NO_HEAD, BITS).canonical

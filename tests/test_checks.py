@@ -15,7 +15,7 @@ from command import TINY, armodels, done
 from test_architecture import MODULES, classes
 
 import armodels as package
-from armodels import baselines, build, checks, cli, errors, heads, schedules
+from armodels import baselines, checks, cli, construct, errors, heads, schedules
 from armodels.density.base import DensityModel
 from armodels.heads import Head
 from armodels.networks import layers
@@ -61,14 +61,14 @@ def hints_of(target) -> dict:
 def build_one(group: str, config: dict, spec: DataSpec):
     """The object of a group's config, as train.py has it built before any data is read."""
     if group == "data":
-        return build.source(config)
+        return construct.source(config)
     if group == "model":
-        return build.model(config, {"_target_": "armodels.heads.auto"}, spec)
+        return construct.model(config, {"_target_": "armodels.heads.auto"}, spec)
     if group == "head":
-        return build.model(MADE, config, spec)
+        return construct.model(MADE, config, spec)
     if group == "optimizer":
-        return build.optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
-    return build.schedule(config) if group == "schedule" else Settings(**config)
+        return construct.optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    return construct.schedule(config) if group == "schedule" else Settings(**config)
 
 
 def refusal(group: str, config: dict, spec: DataSpec) -> str:

@@ -20,7 +20,7 @@ from command import QUICK, armodels, done
 from omegaconf import OmegaConf
 
 import armodels as package
-from armodels import build, cli
+from armodels import cli, construct
 from armodels.density.base import DensityModel
 from armodels.orders import ORDERS
 from armodels.training.settings import Settings
@@ -42,7 +42,7 @@ LEFT_OUT = {"model/fvsbn.yaml": {"activation", "dropout", "connectivity", "conne
 
 
 def arguments(target) -> set[str]:
-    """Keyword arguments that a config may give: not what build.py gives."""
+    """Keyword arguments that a config may give: not what construct.py gives."""
     parameters = dict(inspect.signature(target).parameters)
     for given in ("spec", "num_params", "params"):
         parameters.pop(given, None)
@@ -58,8 +58,8 @@ def test_keys_are_constructor_arguments(name):
     target = hydra.utils.get_object(config.pop("_target_"))
     keys = set(config)
     if name.startswith("model/") and not issubclass(target, DensityModel):
-        chosen = set() if target.raster_only else set(build.ORDER_KEYS)
-        assert keys & set(build.ORDER_KEYS) == chosen
+        chosen = set() if target.raster_only else set(construct.ORDER_KEYS)
+        assert keys & set(construct.ORDER_KEYS) == chosen
         keys -= chosen
     assert keys <= arguments(target)
     if target.__module__.startswith("armodels."):
@@ -118,16 +118,16 @@ def config_of(*args: str) -> dict:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_builds(name):
     config = config_of(f"experiment={name}")
-    source = build.source(config["data"])
+    source = construct.source(config["data"])
     try:
         spec = source.spec
     except FileNotFoundError as error:  # A text's alphabet stands in its file alone.
         pytest.skip(f"needs a file of $ARMODELS_DATA: {error}")
-    model = build.model(config["model"], config["head"], spec)
+    model = construct.model(config["model"], config["head"], spec)
     assert model.spec.shape == spec.shape
     if params := list(model.parameters()):
-        build.optimizer(config["optimizer"], params)
-    assert build.schedule(config["schedule"])(0, 100) > 0
+        construct.optimizer(config["optimizer"], params)
+    assert construct.schedule(config["schedule"])(0, 100) > 0
     Settings(**config["trainer"])
     text = (CONFIGS / f"experiment/{name}.yaml").read_text()
     command = re.search(r"^# [Cc]ommand: +armodels (train .*)$", text, re.MULTILINE)

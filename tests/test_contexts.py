@@ -7,7 +7,7 @@ from command import QUICK, TINY, armodels, done
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from armodels import build, checkpoints, contexts, run
+from armodels import checkpoints, construct, contexts, run
 from armodels.data.digits import Digits
 from armodels.data.mnist import MNIST
 from armodels.spec import DataSpec
@@ -149,7 +149,7 @@ def test_sample_shows_the_nearest_training_examples(folder):
     arrays = np.load(folder / "near/sample-seed0-t1.npz")
     config = checkpoints.restore(folder / "untold").config
     train = (
-        build.source(config["data"], Trust.in_own(config))
+        construct.source(config["data"], Trust.in_own(config))
         .load()
         .split("train")
         .numpy()

@@ -174,15 +174,6 @@ def test_what_is_trained_is_the_objective_that_the_model_names(name):
     assert type(learner.net) is (MixtureOrder if name == "orders-made" else Likelihood)
 
 
-def test_data_by_name():
-    data = api.load_data("digits", levels=2)
-    assert data.spec.levels == 2
-    with pytest.raises(ValueError, match="no data called 'digit'; choose from anime, atari"):
-        api.load_data("digit")
-    with pytest.raises(ValueError, match="data table needs path="):
-        api.load_data("table")
-
-
 def test_default_settings_are_those_of_the_configs():
     import yaml
     from test_config import CONFIGS

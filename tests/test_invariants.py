@@ -978,7 +978,7 @@ def test_contexts_that_do_not_fit_are_refused():
         lambda model, c: model.conditional_log_prob(x, c),
         lambda model, c: model.log_prob_map(x, c),
     ):
-        with refuses(f"{name} takes no context: it was trained without model.context"):
+        with refuses(f"{name} takes no context: it is conditioned on nothing"):
             call(plain, labels)
         with refuses(f"{name} is conditioned on label: give one for each event"):
             call(told, None)
@@ -989,7 +989,7 @@ def test_contexts_that_do_not_fit_are_refused():
         with refuses("context 'label' has 3 levels, given as integers, got torch.float32"):
             call(told, labels.float())
     # Training reads no values, which would wait for the device, but misses none either.
-    with refuses(f"{name} takes no context: it was trained without model.context"):
+    with refuses(f"{name} takes no context: it is conditioned on nothing"):
         plain.default_objective()(x, labels)
     with refuses(f"{name} is conditioned on label: give one for each event"):
         told.default_objective()(x)

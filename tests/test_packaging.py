@@ -46,7 +46,7 @@ def test_one_list_of_python_versions():
 
 def test_the_workflow_calls_make_targets_and_nothing_else():
     called = [step["run"] for step in STEPS if "run" in step]
-    assert called == ["make lint", "make test", "make test-slow"]
+    assert called == ["make lint", "make test", "make test-slow", "make docs"]
     assert {line.split()[1] for line in called} <= TARGETS
     assert WORKFLOW["env"] == {"TORCH": "cpu"}
     assert "ifeq ($(TORCH),cpu)" in MAKEFILE
@@ -57,7 +57,7 @@ def test_the_workflow_calls_make_targets_and_nothing_else():
 TYPED = [
     "armodels",
     "armodels.baselines*",
-    "armodels.build",
+    "armodels.construct",
     "armodels.candidates",
     "armodels.charts",
     "armodels.checkpoints",
@@ -75,6 +75,7 @@ TYPED = [
     "armodels.limits",
     "armodels.masks",
     "armodels.memory",
+    "armodels.named",
     "armodels.networks*",
     "armodels.objectives",
     "armodels.orders",

@@ -9,7 +9,7 @@ from cases import CASES, context_values, data
 from hydra.errors import InstantiationException
 from walks import walked
 
-from armodels import build, heads, masks, orders
+from armodels import construct, heads, masks, orders
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.pixelcnn import PixelCNN
 from armodels.spec import ContextSpec
@@ -333,18 +333,18 @@ def test_configs_with_the_keys_of_an_order_load_where_it_is_the_raster():
     keys = {"num_layers": 1, "num_channels": 2, "kernel_size": 3, "first_kernel_size": 3}
     keys = {"_target_": "armodels.networks.pixelcnn.PixelCNN", "context": None} | keys
     old = {"order": "raster", "order_seed": 3, "num_orders": 1, "resample_orders": False}
-    one, other = (build.model(keys | more, head, GREY) for more in ({}, old))
+    one, other = (construct.model(keys | more, head, GREY) for more in ({}, old))
     assert torch.equal(one.net.order_table, other.net.order_table)
     for config in (keys, keys | old):
-        assert build.over_orders(one, config, 1) is one
+        assert construct.over_orders(one, config, 1) is one
     with pytest.raises(ValueError, match="^eval.num_orders is 2, but the model was trained on 1 "):
-        build.over_orders(one, keys, 2)
+        construct.over_orders(one, keys, 2)
     with pytest.raises(
         ValueError, match="^model PixelCNN follows one order only; use num_orders=1"
     ):
-        build.model(keys | {"num_orders": 2}, head, GREY)
+        construct.model(keys | {"num_orders": 2}, head, GREY)
     with pytest.raises(InstantiationException) as told:
-        build.model(keys | {"order": "random"}, head, GREY)
+        construct.model(keys | {"order": "random"}, head, GREY)
     assert str(told.value.__cause__) == (
         "model PixelCNN follows the raster order only, not random"
     )

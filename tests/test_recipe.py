@@ -7,7 +7,7 @@ from command import done
 from omegaconf import OmegaConf
 
 import armodels as package
-from armodels import build, memory
+from armodels import construct, memory
 
 CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("recipe/*.yaml"))
@@ -45,9 +45,9 @@ def test_data_come_with_a_model_that_suits_them(name):
     assert config["choices"]["model"] == model
     assert config["trainer"]["max_minutes"] == minutes
     if not path:
-        spec = build.source(config["data"]).spec
+        spec = construct.source(config["data"]).spec
         with memory.at_most(memory.MOST // 2, ""):
-            build.model(config["model"], config["head"], spec)
+            construct.model(config["model"], config["head"], spec)
     other = config_of(f"data={name}", *path, "model=nade")
     plain = config_of("data=digits", "model=nade")
     for part in ("model", "optimizer", "schedule", "trainer"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from armodels import build, heads, orders
+from armodels import construct, heads, orders
 from armodels.networks.separate import SeparateMLPs
 from armodels.spec import DataSpec
 
@@ -61,5 +61,5 @@ def test_one_input_is_bent_in_many_places():
 def test_how_many_gaussians_by_default(network, keys, num_components):
     config = {"_target_": f"armodels.networks.{network}", "hidden_sizes": [4], "context": None}
     config |= {"order": "raster", "order_seed": 0, "num_orders": 1}
-    model = build.model(config, {"_target_": "armodels.heads.auto"} | keys, SPEC)
+    model = construct.model(config, {"_target_": "armodels.heads.auto"} | keys, SPEC)
     assert model.head.num_params == 3 * num_components

@@ -21,7 +21,7 @@ from command import QUICK, TINY, armodels, done, fork
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from armodels import build, checkpoints, limits
+from armodels import checkpoints, construct, limits
 from armodels.baselines import categoricals
 from armodels.checkpoints import load_checkpoint, load_model
 from armodels.density.autoregressive import AutoregressiveModel
@@ -371,7 +371,7 @@ def test_fresh_values_are_those_of_their_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "BLOCK_STEPS", 5)
     done(tmp_path, "train", *TINY, "trainer.max_steps=0", "out=run")
     config = RunDirectory(tmp_path / "run").read_config()
-    source = build.source(config["data"] | {"dynamic": True}, TRUST)
+    source = construct.source(config["data"] | {"dynamic": True}, TRUST)
     plain, drawn = source.load(), []
 
     def draw(rows, generator):
@@ -692,7 +692,7 @@ def test_what_knowing_nothing_costs(tmp_path):
     done(tmp_path, "train", *TINY, "data.kind=vector", "data.shape=[3]", "data.levels=null",
          "trainer.max_steps=0", "out=run")  # fmt: skip
     config = RunDirectory(tmp_path / "run").read_config()["data"]
-    splits = build.source(config, TRUST).load()
+    splits = construct.source(config, TRUST).load()
     name, nothing = knowing_nothing(splits)
     train = splits.train.double()
     gaussians = torch.distributions.Normal(train.mean(0), train.std(0))

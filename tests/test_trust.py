@@ -19,7 +19,7 @@ import torch
 import yaml
 from command import QUICK, armodels, done, process
 
-from armodels import build, checks, earlier
+from armodels import checks, construct, earlier
 from armodels.checkpoints import load_checkpoint, load_model, save
 from armodels.data.toy import Toy
 from armodels.networks import made
@@ -130,11 +130,11 @@ def test_no_part_runs_what_it_names(part, strange, monkeypatch):
     for (name, trap), place in itertools.product(traps(strange).items(), PLACES):
         bad = planted(config[part], trap, place)
         make = {
-            "data": lambda bad: build.source(bad, trust),
-            "model": lambda bad: build.model(bad, config["head"], spec, trust),
-            "head": lambda bad: build.model(config["model"], bad, spec, trust),
-            "optimizer": lambda bad: build.optimizer(bad, params, trust),
-            "schedule": lambda bad: build.schedule(bad, trust),
+            "data": lambda bad: construct.source(bad, trust),
+            "model": lambda bad: construct.model(bad, config["head"], spec, trust),
+            "head": lambda bad: construct.model(config["model"], bad, spec, trust),
+            "optimizer": lambda bad: construct.optimizer(bad, params, trust),
+            "schedule": lambda bad: construct.schedule(bad, trust),
         }[part]
         with pytest.raises(ValueError, match="is refused: it names the class ") as refusal:
             make(bad)
@@ -170,7 +170,7 @@ def test_a_run_saved_under_earlier_names_is_restored(target, tmp_path):
     config = {"_target_": target, "context": "label", **NETWORK}
     labels = (ContextSpec("label", (), 3),)
     spec = DataSpec("tiny-image", "image", (1, 2, 2), 2, "probability", contexts=labels)
-    model = build.model(config, head, spec).eval()
+    model = construct.model(config, head, spec).eval()
     weights = {}
     for name, weight in model.state_dict().items():
         weight.copy_(torch.randn(weight.shape))

@@ -142,6 +142,20 @@ class Splits:
             ValueError: It cannot be inferred what the values are, they are too few to split, or
                 what is said of them is no such thing.
             TypeError: They are no such values.
+
+        Examples:
+            >>> import armodels
+            >>> import numpy as np
+            >>> bits = np.array([[0, 1, 1], [1, 0, 0]] * 50)
+            >>> splits = armodels.Splits.of(bits)
+            >>> splits.spec.kind, splits.spec.shape, splits.spec.levels
+            ('vector', (3,), 2)
+            >>> [len(splits.split(name)) for name in ("train", "valid", "test")]
+            [80, 10, 10]
+            >>> import pandas as pd
+            >>> table = pd.DataFrame({"height": [1.7, 1.8, 1.6], "weight": [65.0, 80.0, 51.0]})
+            >>> armodels.Splits.of(table, name="people").spec.measure
+            'density'
         """
         stated_as = {"name": name, "kind": kind, "shares": shares, "seed": seed}
         require_types(stated_as, _STATED)

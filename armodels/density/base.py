@@ -1,7 +1,7 @@
 """The contract of every density model: exact log-probabilities, samples and completion."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
@@ -19,6 +19,8 @@ class DensityModel(nn.Module, ABC):
     spec: DataSpec
     context: ContextSpec | None = None
     """What the model is conditioned on; None: nothing."""
+    built_from: Mapping[str, Any] | None = None
+    """The configs of model and head that it was built from in Python; None: none that is known."""
 
     @property
     def any_order(self) -> bool:
@@ -42,6 +44,17 @@ class DensityModel(nn.Module, ABC):
         Raises:
             ValueError: A value lies outside the support.
             TypeError: The events, or what they are conditioned on, are no tensor.
+
+        Examples:
+            Probabilities of all outcomes sum to one, whatever the weights:
+
+            >>> import armodels
+            >>> import itertools, torch
+            >>> spec = armodels.DataSpec("bits", "vector", (6,), 2, "probability")
+            >>> model = armodels.build("nade", spec, hidden_size=8)
+            >>> outcomes = torch.tensor(list(itertools.product([0, 1], repeat=6)))
+            >>> round(model.log_prob(outcomes).exp().sum().item(), 5)
+            1.0
         """
         require_class("x", x, Tensor, "such as torch.from_numpy(array) makes")
         self.spec.check(x)
@@ -62,7 +75,7 @@ class DensityModel(nn.Module, ABC):
         if self.context is None:
             if context is not None:
                 raise ValueError(
-                    f"{self.description} takes no context: it was trained without model.context"
+                    f"{self.description} takes no context: it is conditioned on nothing"
                 )
         elif context is None:
             raise ValueError(
@@ -105,7 +118,16 @@ class DensityModel(nn.Module, ABC):
 
     @final
     def sample(self, n: int, **options: Any) -> Tensor:
-        """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``."""
+        """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``.
+
+        Examples:
+            >>> import armodels
+            >>> import torch
+            >>> spec = armodels.DataSpec("pictures", "image", (1, 4, 4), 2, "probability")
+            >>> model = armodels.build("pixelcnn", spec, num_layers=1, num_channels=4)
+            >>> model.sample(64, generator=torch.Generator().manual_seed(0)).shape
+            torch.Size([64, 1, 4, 4])
+        """
         return self.sample_with_log_prob(n, **options)[0]
 
     @abstractmethod
@@ -130,6 +152,19 @@ class DensityModel(nn.Module, ABC):
             temperature: As in ``sample_with_log_prob``.
             generator: Seeds the draw.
             progress: Show a bar with an ETA once a second has passed.
+
+        Examples:
+            >>> import armodels
+            >>> import torch
+            >>> spec = armodels.DataSpec("bits", "vector", (4,), 2, "probability")
+            >>> model = armodels.build("made", spec, hidden_sizes=[8])
+            >>> x = torch.tensor([[1, 0, 1, 1]])
+            >>> known = torch.tensor([True, True, False, False])
+            >>> completion = model.complete(x, known)
+            >>> completion.values[:, :2]
+            tensor([[1, 0]])
+            >>> completion.method  # known values come first in the order
+            'exact'
         """
 
     @final  # type: ignore[misc]  # PyTorch declares forward as an attribute.

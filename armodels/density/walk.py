@@ -54,6 +54,20 @@ def walk(
 
     Returns:
         (B, S, K) values, in generation order.
+
+    Examples:
+        A network asks a head, here for the likelier value of each step:
+
+        >>> import torch
+        >>> from armodels import DataSpec, heads, orders
+        >>> from armodels.density.walk import walk
+        >>> from armodels.networks.made import MADE
+        >>> spec = DataSpec("bits", "vector", (3,), 2, "probability")
+        >>> head, order = heads.auto(spec), orders.make("reverse", spec.shape)
+        >>> net = MADE(spec, head.num_params, order, hidden_sizes=[4])
+        >>> likeliest = lambda s, params: head.level_log_probs(params, params[..., :0]).argmax(-1)
+        >>> walk(net, 2, lambda s, params: likeliest(s, params)[..., None]).shape
+        torch.Size([2, 3, 1])
     """
     steps: Steps = NaiveSteps(cast(Network, net)) if naive else net
     pack = steps.pack()

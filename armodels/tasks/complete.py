@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import build, charts, checkpoints, contexts, disk, pictures, show, views
+from armodels import charts, checkpoints, construct, contexts, disk, pictures, show, views
 from armodels.checks import require_together
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.data.rows import Batch
@@ -217,7 +217,7 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
         raise ValueError(f"table=FILE is for a model of a table, not one of {spec.name}")
     source = {**restored.config["data"], "path": config["table"]}
     source |= {"columns": list(spec.columns), "drop": []}
-    _, rows = build.source(source, restored.trust).whole(missing=True)
+    _, rows = construct.source(source, restored.trust).whole(missing=True)
     known = ~rows.isnan()
     # Any value in the support may stand where none is known.
     anything = spec.original(torch.zeros(1, spec.num_dims, dtype=spec.dtype)).double()

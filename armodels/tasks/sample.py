@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import build, charts, checkpoints, contexts, disk, pictures, show, views
+from armodels import charts, checkpoints, construct, contexts, disk, pictures, show, views
 from armodels.data.rows import Examples
 from armodels.density.stream import with_length
 from armodels.examples import draw_examples, load_split
@@ -142,7 +142,7 @@ def reference(restored: checkpoints.Restored) -> dict:
     try:
         _, examples = load_split(restored, {}, "train")
         data = examples.x[:]
-        splits = build.source(restored.config["data"], restored.trust).load()
+        splits = construct.source(restored.config["data"], restored.trust).load()
     except (OSError, ValueError) as error:
         show.warn(f"samples are drawn without the data beside them: {error}")
         return {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from armodels import blending, build, candidates, checkpoints, limits, resuming, run, show
+from armodels import blending, candidates, checkpoints, construct, limits, resuming, run, show
 from armodels.density.stream import describe_past, reads
 from armodels.evaluation import describe
 from armodels.tracking import read_rows
@@ -90,9 +90,9 @@ def _begin(
         if math.isfinite(last["state"]["best_nats"]):  # refused now, not after the last step
             best = directory.checkpoint("best")
             checkpoints.rebuild(checkpoints.load_checkpoint(best), best, trust)
-    source = build.source(config["data"], trust)
+    source = construct.source(config["data"], trust)
     own = checkpoints.spec_of(last, path) if last else source.spec
-    spec = build.same_data(own, source.spec)
+    spec = construct.same_data(own, source.spec)
     config, members = blending.take_up(config, spec) if last is None else (config, [])
 
     def guard(tried: Mapping[str, Any]) -> contextlib.AbstractContextManager:
@@ -103,9 +103,9 @@ def _begin(
     blending.warn(config, spec, members)
     splits = source.load()  # which may make the folder of the data
     candidates.require_learnable(config, model, splits, fabric.device)
-    if last and (spec := build.same_data(own, splits.spec)) != splits.spec:
+    if last and (spec := construct.same_data(own, splits.spec)) != splits.spec:
         splits = replace(splits, spec=spec)
-    config = build.located(config)
+    config = construct.located(config)
     go_on = _go_on(config, directory, fabric.world_size)
     several = candidates.candidates(config, settings, splits.spec, trust)
     trainer = Trainer(

@@ -1,13 +1,14 @@
 """``armodels.fit``: the loop of ``armodels train``, for a model and data made in Python."""
 
 import contextlib
+import difflib
 import functools
 import inspect
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from armodels.training.loop import Trainer
 from armodels.training.processes import make_fabric
 from armodels.training.record import InFiles, InMemory, Record
 from armodels.training.result import Origin, Result
-from armodels.training.settings import Settings, Watching
+from armodels.training.settings import LIMITS, Settings, Watching, in_python
 from armodels.training.streams import WEIGHTS, stream
 
 State = Mapping[str, Any]
@@ -56,6 +57,7 @@ def fit(
     seed: Seed = 0,
     name: str | None = None,
     quiet: bool = False,
+    **changes: Any,
 ) -> Result:
     """Train a model, keep what is best on valid, and evaluate that exactly on valid and test.
 
@@ -66,15 +68,16 @@ def fit(
         model: Trained in place; ends with its best weights, in evaluation mode, on the device of
             the training.
         splits: The data, such as ``Splits.of(array)`` or ``armodels.load_data("digits")``.
-        settings: None: at most 50 epochs and at most five minutes.
+        settings: None: at most 50 epochs and, where no limit is named, at most five minutes.
         optimizer: Parameters -> what moves them; None: AdamW with a rate of 0.001.
         schedule: Factor on the learning rate; None: half a cosine down to 0.
         objective: Model -> what training maximizes; None: what the model names itself.
         watching: What is evaluated and drawn beside the steps; None: averaged weights where
             ``settings.ema`` keeps them, and 64 samples where there is a directory.
         directory: A new run directory, which ``armodels compare`` and TensorBoard read as any
-            other; None: nothing is written. Its checkpoints hold weights, but not how the model
-            is made: ``armodels.load_model(directory, model=...)`` puts them into one that is.
+            other; None: nothing is written. ``armodels.load_model(directory)`` makes the model
+            again if ``armodels.build`` made it; weights of one that was made otherwise go into
+            one made alike, ``armodels.load_model(directory, model=...)``.
         resume: Go on with the run of the directory, bit for bit. Its limits and evaluations may
             change, and the values of its optimizer and schedule; what else makes a step may not.
         initialize: Set output biases, and all else that a family finds in closed form, from the
@@ -83,12 +86,13 @@ def fit(
         seed: Of every random draw.
         name: Of the model, in metrics; None: its description.
         quiet: Print warnings alone.
+        changes: Settings by name, such as ``max_minutes=1``; they replace those of ``settings``.
 
     Returns:
         The model, its numbers and its curves.
 
     Raises:
-        TypeError: An argument is not what its type says.
+        TypeError: An argument is not what its type says, or there is none of that name.
         ValueError: The model, the data and the objective do not go together, settings are
             refused, the run that goes on is another one, the directory cannot be made, or the
             network hears values before their step.
@@ -97,9 +101,22 @@ def fit(
         FloatingPointError: A loss is not finite.
         limits.OutOfTime: ``settings.max_minutes`` holds no exact evaluation.
         KeyboardInterrupt: A signal asked for an end; with a directory everything is saved.
+
+    Examples:
+        >>> import armodels
+        >>> import torch
+        >>> torch.manual_seed(0)
+        <torch._C.Generator object at ...>
+        >>> coins = torch.randint(2, (1000, 1)).expand(-1, 5)  # one coin, told five times
+        >>> splits = armodels.Splits.of(coins)
+        >>> model = armodels.build("made", splits.spec, hidden_sizes=[20])
+        >>> adam = lambda params: torch.optim.Adam(params, lr=0.05)
+        >>> result = armodels.fit(model, splits, max_epochs=12, optimizer=adam, quiet=True)
+        >>> round(result.metrics["test"]["nats"], 1)  # that of one coin is log 2 = 0.69
+        0.7
     """
     _require_types(model, splits, settings, schedule, watching)
-    settings = settings or Settings(max_minutes=5)
+    settings = _changed(settings, changes)
     _require_fit(model, splits, settings)
     if directory is None and resume:
         raise ValueError("resume=True goes on with the run of a directory: name it")
@@ -113,7 +130,7 @@ def fit(
     trained = _objective(objective or default_objective, model)
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     origin = Origin(name or model.description, seed, started)
-    config = _described(origin, splits, settings, watching, moves, schedule)
+    config = _described(origin, model, splits, settings, watching, moves, schedule)
     config["objective"] = {"_target_": _class_of(trained)}
     config["orders"] = checkpoints.orders_of(model)
     candidate = Candidate(
@@ -124,7 +141,7 @@ def fit(
         initialize=initialize,
         config=config,
     )
-    with _quiet() if quiet else contextlib.nullcontext(), _threads(settings.threads):
+    with in_python(), _quiet() if quiet else contextlib.nullcontext(), _threads(settings.threads):
         fabric = make_fabric(settings)
         run = None if directory is None else _run(directory, config, resume=resume)
         find = functools.partial(_last, model=model) if resume else None
@@ -137,6 +154,27 @@ def fit(
                 if trainer.state.step:
                     show.say(f"going on from step {trainer.state.step}")
             return trainer.run()
+
+
+def _changed(settings: Settings | None, changes: Mapping[str, Any]) -> Settings:
+    """The settings with changes.
+
+    Raises:
+        TypeError: There is no setting of that name.
+        ValueError: A value is refused.
+    """
+    known = [field.name for field in fields(Settings)]
+    for key in changes:
+        if key not in known:
+            others = inspect.signature(fit).parameters
+            near = difflib.get_close_matches(key, [*known, *others], 1)
+            hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(known)}"
+            if key in ("lr", "learning_rate", "weight_decay", "betas", "momentum"):
+                hint = "give optimizer=lambda params: torch.optim.AdamW(params, lr=0.001)"
+            raise TypeError(f"fit has no argument {key}; {hint}")
+    if settings is None:
+        settings = Settings(max_minutes=None if {*LIMITS} & {*changes} else 5)
+    return replace(settings, **changes)
 
 
 @contextlib.contextmanager
@@ -179,6 +217,11 @@ def _require_fit(model: DensityModel, splits: Splits, settings: Settings) -> Non
                 f"the model is conditioned on {wanted.name}, which the spec of {spec.name} "
                 f"promises, but Splits(contexts=...) does not hold"
             )
+    if settings.strategy == "fsdp":
+        raise ValueError(
+            "strategy=fsdp parts the weights of a model, and fit trains the one it is given; use: "
+            "armodels train trainer.strategy=fsdp"
+        )
     if settings.select:
         raise ValueError("fit trains one model; to choose among several, call it for each")
 
@@ -307,13 +350,14 @@ def _require_no_other_weights(objective: Objective, model: DensityModel) -> None
 
 def _described(
     origin: Origin,
+    model: DensityModel,
     splits: Splits,
     settings: Settings,
     watching: Watching,
     moves: torch.optim.Optimizer,
     schedule: Schedule,
 ) -> dict[str, Any]:
-    """What a run directory says of a training; no model can be made again by it."""
+    """What a run directory says of a training; it names no data."""
     rates = {k: v for k, v in moves.defaults.items() if isinstance(v, (int, float, str))}
     shape = {k: v for k, v in vars(schedule).items() if isinstance(v, (int, float, str))}
     described = {
@@ -321,6 +365,7 @@ def _described(
         "data": {},
         "model": {},
         "head": {},
+        **(model.built_from or {}),
         "optimizer": {"_target_": _class_of(moves), **rates},
         "schedule": {"_target_": _class_of(schedule), **shape},
         "trainer": asdict(settings),
@@ -415,7 +460,7 @@ def _require_same(run: RunDirectory, config: dict[str, Any]) -> None:
     """Raise ValueError unless a run goes on by the steps that it was begun with."""
     saved = run.read_config()
     require_shape(saved, run.path / "config.yaml")
-    if saved["model"]:
+    if saved["data"]:
         raise ValueError(
             f"the run of {run.path} was trained by armodels train; go on with: "
             f"armodels train {show.override('resume', run.path)}"

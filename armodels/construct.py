@@ -1,6 +1,7 @@
 """From configs to objects: no config passes beyond this file and the tasks."""
 
 import contextlib
+import difflib
 import functools
 import inspect
 import os
@@ -101,8 +102,13 @@ def _require_keys(target: Any, keys: Mapping, args: list, objects: Mapping, part
             raise ValueError(f"{part}.{name} is missing; give {part}.{name}=VALUE")
     for key in keys:
         if key not in known or key in objects:
-            free = ", ".join(one for one in known if one not in objects) or "none"
-            raise ValueError(f"{target.__name__} has no argument {key}; its arguments are {free}")
+            free = [one for one in known if one not in objects]
+            near = difflib.get_close_matches(key, free, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"{target.__name__} has no argument {key}; {hint}its arguments are "
+                f"{', '.join(free) or 'none'}"
+            )
 
 
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -119,7 +125,16 @@ def _require_types(target: Any, keys: Mapping, prefix: str) -> None:
 
 
 def source(config: Mapping, trust: Trust = PACKAGE) -> Source:
-    """The data source of a ``data`` config; nothing is read yet."""
+    """The data source of a ``data`` config; nothing is read yet.
+
+    Raises:
+        ValueError: It names none, or its keys are wrong.
+    """
+    if not config:
+        raise ValueError(
+            "the run was trained by armodels.fit, on data that its files do not name: name them "
+            "with data=..., or call armodels.evaluate in Python"
+        )
     return instantiate(config, part="data", trust=trust, kind=Source)
 
 
