@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from armodels import blending, build, candidates, checkpoints, limits, resuming, run, show
 from armodels.density.stream import describe_past, reads
 from armodels.evaluation import describe
-from armodels.tracking import read_rows
+from armodels.tracking import read_rows, require_loggers
 from armodels.training.loop import Trainer
 from armodels.training.processes import make_fabric
 from armodels.training.record import InFiles
@@ -62,8 +62,11 @@ def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -
     show.muted = not fabric.is_global_zero
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # the first one's, for all
     first = fabric.is_global_zero
+    loggers = require_loggers(config["logger"]) if first else ()
     with directory.claimed(new=not resuming_run) if first else contextlib.nullcontext():
-        trainer = _begin(config, settings, budget, fabric, directory, trust, changed, hopeless)
+        trainer = _begin(
+            config, settings, budget, fabric, directory, trust, changed, hopeless, loggers
+        )
         if first:
             log.open(directory.path / "train.log")
             _announce(trainer)
@@ -81,6 +84,7 @@ def _begin(
     trust: Trust,
     changed: list[str] | None,
     hopeless: Hopeless | None,
+    loggers: Sequence[str],
 ) -> Trainer:
     """What trains in a directory that is claimed; ``changed`` keys of a run that goes on."""
     last, path = None, directory.checkpoint("last")
@@ -113,7 +117,12 @@ def _begin(
         settings,
         watching_of(config),
         fabric,
-        InFiles(directory, config if fabric.is_global_zero else None, _go_on(config, directory)),
+        InFiles(
+            directory,
+            config if fabric.is_global_zero else None,
+            loggers,
+            _go_on(config, directory),
+        ),
         origin_of(config),
         budget,
         blending.fill(model, members),
