@@ -62,10 +62,10 @@ class MLflow(Logger):
     def __init__(self, directory: Path) -> None:
         for key, value in _DEFAULTS.items():
             os.environ.setdefault(key, value)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # of how it makes its tables
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        for other in ("mlflow", "alembic"):  # which tell how they make their tables
+            logging.getLogger(other).setLevel(logging.WARNING)
         uri = tracking_uri()
         if "MLFLOW_TRACKING_URI" not in os.environ:
             Path("outputs").mkdir(exist_ok=True)

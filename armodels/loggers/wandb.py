@@ -151,6 +151,6 @@ def _recorded(directory: Path, number: str) -> dict[str, set[int]]:
             except DecodeError:  # cut off
                 break
             for item in record.history.item:
-                tag = item.key or "/".join(item.nested_key)
+                tag = item.key or item.nested_key[0]
                 steps.setdefault(tag, set()).add(record.history.step.num)
     return steps

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -209,8 +210,9 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
         known |= {} if context is None else {"label": 0}
     elif spec.notes is not None and spec.notes.voices:
         known = {"known": [spec.notes.voices[0]]}
+    events = any(Path(path).glob("events.*"))
     for line in (
-        show.command("tensorboard", logdir=path),
+        *([show.command("tensorboard", logdir=path)] if events else []),
         show.command("sample", run=path, num=64, **trust),
         show.command("complete", run=path, **known, **trust),
         show.command("eval", run=path, split="test", **trust),

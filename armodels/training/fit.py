@@ -18,6 +18,7 @@ from armodels import checkpoints, contexts, disk, limits, show
 from armodels.checks import HARMLESS, Seed, checked, require_class
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.loggers.base import read_names
 from armodels.objectives import AllOrders, Canonical, MixtureOrder, Objective, RandomOrder
 from armodels.run import RunDirectory, require_shape
 from armodels.schedules import Cosine, Schedule
@@ -107,9 +108,9 @@ def fit(
     _require_fit(model, splits, settings)
     if directory is None and resume:
         raise ValueError("resume=True goes on with the run of a directory: name it")
-    loggers = require_loggers(logger)
-    if directory is None and {*loggers} - {"tensorboard"}:
+    if directory is None and {*read_names(logger)} - {"tensorboard"}:
         raise ValueError(f"logger={logger!r} records the run of a directory: name it")
+    loggers = require_loggers(logger)
     watching = watching or Watching()
     schedule, seed = schedule or Cosine(), int(seed)
     optimizer = adamw if optimizer is None else optimizer
