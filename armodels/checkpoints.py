@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, build, earlier, machine
+from armodels import __version__, build, earlier, exported, machine
 from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
@@ -120,6 +120,8 @@ def load_checkpoint(path: str | Path) -> dict:
             another version.
     """
     path = Path(path)
+    if path.name == exported.WEIGHTS:
+        return _checked({**exported.read(path), "ema": None}, path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     with open(path, "rb") as file:
@@ -145,10 +147,19 @@ def load_checkpoint(path: str | Path) -> dict:
             f"checkpoint {path} has format {state['format']} (armodels {state.get('version')}), "
             f"but this armodels {__version__} reads format {FORMAT}"
         )
+    return _checked(state, path)
+
+
+def _checked(state: dict, path: Path) -> dict:
+    """A checkpoint as it is now, whose parts are what they must be.
+
+    Raises:
+        ValueError: They are not.
+    """
     kinds: dict[str, type | tuple[type, ...]] = {"config": dict, "spec": dict, "model": Mapping}
     kinds |= {"step": int, "ema": (Mapping, type(None))}
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
-        raise ValueError(strange)
+        raise ValueError(f"checkpoint {path} is not a checkpoint of armodels")
     require_plain(state["config"], path)
     network = str((state["config"].get("model") or {}).get("_target_"))
     for part in ("model", "ema"):
@@ -257,7 +268,7 @@ def rebuild(state: Mapping, path: Path, trust: Trust) -> tuple[DataSpec, Density
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
-    """The checkpoint file of a run directory, or ``path`` itself if it is a file.
+    """The checkpoint of a run directory or an exported folder, or ``path`` if it is a file.
 
     Raises:
         FileNotFoundError: There is no such run, or it has no such checkpoint yet.
@@ -268,6 +279,8 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
         return path
     if not path.exists():
         raise FileNotFoundError(f"run {path} does not exist; name a run directory or checkpoint")
+    if exported.is_exported(path):
+        return path / exported.WEIGHTS
     file = RunDirectory.open(path).checkpoint(name)
     if not file.is_file():
         raise FileNotFoundError(f"run {path} has no checkpoint {name}.pt yet")
@@ -337,7 +350,7 @@ def restore(
     """Rebuild the model of a run from its checkpoint alone.
 
     Args:
-        path: A run directory or a checkpoint file.
+        path: A run directory, a checkpoint file, or a folder of ``armodels export``.
         checkpoint: ``best`` or ``last``, where ``path`` is a directory.
         weights: ``ema`` (raw where the run kept no average) or ``raw``.
         device: Where the model goes: auto, cpu, cuda, cuda:1 or mps.
@@ -358,6 +371,7 @@ def restore(
         require_class("model", model, DensityModel, "made as it was for its training")
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
+    require_held(state, file, checkpoint, weights)
     allowed = Trust.of(trust, file)
     spec = spec_of(state, file)
     if model is None:
@@ -374,8 +388,27 @@ def restore(
     if num_orders is not None:
         model = build.over_orders(model, state["config"]["model"], num_orders)
     model.eval().requires_grad_(False).to(device)
-    used = "ema" if average else "raw"
+    used = state.get("weights", "ema" if average else "raw")
     return Restored(model, state["config"], spec, used, state["step"], file, allowed)
+
+
+def require_held(state: Mapping, path: Path, checkpoint: str, weights: str) -> None:
+    """Raise ValueError where an exported folder holds other weights than those asked for.
+
+    Args:
+        state: The checkpoint.
+        path: Its file, for sentences.
+        checkpoint: ``best`` or ``last``: which is asked for.
+        weights: ``ema`` (or raw, where there is no average) or ``raw``.
+    """
+    if "weights" not in state:  # of a run, which holds both
+        return
+    if state["weights"] not in ("ema", "raw"):
+        raise ValueError(f"{path} is refused: its weights are {str(state['weights'])[:50]!r}")
+    if weights == "raw" and state["weights"] == "ema":
+        raise ValueError(f"{path} holds averaged weights alone; leave eval.weights=raw away")
+    if checkpoint == "last" and state.get("checkpoint") != "last":
+        raise ValueError(f"{path} holds the best weights alone; leave checkpoint=last away")
 
 
 def orders_of(model: DensityModel) -> list[str]:
@@ -444,5 +477,15 @@ def from_config(config: Mapping) -> Restored:
 
 
 def load_model(path: str | Path, **options: Any) -> DensityModel:
-    """The model of a run directory or checkpoint, ready to use; options as in ``restore``."""
+    """The model of a run directory, a checkpoint or an exported folder, ready to use.
+
+    Args:
+        path: Such as ``"outputs/digits/made/seed0-k2x7qm4a"``, or a folder that ``armodels
+            export`` wrote.
+        options: As of ``restore``: ``checkpoint``, ``weights``, ``device``, ``trust``, ``model``.
+
+    Raises:
+        FileNotFoundError: There is no such run, checkpoint or folder.
+        ValueError: It is damaged, or names a class that is neither this package's nor trusted.
+    """
     return restore(path, **options).model

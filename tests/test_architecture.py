@@ -18,14 +18,14 @@ ROOT = Path(armodels.__file__).parent
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
     {"alphabet", "notes", "waveform", "show", "checks", "disk", "earlier", "limits"}
-    | {"lines", "names"},
+    | {"licences", "lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
-    {"contexts", "orders", "masks", "kernels", "typed", "errors"},
+    {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
     {"baselines", "evaluation"},
     {"trust"},
-    {"build", "pictures"},
+    {"build", "exported", "pictures"},
     {"charts"},
     {"views"},
     {"loggers"},
@@ -98,6 +98,7 @@ DOORS = {
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
     "optuna": {"study"},
+    "safetensors": {"exported"},
     "pandas": {"data.dialect", "data.files"},
     "mlflow": {"loggers.mlflow"},
     "wandb": {"loggers.wandb"},
