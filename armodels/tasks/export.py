@@ -59,7 +59,7 @@ def main(config: Mapping[str, Any]) -> None:
         ),
         folder=str(config["out"]),
         context=model.context.name if model is not None and model.context else None,
-        trust=trusting(saved),
+        trust={} if model is None else trusting(saved),
     )
     exported.write(
         out,
