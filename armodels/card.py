@@ -89,11 +89,11 @@ def _datum(spec: DataSpec) -> str:
 
 
 def _what(about: About) -> str:
-    given = f" given {_plain(about.context)}" if about.context else ""
+    conditioned = f" given {_plain(about.context)}" if about.context else ""
     return (
-        f"It has an exact log-likelihood of each{given}, draws samples, and fills in what is "
-        f"missing. These are its {'averaged' if about.weights == 'ema' else 'raw'} weights after "
-        f"{about.step:,} steps."
+        f"It has an exact log-likelihood of each{conditioned}, draws samples, and fills in what "
+        f"is missing. These are its {'averaged' if about.weights == 'ema' else 'raw'} weights "
+        f"after {about.step:,} steps."
     )
 
 
