@@ -66,6 +66,7 @@ examples:
   armodels train resume=outputs/digits/made/...    # go on, bit for bit
   armodels tune model=nade num_trials=30           # search rate, width and weight decay
   armodels compare outputs                         # table of all runs
+  armodels export outputs/digits/made/... out=made # safetensors, JSON and a card, for others
   armodels list                                    # what there is to choose from
   armodels train --cfg job                         # every knob, with its value
   eval "$(armodels -sc install=bash)"              # tab completion
