@@ -187,6 +187,10 @@ def test_raw_and_last_weights_are_exported_where_asked_for(folder, tmp_path):
     require_the_same(load_model(folder / "ema", weights="raw", checkpoint="last"), load_model(out))
     assert "None: the run has no numbers of these very weights" in (out / "README.md").read_text()
     load_model(out, checkpoint="last", weights="raw")
+    done(folder, "export", "ema", f"out={tmp_path}/raw", "eval.weights=raw")
+    require_the_same(load_model(folder / "ema", weights="raw"), load_model(tmp_path / "raw"))
+    assert "These are its raw weights" in (tmp_path / "raw/README.md").read_text()
+    assert "None: the run has no numbers" in (tmp_path / "raw/README.md").read_text()
     # Those of the fixture are averages alone.
     error = armodels(folder, "eval", "out", "eval.weights=raw").error
     assert (

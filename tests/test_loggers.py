@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import QUICK, TINY, armodels, done, fork, process
+from command import QUICK, TINY, armodels, done, fork, process, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import armodels as package
 from armodels import limits, tracking, typed
 from armodels.loggers.base import Logger, read_names
+from armodels.loggers.wandb import _records
 from armodels.networks.nade import NADE
 from armodels.run import RunDirectory
 from armodels.tracking import Tracker
@@ -24,6 +25,8 @@ from armodels.tracking import Tracker
 SHORT = (*TINY, "trainer.max_steps=9", "trainer.log_every=2")
 WITH_PICTURES = (*[one for one in SHORT if one != "samples.num=0"], "samples.num=4")
 OFFLINE = {"WANDB_MODE": "offline"}
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "armodels")  # fmt: skip
 
 
 # What is typed
@@ -502,6 +505,51 @@ def test_a_logger_asked_for_later_gets_the_rows_of_the_table(tmp_path):
     ids = json.loads((run / "loggers.json").read_text())
     assert ids["wandb"] != "../../x"
     assert points_of_mlflow(tmp_path, run)["train/nats"].keys() == {2, 4, 6, 8, 10, 12, 14}
+
+
+def test_records_longer_than_a_block_of_wandbs_file_are_read():
+    records = [b"a" * 10, b"b" * 70_000, b"c" * 32_744, b"d" * 3, b"e" * 32_760]
+    content = b":W&B\x00\x00\x00"
+    for record in records:
+        left, first = record, True
+        while left or first:
+            room = 32_768 - len(content) % 32_768
+            if room < 7:
+                content += bytes(room)
+                continue
+            part, left = left[: room - 7], left[room - 7 :]
+            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}
+            content += struct.pack("<IHB", 0, len(part), kind[first, not left]) + part
+            first = False
+    assert list(_records(content)) == records
+    assert list(_records(content[:-1])) in (records, [*records[:-1], records[-1][:-1]])
+    assert list(_records(content[:100])) == records[:1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_of_two_processes_the_first_records(tmp_path):
+    args = ("train", *SHORT, "data.num_train=51", ALL, "out=run", "trainer.devices=2")
+    result = process(tmp_path, *args, launcher=TORCHRUN, **OFFLINE)
+    assert result.code == 0, result.err
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*"))) == 1
+    assert len(client(tmp_path).search_runs(["0", "1"])) == 1
+    require_the_same(tmp_path, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_runs_that_begin_together_share_a_store(tmp_path):
+    args = ("train", *SHORT, "logger=mlflow")
+    children = [start(tmp_path, *args, f"out=run{i}", f"seed={i}") for i in range(3)]
+    for child in children:
+        _, err = child.communicate(timeout=300)
+        assert child.returncode == 0, err
+        assert "warning" not in err
+    for i in range(3):
+        rows = points_of_table(tmp_path / f"run{i}")
+        found = points_of_mlflow(tmp_path, tmp_path / f"run{i}")
+        assert {tag: found[tag] for tag in rows} == rows
 
 
 @pytest.mark.slow

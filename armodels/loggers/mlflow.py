@@ -4,15 +4,18 @@ Where the records go is said by the environment alone, never by a run directory,
 stranger's: that keeps nothing but the id of the run.
 """
 
+import contextlib
+import hashlib
 import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
+from filelock import FileLock
 from torch import Tensor
 
 from armodels import disk
@@ -49,6 +52,25 @@ def require_store() -> None:
         )
 
 
+def _user() -> int:
+    """Whose locks these are: a file of another user in a shared folder cannot be opened."""
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Inside the block no other process of this machine makes the tables of a database.
+
+    Two that make them at once break each other, and the jobs of a sweep begin together.
+    """
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    name = hashlib.sha256(f"{_user()} {uri}".encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"armodels-{name}.lock"):
+        yield
+
+
 @final
 class MLflow(Logger):
     """One run of the store, which goes on where the run directory knows its id.
@@ -69,7 +91,9 @@ class MLflow(Logger):
         uri = tracking_uri()
         if "MLFLOW_TRACKING_URI" not in os.environ:
             Path("outputs").mkdir(exist_ok=True)
-        self._client = MlflowClient(tracking_uri=uri)
+        with _alone(uri):
+            self._client = MlflowClient(tracking_uri=uri)
+            self._client.search_experiments(max_results=1)
         self._steps: dict[str, set[int]] = {}
         self._params: set[str] = set()
         self._id = self._found(directory) or self._begun(directory)

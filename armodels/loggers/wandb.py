@@ -21,6 +21,9 @@ from armodels.loggers.base import STATE, Logger, Status, place_of, read_state
 from armodels.views import Sound
 from armodels.waveform import wav
 
+FIRST_SECONDS = 60
+"""Seconds that the start of a run waits for the server."""
+
 MOST_SECONDS = 300
 """Seconds that the end of a run waits for what is still to be sent."""
 
@@ -29,8 +32,13 @@ def require_account() -> None:
     """Raise ValueError where records are to be sent, and nothing is known of the account."""
     import wandb
 
-    mode = wandb.setup().settings.mode
-    if mode in ("online", "shared") and not wandb.login(prompt=False):
+    if wandb.setup().settings.mode not in ("online", "shared"):
+        return
+    try:  # asks no server: one that is gone must not keep a run from its training
+        known = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise ValueError(f"logger=wandb cannot log in: {error}") from error
+    if not known:
         raise ValueError(
             "logger=wandb knows no account here: run wandb login, or keep its records on this "
             "machine with WANDB_MODE=offline"
@@ -65,6 +73,7 @@ class WandB(Logger):
             settings=wandb.Settings(
                 console="off",
                 silent=True,
+                init_timeout=FIRST_SECONDS,
                 finish_timeout=MOST_SECONDS,
                 finish_timeout_raises=True,
             ),
