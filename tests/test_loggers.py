@@ -508,7 +508,8 @@ def test_a_logger_asked_for_later_gets_the_rows_of_the_table(tmp_path):
 
 
 def test_records_longer_than_a_block_of_wandbs_file_are_read():
-    records = [b"a" * 10, b"b" * 70_000, b"c" * 32_744, b"d" * 3, b"e" * 32_760]
+    # The second leaves three bytes of the first block, too few for a part.
+    records = [b"a" * 10, b"b" * 32_734, b"c" * 70_000, b"d" * 3, b"e" * 32_760]
     content = b":W&B\x00\x00\x00"
     for record in records:
         left, first = record, True
