@@ -523,7 +523,7 @@ def test_records_longer_than_a_block_of_wandbs_file_are_read():
             content += struct.pack("<IHB", 0, len(part), kind[first, not left]) + part
             first = False
     assert list(_records(content)) == records
-    assert list(_records(content[:-1])) in (records, [*records[:-1], records[-1][:-1]])
+    assert list(_records(content[:-1])) == records[:-1]
     assert list(_records(content[:100])) == records[:1]
 
 

@@ -133,8 +133,8 @@ def _records(content: bytes) -> Iterator[bytes]:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        if kind not in (1, 2, 3, 4):
-            return  # the rest of a block that was never filled
+        if kind not in (1, 2, 3, 4) or at + 7 + length > len(content):
+            return  # the rest of a block that was never filled, or what was cut off
         record += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
