@@ -70,6 +70,7 @@ def test_a_comma_is_a_list_also_in_a_sweep(value, more):
     assert words == [*more, "logger=[tensorboard,csv]"]
 
 
+@pytest.mark.slow
 def test_a_sweep_with_several_loggers_has_a_job_a_seed(tmp_path):
     args = (*TINY, "logger=tensorboard,csv", "seed=1,2", "trainer.max_steps=1")
     assert "jobs: 2 done" in done(tmp_path, "train", "-m", *args, "out=runs")
@@ -78,7 +79,7 @@ def test_a_sweep_with_several_loggers_has_a_job_a_seed(tmp_path):
     assert [one["logger"] for one in configs] == [["tensorboard", "csv"]] * 2
 
 
-@pytest.mark.parametrize("missing", ["wandb", "mlflow"])
+@pytest.mark.parametrize("missing", ["wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
 def test_a_missing_package_is_said_before_any_work(missing, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
@@ -99,6 +100,7 @@ def test_a_store_of_files_is_refused_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_account_that_is_not_known_is_said_before_any_work(tmp_path, monkeypatch):
     """Without the package: its own answer is that of the slow tests."""
 
@@ -111,7 +113,7 @@ def test_an_account_that_is_not_known_is_said_before_any_work(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", ["none", "csv"])
+@pytest.mark.parametrize("value", ["none", pytest.param("csv", marks=pytest.mark.slow)])
 def test_without_loggers_a_run_has_its_table(value, tmp_path):
     out = done(tmp_path, "train", *SHORT, f"logger={value}", "out=run")
     assert "armodels tensorboard" not in out
@@ -203,7 +205,11 @@ def spy(monkeypatch):
 WARNING = "warning: logger wandb records nothing more of this run (the network is gone)"
 
 
-@pytest.mark.parametrize("fails", ["open", "start", "points", "picture", "flush", "close"])
+@pytest.mark.parametrize(
+    "fails",
+    ["points", *(pytest.param(one, marks=pytest.mark.slow)
+                 for one in ("open", "start", "picture", "flush", "close"))],
+)  # fmt: skip
 def test_a_logger_that_fails_is_said_once_and_left_out(fails, spy, tmp_path):
     spy.fails = fails
     result = armodels(tmp_path, "train", *WITH_PICTURES, "logger=wandb,tensorboard", "out=run")
@@ -256,17 +262,22 @@ def test_how_a_run_ended_is_told(spy, tmp_path):
     armodels(tmp_path, "train", *args, "out=failed", "optimizer.lr=1e30")
     assert RunDirectory(tmp_path / "failed").read_status()["status"] == "failed"
     assert spy.made[-1].calls[-1] == ("close", "failed")
-    # A job of a sweep that is refused before it begins is one of the runs, too.
-    armodels(tmp_path, "train", "-m", *args, "out=sweep", "seed=1", "model.hidden_sizes=[-1]")
-    assert spy.made[-1].calls[-1] == ("close", "failed")
-    assert len(spy.made) == 4
+
+
+@pytest.mark.slow
+def test_a_job_that_is_refused_before_it_begins_is_one_of_the_runs(spy, tmp_path):
+    args = (*SHORT, "logger=wandb", "model.hidden_sizes=[-1]")
+    armodels(tmp_path, "train", "-m", *args, "out=sweep", "seed=1")
+    (one,) = spy.made
+    assert one.calls[-1] == ("close", "failed")
 
 
 def test_a_run_that_is_removed_leaves_nothing_of_its_loggers(tmp_path):
-    done(tmp_path, "train", *SHORT, "out=run")
+    run = RunDirectory(tmp_path / "run")
+    run.begin({"seed": 0})
     (tmp_path / "run/wandb/offline-run-1").mkdir(parents=True)
     (tmp_path / "run/loggers.json").write_text("{}")
-    RunDirectory(tmp_path / "run").clear()
+    run.clear()
     assert not list(tmp_path.glob("run/[!.]*"))
 
 
