@@ -5,7 +5,6 @@ stranger's: that keeps nothing but the id of the run.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -52,22 +51,17 @@ def require_store() -> None:
         )
 
 
-def _user() -> int:
-    """Whose locks these are: a file of another user in a shared folder cannot be opened."""
-    return os.getuid() if hasattr(os, "getuid") else 0
-
-
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Inside the block no other process of this machine makes the tables of a database.
+    """Inside the block no other process makes the tables of a database in a file.
 
     Two that make them at once break each other, and the jobs of a sweep begin together.
     """
-    if not uri.startswith("sqlite:"):
+    file = Path(uri.partition("?")[0].removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not file.parent.is_dir():
         yield
         return
-    name = hashlib.sha256(f"{_user()} {uri}".encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"armodels-{name}.lock"):
+    with FileLock(file.with_name(f".{file.name}.lock")):
         yield
 
 
