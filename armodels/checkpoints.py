@@ -11,18 +11,17 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
 
-from armodels import __version__, construct, earlier, machine, show
+from armodels import __version__, construct, earlier, exported, machine, show
 from armodels.checks import require_class
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
 from armodels.disk import LARGEST, as_path, atomic, no_room, size_of
+from armodels.frugal import Frugal
 from armodels.networks.base import Network
 from armodels.run import MAX_DEPTH, MAX_SIZE, RunDirectory, refuse_links, require_plain
 from armodels.spec import DataSpec
@@ -121,6 +120,8 @@ def load_checkpoint(path: str | Path) -> dict:
             another version.
     """
     path = Path(path)
+    if path.name == exported.WEIGHTS:
+        return _checked({**exported.read(path), "ema": None}, path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     with open(path, "rb") as file:
@@ -146,10 +147,19 @@ def load_checkpoint(path: str | Path) -> dict:
             f"checkpoint {path} has format {state['format']} (armodels {state.get('version')}), "
             f"but this armodels {__version__} reads format {FORMAT}"
         )
+    return _checked(state, path)
+
+
+def _checked(state: dict, path: Path) -> dict:
+    """A checkpoint as it is now, whose parts are what they must be.
+
+    Raises:
+        ValueError: They are not.
+    """
     kinds: dict[str, type | tuple[type, ...]] = {"config": dict, "spec": dict, "model": Mapping}
     kinds |= {"step": int, "ema": (Mapping, type(None))}
     if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
-        raise ValueError(strange)
+        raise ValueError(f"checkpoint {path} is not a checkpoint of armodels")
     require_plain(state["config"], path)
     network = str((state["config"].get("model") or {}).get("_target_"))
     for part in ("model", "ema"):
@@ -173,48 +183,6 @@ def spec_of(state: Mapping, path: Path) -> DataSpec:
         return spec
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueError(f"checkpoint {path} is refused: its spec is wrong ({error})") from error
-
-
-@final
-class Frugal(TorchDispatchMode):
-    """Refuses what a model of these weights does not need, before it is allocated.
-
-    Each operation is first tried without memory, on torch's meta device.
-
-    Args:
-        weights: Of the checkpoint.
-        path: Of the checkpoint.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], path: Path):
-        super().__init__()
-        stored = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in weights.values()}
-        # Models make up to 2.4 times their weights: masks, and weights that are drawn anew.
-        self.bytes = 2**26 + 10 * sum(storage.nbytes() for storage in stored.values())
-        self.operations = 10_000 + 50 * len(weights)
-        self.path = path
-
-    def __torch_dispatch__(
-        self, function: Any, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        kwargs = kwargs or {}
-        if not any(one.alias_info for one in function._schema.returns):
-            where = {"device": "meta"} if "device" in kwargs or not args else {}
-            small, named = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-            try:
-                made = function(*small, **{**named, **where})
-            except Exception:  # its size follows from values; it is no larger than what is there
-                made = None
-            for one in tree_iter(made):
-                if isinstance(one, Tensor):
-                    self.bytes -= one.numel() * one.element_size()
-        self.operations -= 1
-        if self.bytes < 0 or self.operations < 0:
-            raise ValueError(
-                f"checkpoint {self.path} is refused: its config describes a far larger model than "
-                f"the weights that it holds"
-            )
-        return function(*args, **kwargs)
 
 
 def guard(config: Mapping, state: Mapping, path: Path) -> contextlib.AbstractContextManager:
@@ -258,7 +226,7 @@ def rebuild(state: Mapping, path: Path, trust: Trust) -> tuple[DataSpec, Density
 
 
 def find_checkpoint(path: str | Path, name: str = "best") -> Path:
-    """The checkpoint file of a run directory, or ``path`` itself if it is a file.
+    """The checkpoint of a run directory or an exported folder, or ``path`` if it is a file.
 
     Raises:
         FileNotFoundError: There is no such run, or it has no such checkpoint yet.
@@ -269,6 +237,8 @@ def find_checkpoint(path: str | Path, name: str = "best") -> Path:
         return path
     if not path.exists():
         raise FileNotFoundError(f"run {path} does not exist; name a run directory or checkpoint")
+    if exported.is_exported(path):
+        return path / exported.WEIGHTS
     file = RunDirectory.open(path).checkpoint(name)
     if not file.is_file():
         raise FileNotFoundError(f"run {path} has no checkpoint {name}.pt yet")
@@ -347,7 +317,7 @@ def restore(
     """Rebuild the model of a run from its checkpoint alone.
 
     Args:
-        path: A run directory or a checkpoint file.
+        path: A run directory, a checkpoint file, or a folder of ``armodels export``.
         checkpoint: ``best`` or ``last``, where ``path`` is a directory.
         weights: ``ema`` (raw where the run kept no average) or ``raw``.
         device: Where the model goes: auto, cpu, cuda, cuda:1 or mps.
@@ -368,6 +338,7 @@ def restore(
         require_class("model", model, DensityModel, "made as it was for its training")
     file = find_checkpoint(path, checkpoint)
     state = load_checkpoint(file)
+    require_held(state, file, checkpoint, weights)
     allowed = Trust.of(trust, file)
     spec = spec_of(state, file)
     if model is None:
@@ -384,8 +355,27 @@ def restore(
     if num_orders is not None:
         model = construct.over_orders(model, state["config"]["model"], num_orders)
     model.eval().requires_grad_(False).to(device)
-    used = "ema" if average else "raw"
+    used = state.get("weights", "ema" if average else "raw")
     return Restored(model, state["config"], spec, used, state["step"], file, allowed)
+
+
+def require_held(state: Mapping, path: Path, checkpoint: str, weights: str) -> None:
+    """Raise ValueError where an exported folder holds other weights than those asked for.
+
+    Args:
+        state: The checkpoint.
+        path: Its file, for sentences.
+        checkpoint: ``best`` or ``last``: which is asked for.
+        weights: ``ema`` (or raw, where there is no average) or ``raw``.
+    """
+    if "weights" not in state:  # of a run, which holds both
+        return
+    if state["weights"] not in ("ema", "raw"):
+        raise ValueError(f"{path} is refused: its weights are {str(state['weights'])[:50]!r}")
+    if weights == "raw" and state["weights"] == "ema":
+        raise ValueError(f"{path} holds averaged weights alone; leave eval.weights=raw away")
+    if checkpoint == "last" and state.get("checkpoint") != "last":
+        raise ValueError(f"{path} holds the best weights alone; leave checkpoint=last away")
 
 
 def orders_of(model: DensityModel) -> list[str]:
@@ -454,14 +444,15 @@ def from_config(config: Mapping) -> Restored:
 
 
 def load_model(path: str | Path, **options: Any) -> DensityModel:
-    """The model of a run directory or checkpoint, ready to use.
+    """The model of a run directory, a checkpoint or an exported folder, ready to use.
 
     Args:
-        path: A run directory or a checkpoint file, of ``armodels train`` or ``armodels.fit``.
+        path: A run directory or a checkpoint file, of ``armodels train`` or ``armodels.fit``, or
+            a folder that ``armodels export`` wrote.
         options: As in ``restore``: checkpoint, weights, device, num_orders, trust, model.
 
     Raises:
-        FileNotFoundError: There is no such run or checkpoint.
+        FileNotFoundError: There is no such run, checkpoint or folder.
         ValueError: It is damaged, does not say how its model is built, or names a class that is
             neither this package's nor trusted; or there is no such device.
 

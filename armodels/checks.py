@@ -25,7 +25,7 @@ PARTS = ("data", "model", "head", "optimizer", "schedule")
 PATH_KEYS = ("path", "root", "cache")
 """Keys of a data config that say where the data lies, but not what it is."""
 
-HARMLESS = ("eval.", "samples.", *(f"trainer.{key}" for key in (
+HARMLESS = ("eval.", "samples.", "logger", *(f"trainer.{key}" for key in (
     "max_minutes", "test", "log_every", "checkpoint_every", "threads", "progress", "accelerator",
     "devices", "strategy",
 )))  # fmt: skip

@@ -44,6 +44,7 @@ VERBS = {
     "sample": Verb("sample", "draw samples from a trained model", "run"),
     "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
     "score": Verb("score", "nats and bits/dim of every example, as CSV", "run"),
+    "export": Verb("export", "write a trained model as safetensors, JSON and a card", "run"),
     "compare": Verb("compare", "table over run directories", "runs", many=True),
     "list": Verb("list", "models, data, heads and experiments"),
     "tensorboard": Verb("tensorboard", "open TensorBoard on run directories", "logdir"),
@@ -65,6 +66,7 @@ examples:
   armodels train resume=outputs/digits/made/...    # go on, bit for bit
   armodels tune model=nade num_trials=30           # search rate, width and weight decay
   armodels compare outputs                         # table of all runs
+  armodels export outputs/digits/made/... out=made # safetensors, JSON and a card, for others
   armodels list                                    # what there is to choose from
   armodels train --cfg job                         # every knob, with its value
   eval "$(armodels -sc install=bash)"              # tab completion

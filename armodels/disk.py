@@ -71,6 +71,46 @@ def atomic(path: Path) -> Iterator[Any]:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``path`` only when all its files are on disk.
+
+    Args:
+        path: Nothing, or an empty folder.
+
+    Raises:
+        OSError: It could not be written; where the disk is full, says what it takes.
+    """
+    made = [one for one in path.parents if not one.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_parts(path.parent, path.name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    written = 0
+    try:
+        part.mkdir()
+        try:
+            yield part
+            for file in part.iterdir():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+        finally:
+            written = sum(file.stat().st_size for file in part.iterdir())
+        if path.is_dir():
+            path.rmdir()  # where it is empty: Windows renames onto none
+        os.rename(part, path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OSError(
+                error.errno, f"{path} could not be written: {no_room(path, written)}"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        for one in made if not path.exists() else []:
+            with contextlib.suppress(OSError):  # where another has put something there
+                one.rmdir()
+
+
 def as_path(named: str | os.PathLike, option: str) -> Path:
     """A path as a user named it, below their home where it begins with ``~``.
 
@@ -171,7 +211,11 @@ def remove_parts(folder: Path, name: str = "*") -> None:
     """Remove what processes that are gone were writing when they were killed."""
     for part in folder.glob(f".{glob.escape(name) if name != '*' else name}.*.part"):
         pid = part.name.split(".")[-2]
-        if pid.isdecimal() and not lives(int(pid)):
+        if not pid.isdecimal() or lives(int(pid)):
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
             part.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """What a run that broke leaves behind: its status, its reason and the traceback."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -30,12 +31,16 @@ def note(config: Mapping[str, Any], reason: str, traceback: str, *, of_several: 
         if not of_several:
             run.path.rmdir()
             return
-        from armodels.tracking import Tracker  # imports torch, which not every failure has
+        # It imports torch, which not every failure has.
+        from armodels.tracking import Tracker, require_loggers
 
         run.begin(config)
-        tracker = Tracker(run.path)
+        loggers: tuple[str, ...] = ("tensorboard",)
+        with contextlib.suppress(ValueError):  # which may be the very reason
+            loggers = require_loggers(config["logger"])
+        tracker = Tracker(run.path, loggers=loggers)
         tracker.start(config)
-        tracker.close(success=False)
+        tracker.close("failed")
     try:
         status = run.read_status()
     except (OSError, ValueError):  # damaged, and not by this process

@@ -16,6 +16,7 @@ _ASIDE = (
     "name=",
     "tags=",
     "trust=",
+    "logger=",
     "eval.batch_size=",
     "hydra.",
     "samples.",

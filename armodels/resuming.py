@@ -24,6 +24,7 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
             f"the run of {directory.path} was trained by armodels.fit, on data that its files do "
             f"not name; go on with armodels.fit(..., directory=..., resume=True)"
         )
+    saved = {"logger": ["tensorboard"], **saved}  # older runs do not say it
     merged, names = construct.override(saved, config["overrides"])
     paths = {f"data.{key}" for key in checks.PATH_KEYS}
     for name in names:

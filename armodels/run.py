@@ -178,7 +178,7 @@ class RunDirectory:
             ValueError: What a run writes would go elsewhere.
         """
         with self.claimed(new=False):
-            for folder in (self.path / "checkpoints", self.samples):
+            for folder in (self.path / "checkpoints", self.samples, self.path / "wandb"):
                 if folder.is_dir():
                     shutil.rmtree(folder)
             events = self.path.glob("events.out.tfevents.*")
@@ -274,7 +274,7 @@ class RunDirectory:
         return disk.read_json(path) if os.path.lexists(path) else None
 
 
-_FILES = ("config.yaml", "metrics.csv", "metrics.json", "status.json", "train.log",
+_FILES = ("config.yaml", "metrics.csv", "metrics.json", "status.json", "train.log", "loggers.json",
           "checkpoints/best.pt", "checkpoints/last.pt")  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def refuse_what_is_no_file(run: Path) -> None:
 def refuse_links(run: Path) -> None:
     """Raise ValueError where a run has a link out of it: files would be written through it."""
     root = run.resolve()
-    for folder in (run, run / "checkpoints", run / "samples"):
+    for folder in (run, run / "checkpoints", run / "samples", run / "wandb"):
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise ValueError(

@@ -172,5 +172,5 @@ def report(records: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) ->
     counts = Counter("failed" if "error" in one else one["how"] for one in records)
     kinds = [one for one in (*typing.get_args(How), "failed") if counts[one]]
     show.say(f"jobs: {', '.join(f'{counts[one]} {one}' for one in kinds)}")
-    if begun:
+    if any(any(Path(one).glob("events.*")) for one in begun):
         show.say(f"Next: {show.command('tensorboard', logdir=os.path.commonpath(begun))}")

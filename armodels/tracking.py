@@ -1,26 +1,29 @@
-"""What a run records while it goes: TensorBoard events and metrics.csv.
+"""What a run records while it goes: metrics.csv, and the same in each of its loggers.
 
-Tags are the same in every run, so that runs overlay. TensorBoard's first page sorts them by what
-stands before the slash, hence their names: ``train`` and ``valid`` (the curves) come before
-``view`` (pictures), ``watch`` (rate, gradients, speed) and ``with_best`` (single points).
-Hyperparameters go into the run's own event file as one session-start and one session-end summary:
-TensorBoard then shows the union of all runs' columns, with every scalar as a live metric.
+Tags are the same in every run and every logger, so that runs overlay.
 """
 
+import contextlib
 import csv
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from armodels import names
+from armodels import limits, show
 from armodels.disk import read_csv, write_csv
+from armodels.loggers.base import (
+    Logger,
+    Status,
+    read_names,
+    require_packages,
+    settings_of,
+    typed_of,
+)
+from armodels.loggers.mlflow import MLflow, require_store
+from armodels.loggers.tensorboard import TensorBoard
+from armodels.loggers.wandb import WandB, require_account
 from armodels.views import View
 
 COLUMNS = (
@@ -44,90 +47,11 @@ RENAMED = {
 }
 """Columns of metrics.csv as older runs named them, and their names now."""
 
-HPARAMS = ("data", "model", "head", "optimizer", "schedule", "trainer")
-"""Parts of a run's config that TensorBoard's HParams page shows, each key as a column."""
-
-FIRST = {
-    "choices.model": "1 model",
-    "choices.data": "2 data",
-    "seed": "3 seed",
-    "optimizer.lr": "4 lr",
-    "sizes": "5 sizes",
-    "name": "6 name",
-    "tags": "7 tags",
-    "choices.experiment": "8 experiment",
+OPENERS: dict[str, Callable[[Path, int], Logger]] = {
+    "tensorboard": TensorBoard,
+    "wandb": lambda directory, step: WandB(directory),
+    "mlflow": lambda directory, step: MLflow(directory),
 }
-"""Columns that come first: TensorBoard sorts them by name, those that differ before the others."""
-
-
-def flatten(config: Mapping, prefix: str = "") -> dict[str, float | bool | str]:
-    """Nested config -> dotted names of single values, of one type for a key in every run.
-
-    A null is left out (a word for it would turn a column of numbers into words), numbers become
-    floats and lists become words.
-    """
-    flat: dict[str, float | bool | str] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        elif isinstance(value, (bool, str)):
-            flat[name] = value
-        elif isinstance(value, (int, float)):
-            flat[name] = float(value)
-        elif value is not None:
-            flat[name] = str(value)
-    return flat
-
-
-def hparams(config: Mapping) -> dict[str, float | bool | str]:
-    """Columns of the HParams page and their values, of a run's config.
-
-    Keys that change no number (where it ran, how often it was saved) are left out, and so are
-    names of classes, for which the choices stand.
-    """
-    shown = {
-        "choices": config["choices"],
-        "seed": config["seed"],
-        "sizes": ", ".join(f"{key} {one}" for key, one in names.sizes(config["model"]).items()),
-        "name": config.get("name"),
-        "tags": ", ".join(map(str, config.get("tags") or [])) or None,
-        **{key: config[key] for key in HPARAMS},
-    }
-    flat = {
-        key: value
-        for key, value in flatten(shown).items()
-        if not key.endswith("_target_")
-        and (not key.startswith("trainer.") or names.what_was_trained([f"{key}="]))
-    }
-    return {FIRST.get(key, key): value for key, value in flat.items()}
-
-
-def _session(tag: str, **info: object) -> Summary:
-    """A summary of the HParams plugin, as its own writer (which needs TensorFlow) makes it."""
-    data = plugin_data_pb2.HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, **info)
-    value = Summary.Value(
-        tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR
-    )
-    return Summary(value=[value])
-
-
-def _open_writer(directory: Path, **options: Any) -> SummaryWriter:
-    """A writer whose file comes after all others in the directory.
-
-    Files are read in the order of their names, which hold the second and then the process: a run
-    that was resumed within the second of its end might otherwise be read backwards.
-    """
-    while True:
-        before = {path.name for path in directory.glob("events.out.tfevents.*")}
-        writer = SummaryWriter(str(directory), **options)
-        (own,) = {path.name for path in directory.glob("events.out.tfevents.*")} - before
-        second = own.split(".")[3]
-        if not any(name > own and name.split(".")[3] == second for name in before):
-            return writer
-        writer.close()
-        (directory / own).unlink()
-        time.sleep(1 - time.time() % 1)
 
 
 def read_rows(directory: Path) -> list[dict[str, str]]:
@@ -147,9 +71,26 @@ def read_rows(directory: Path) -> list[dict[str, str]]:
     return [{RENAMED.get(name, name): value for name, value in row.items()} for row in found]
 
 
+def require_loggers(value: object) -> tuple[str, ...]:
+    """The loggers that a ``logger`` key names, which can do their work here.
+
+    Raises:
+        ValueError: It names none that there are, or one lacks a package, an account or a store.
+    """
+    loggers = read_names(value)
+    require_packages(loggers)
+    if "wandb" in loggers:
+        require_account()
+    if "mlflow" in loggers:
+        require_store()
+    return loggers
+
+
 @final
 class Tracker:
-    """Writes one run's events and metrics.csv.
+    """Writes one run's metrics.csv, and gives its loggers the same.
+
+    A logger that fails is left out from there on, and said: it must not end a training.
 
     Args:
         directory: The run directory.
@@ -157,36 +98,56 @@ class Tracker:
             are dropped.
         evaluated: Whether the checkpoint holds the evaluation of that step; if not, its row is
             dropped, too: the evaluation is done and written once more.
+        loggers: Their names.
     """
 
-    def __init__(self, directory: Path, step: int = 0, evaluated: bool = True):
-        self.writer = _open_writer(directory, purge_step=step + 1 if step else None)
+    def __init__(
+        self,
+        directory: Path,
+        step: int = 0,
+        evaluated: bool = True,
+        loggers: Iterable[str] = ("tensorboard",),
+    ):
         self._csv = directory / "metrics.csv"
         # Rows are kept at step 0, too: that of a fitted baseline stands there.
         rows = [row for row in read_rows(directory) if int(row["step"]) <= step]
         if not evaluated:
             rows = [row for row in rows if int(row["step"]) < step or not row["valid/nats"]]
         write_csv(self._csv, COLUMNS, [[row.get(name, "") for name in COLUMNS] for row in rows])
+        self._before = rows
+        self._loggers: list[Logger] = []
+        self._broken: list[Logger] = []
+        for name in loggers:
+            with self._surviving(name):
+                self._loggers.append(OPENERS[name](directory, step))
+
+    @contextlib.contextmanager
+    def _surviving(self, name: str) -> Iterator[None]:
+        """Say what breaks a logger inside the block, and go on without it."""
+        try:
+            with limits.unhidden():
+                yield
+        except (limits.OutOfTime, limits.GivenUp):
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            show.warn(f"logger {name} records nothing more of this run ({why}); {self._csv} does")
+            self._broken += [one for one in self._loggers if one.name == name]
+            self._loggers = [one for one in self._loggers if one.name != name]
+
+    def _each(self, do: Callable[[Logger], None]) -> None:
+        for logger in [*self._loggers]:
+            with self._surviving(logger.name):
+                do(logger)
 
     def start(self, config: Mapping) -> None:
         """The hyperparameters of a run's config, before its first step."""
-        info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-        for name, value in hparams(config).items():
-            if isinstance(value, bool):
-                info.hparams[name].bool_value = value
-            elif isinstance(value, float):
-                info.hparams[name].number_value = value
-            else:
-                info.hparams[name].string_value = value
-        summary = _session(metadata.SESSION_START_INFO_TAG, session_start_info=info)
-        self._add(summary)
-        typed = {"overrides": config.get("overrides"), "started": config.get("started")}
-        lines = [f"    {key}: {value}" for key, value in typed.items() if value]  # as code
-        self.writer.add_text("run", "\n".join(lines))
-
-    def _add(self, summary: Summary) -> None:
-        writer: Any = self.writer.file_writer  # which torch declares as None
-        writer.add_summary(summary)
+        self._each(lambda logger: logger.start(settings_of(config), typed_of(config)))
+        for logger in [one for one in self._loggers if not one.complete]:
+            with self._surviving(logger.name):
+                for row in self._before:
+                    values = {tag: float(row[tag]) for tag in COLUMNS[3:] if row.get(tag)}
+                    _record(logger, values, int(row["step"]))
 
     def row(self, step: int, epoch: float, seconds: float, values: Mapping[str, float]) -> None:
         """One row of metrics.csv and its points.
@@ -197,12 +158,11 @@ class Tracker:
             seconds: Of training so far.
             values: By tag, each one of ``COLUMNS``.
         """
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
         with open(self._csv, "a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(
                 {"step": step, "epoch": f"{epoch:.4f}", "seconds": f"{seconds:.3f}", **values}
             )
+        self._each(lambda logger: _record(logger, values, step))
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """A point that belongs to no row of the table.
@@ -212,7 +172,7 @@ class Tracker:
             value: The number.
             step: Training steps so far.
         """
-        self.writer.add_scalar(tag, value, step)
+        self._each(lambda logger: _record(logger, {tag: value}, step))
 
     def picture(self, tag: str, picture: Tensor, step: int) -> None:
         """A picture (3, H, W).
@@ -222,34 +182,38 @@ class Tracker:
             picture: uint8 (3, H, W).
             step: Training steps so far.
         """
-        self.writer.add_image(tag, picture, step)
+        self._each(lambda logger: logger.picture(tag, picture, step))
 
     def view(self, shown: View, step: int) -> None:
-        """Samples as a text, a picture and a sound, each on the page of its kind.
+        """Samples as a text, a picture and a sound, each under a tag of its kind.
 
         Args:
             shown: The view.
             step: Training steps so far.
         """
-        if shown.text is not None:
-            # TensorBoard reads Markdown, which leaves lines alone that are indented.
-            lines = "\n".join(f"    {line}" for line in shown.text.split("\n"))
-            self.writer.add_text("view/samples", lines, step)
+        text, sound = shown.text, shown.sound
+        if text is not None:
+            self._each(lambda logger: logger.text("view/samples", text, step))
         if shown.picture is not None:
             self.picture("view/samples", shown.picture, step)
-        if (sound := shown.sound) is not None:
+        if sound is not None:
             # A tag has one kind of values: the other one of the two would not be shown.
-            samples = torch.from_numpy(sound.samples)[None]
-            self.writer.add_audio("view/sound", samples, step, sample_rate=sound.rate)
+            self._each(lambda logger: logger.sound("view/sound", sound, step))
 
     def flush(self) -> None:
         """Everything written so far goes to disk."""
-        self.writer.flush()
+        self._each(lambda logger: logger.flush())
 
-    def close(self, *, success: bool) -> None:
+    def close(self, status: Status) -> None:
         """The session's end, then no more."""
-        status = api_pb2.STATUS_SUCCESS if success else api_pb2.STATUS_FAILURE
-        info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-        summary = _session(metadata.SESSION_END_INFO_TAG, session_end_info=info)
-        self._add(summary)
-        self.writer.close()
+        self._each(lambda logger: logger.close(status))
+        for logger in self._broken:  # what failed in the middle may hear of the end
+            with contextlib.suppress(Exception):
+                logger.close(status)
+
+
+def _record(logger: Logger, values: Mapping[str, float], step: int) -> None:
+    """Give a logger those points that no earlier process has given it."""
+    new = {tag: value for tag, value in values.items() if not logger.has(tag, step)}
+    if new:
+        logger.points(new, step)

@@ -18,7 +18,7 @@ TEXT = frozenset(
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
-LISTS = frozenset("runs words tags columns drop known trust".split())
+LISTS = frozenset("runs words tags columns drop known trust logger".split())
 """Last parts of the keys that hold several names; a whole number counts columns."""
 
 VALUE_FLAGS = frozenset(
@@ -295,6 +295,8 @@ def _listed(key: str, value: str, sweep: bool) -> str:
         return quoted(part)
 
     inner = re.fullmatch(r"\[(.*)\]", value, re.DOTALL)
+    if inner is None and key == "logger":  # nobody sweeps over them: a comma never means that
+        return f"[{','.join(one(part) for part in _split(value))}]"
     if inner is None:
         if "," in value and not sweep:
             return value  # which Hydra refuses: a list has brackets

@@ -17,19 +17,20 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "notes", "waveform", "show", "checks", "disk", "draws", "earlier", "limits"}
-    | {"lines", "names"},
+    {"alphabet", "notes", "waveform", "show", "checks", "disk", "draws", "earlier", "frugal"}
+    | {"licences", "limits", "lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
-    {"contexts", "orders", "masks", "kernels", "typed", "errors"},
+    {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
     {"baselines", "partial"},
     {"scoring"},
     {"evaluation"},
     {"trust"},
-    {"construct", "pictures"},
+    {"construct", "exported", "pictures"},
     {"charts"},
     {"views"},
+    {"loggers"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming", "search", "failing"},
     {"candidates", "blending", "study", "named"},
@@ -90,6 +91,7 @@ ONLY = {
         "limits",
         "machine",
         "lines",
+        "loggers.base",
         "objectives",
         "pictures",
         "run",
@@ -111,7 +113,10 @@ DOORS = {
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
     "optuna": {"study"},
+    "safetensors": {"exported"},
     "pandas": {"data.dialect", "data.files"},
+    "mlflow": {"loggers.mlflow"},
+    "wandb": {"loggers.wandb"},
     "lightning": set(),
     "pytorch_lightning": set(),
 }

@@ -73,6 +73,7 @@ TYPED = [
     "armodels.examples",
     "armodels.heads",
     "armodels.limits",
+    "armodels.loggers*",
     "armodels.masks",
     "armodels.memory",
     "armodels.named",

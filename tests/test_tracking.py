@@ -14,8 +14,10 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
+from armodels.loggers.base import flatten
+from armodels.loggers.tensorboard import hparams
 from armodels.run import RunDirectory
-from armodels.tracking import Tracker, flatten, hparams
+from armodels.tracking import Tracker
 
 SWEEP = {
     "made": ("model.hidden_sizes=[6]", "trainer.ema=0.5"),
@@ -171,7 +173,7 @@ def test_a_run_resumed_within_a_second_is_read_in_order(tmp_path):
     now = int(time.time())
     for second in (now, now + 1):  # one of which it is still when the run goes on
         (tmp_path / f"events.out.tfevents.{second}.~.9.0").touch()
-    Tracker(tmp_path, 1).close(success=True)
+    Tracker(tmp_path, 1).close("done")
     names = sorted(path.name for path in tmp_path.glob("events*"))
     assert len(names) == 3
     assert "~" not in names[-1]
@@ -188,7 +190,7 @@ def test_pages_show_curves_then_samples():
 def test_the_table_of_an_older_run_goes_on(tmp_path):
     old = "step,epoch,train/nats,train/lr,train/grad_norm,speed/examples_per_s"
     (tmp_path / "metrics.csv").write_text(f"{old}\n1,0.1,9,2,3,4\n2,0.2,8,2,3,4\n")
-    Tracker(tmp_path, 1).close(success=True)
+    Tracker(tmp_path, 1).close("done")
     with open(tmp_path / "metrics.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert [row[f"watch/{name}"] for name in ("lr", "grad_norm", "examples_per_s")] == list("234")
@@ -223,6 +225,6 @@ def test_an_evaluation_that_was_not_saved_is_written_once(tmp_path):
             tracker.row(1, 0.5, 0.1, {"valid/nats": 3.0})
             tracker.row(2, 1.0, 0.2, {"train/nats": 2.0})
         tracker.row(2, 1.0, 0.2, {"valid/nats": 2.5})
-        tracker.close(success=True)
+        tracker.close("done")
     rows = [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     assert rows == ["step", "1", "2", "2"]

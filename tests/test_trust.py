@@ -226,6 +226,7 @@ VERBS = {
     "score": (("score", "run"), ("data", "model", "head")),
     "sample": (("sample", "run", "num=2", "num_neighbours=1"), ("data", "model", "head")),
     "complete": (("complete", "run", "num=2"), ("data", "model", "head")),
+    "export": (("export", "run", "out=exported"), ("model", "head")),
     "resume": (("train", "resume=run", "trainer.max_steps=3"), checks.PARTS),
 }
 

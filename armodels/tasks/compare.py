@@ -27,7 +27,7 @@ COLUMNS = ("data", "measure", "per", "model", "parameters", "seeds", "test nats"
            "status", "run")  # fmt: skip
 # What says where or which seed, not what was trained.
 _IGNORED = ("seed", "resume", "out", "directory", "overrides", "choices", "samples", "name",
-            "tags", "started", "trust")  # fmt: skip
+            "tags", "started", "trust", "logger")  # fmt: skip
 
 
 @dataclass(frozen=True)

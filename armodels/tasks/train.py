@@ -4,8 +4,9 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lightning_fabric import Fabric
 from armodels import blending, candidates, checkpoints, construct, limits, resuming, run, show
 from armodels.density.stream import describe_past, reads
 from armodels.evaluation import describe
-from armodels.tracking import read_rows
+from armodels.tracking import read_rows, require_loggers
 from armodels.training.loop import Trainer
 from armodels.training.processes import make_fabric
 from armodels.training.record import InFiles
@@ -62,8 +63,11 @@ def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -
     config = {**config, "trainer": {**config["trainer"], "devices": None}}  # of the command alone
     directory = run.RunDirectory(fabric.broadcast(str(directory.path)))  # the first one's, for all
     first = fabric.is_global_zero
+    loggers = require_loggers(config["logger"]) if first else ()
     with directory.claimed(new=not resuming_run) if first else contextlib.nullcontext():
-        trainer = _begin(config, settings, budget, fabric, directory, trust, changed, hopeless)
+        trainer = _begin(
+            config, settings, budget, fabric, directory, trust, changed, hopeless, loggers
+        )
         if first:
             log.open(directory.path / "train.log")
             _announce(trainer)
@@ -81,6 +85,7 @@ def _begin(
     trust: Trust,
     changed: list[str] | None,
     hopeless: Hopeless | None,
+    loggers: Sequence[str],
 ) -> Trainer:
     """What trains in a directory that is claimed; ``changed`` keys of a run that goes on."""
     last, path = None, directory.checkpoint("last")
@@ -114,7 +119,7 @@ def _begin(
         settings,
         watching_of(config),
         fabric,
-        InFiles(directory, config if fabric.is_global_zero else None, go_on),
+        InFiles(directory, config if fabric.is_global_zero else None, loggers, go_on),
         origin_of(config),
         budget,
         blending.fill(model, members),
@@ -204,8 +209,9 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
         known |= {} if context is None else {"label": 0}
     elif spec.notes is not None and spec.notes.voices:
         known = {"known": [spec.notes.voices[0]]}
+    events = any(Path(path).glob("events.*"))
     for line in (
-        show.command("tensorboard", logdir=path),
+        *([show.command("tensorboard", logdir=path)] if events else []),
         show.command("sample", run=path, num=64, **trust),
         show.command("complete", run=path, **known, **trust),
         show.command("eval", run=path, split="test", **trust),

@@ -210,7 +210,8 @@ def _conclude(
     show.say(f"  {search.command(words)}")
     show.say(f"  {show.command('sample', run=shown, num=64, **trust)}")
     show.say(f"  {show.command('compare', os.path.relpath(study.folder))}")
-    show.say(f"  {show.command('tensorboard', logdir=os.path.relpath(study.folder))}")
+    if any(path.glob("events.*")):
+        show.say(f"  {show.command('tensorboard', logdir=os.path.relpath(study.folder))}")
 
 
 def _tested(path: Path, words: Sequence[str], compose: Compose, train: Train) -> dict:

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from armodels import checkpoints, contexts, disk, limits, show
 from armodels.checks import HARMLESS, Seed, checked, require_class
 from armodels.data.base import Splits
 from armodels.density.base import DensityModel
+from armodels.loggers.base import read_names
 from armodels.objectives import AllOrders, Canonical, MixtureOrder, Objective, RandomOrder
 from armodels.run import RunDirectory, require_shape
 from armodels.schedules import Cosine, Schedule
+from armodels.tracking import require_loggers
 from armodels.training.learner import Candidate, default_objective, require_rates
 from armodels.training.loop import Trainer
 from armodels.training.processes import make_fabric
@@ -56,6 +58,7 @@ def fit(
     initialize: bool = True,
     seed: Seed = 0,
     name: str | None = None,
+    logger: str | Sequence[str] = "tensorboard",
     quiet: bool = False,
     **changes: Any,
 ) -> Result:
@@ -85,6 +88,8 @@ def fit(
             on from the weights as they are, such as those of a model that is trained already.
         seed: Of every random draw.
         name: Of the model, in metrics; None: its description.
+        logger: What gets the curves of a run with a directory: ``"tensorboard"``, ``"wandb"``,
+            ``"mlflow"``, several of them, or ``"none"``; metrics.csv is there in any case.
         quiet: Print warnings alone.
         changes: Settings by name, such as ``max_minutes=1``; they replace those of ``settings``.
 
@@ -94,8 +99,8 @@ def fit(
     Raises:
         TypeError: An argument is not what its type says, or there is none of that name.
         ValueError: The model, the data and the objective do not go together, settings are
-            refused, the run that goes on is another one, the directory cannot be made, or the
-            network hears values before their step.
+            refused, the run that goes on is another one, the directory cannot be made, the
+            network hears values before their step, or a logger is none or lacks its package.
         FileExistsError: The directory holds something.
         FileNotFoundError: There is no run to go on with.
         FloatingPointError: A loss is not finite.
@@ -120,6 +125,9 @@ def fit(
     _require_fit(model, splits, settings)
     if directory is None and resume:
         raise ValueError("resume=True goes on with the run of a directory: name it")
+    if directory is None and {*read_names(logger)} - {"tensorboard"}:
+        raise ValueError(f"logger={logger!r} records the run of a directory: name it")
+    loggers = require_loggers(logger)
     watching = watching or Watching()
     schedule, seed = schedule or Cosine(), int(seed)
     optimizer = adamw if optimizer is None else optimizer
@@ -133,6 +141,7 @@ def fit(
     config = _described(origin, model, splits, settings, watching, moves, schedule)
     config["objective"] = {"_target_": _class_of(trained)}
     config["orders"] = checkpoints.orders_of(model)
+    config["logger"] = list(loggers)
     candidate = Candidate(
         model=lambda: model,
         optimizer=optimizer,
@@ -445,7 +454,7 @@ def _record(
         if first:
             run.begin(config)
         try:
-            yield InFiles(run, config if first else None, command), last
+            yield InFiles(run, config if first else None, config["logger"], command), last
         except Exception as error:
             if first and run.read_status()["status"] == "running":  # it was not interrupted
                 run.write_status("failed", str(error))

@@ -22,6 +22,7 @@ from armodels.data.base import Splits
 from armodels.density.base import DensityModel
 from armodels.density.stream import learn, reads
 from armodels.evaluation import NoMean, evaluate
+from armodels.loggers.base import Status
 from armodels.training.batches import Batches
 from armodels.training.drawing import Drawing
 from armodels.training.ends import interrupted, stopped
@@ -128,7 +129,7 @@ class Trainer:
             LostProcess: Another process that shared the work has ended.
             FloatingPointError: The weights broke, or have no mean.
         """
-        success, settings = False, self.settings
+        ended: Status = "failed"
         evaluated = self.state.valid_step == self.state.step
         self.record.begin(self.state.total_step, evaluated=evaluated)
         try:
@@ -137,16 +138,17 @@ class Trainer:
                 result = self.result()
                 # From here on all is known: who asks to stop now waits for its last files.
                 self.record.finish(result.metrics)
-                success = True
+                ended = "done"
                 if conclude:
                     conclude(result)
         except (KeyboardInterrupt, limits.OutOfTime, limits.GivenUp, LostProcess) as stop:
-            reason = interrupted(stop, self.record, settings, self.state, self._doing)
-            if not success:
+            reason = interrupted(stop, self.record, self.settings, self.state, self._doing)
+            if ended != "done":
+                ended = "interrupted"
                 self.record.stop(str(reason))
             raise reason from None
         finally:
-            self.record.end(success=success)
+            self.record.end(ended)
         return result
 
     # Checkpoints

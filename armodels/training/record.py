@@ -2,13 +2,14 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, final
 
 from torch import Tensor
 
 from armodels import checkpoints, show, views
+from armodels.loggers.base import Status
 from armodels.run import RunDirectory
 from armodels.tracking import Tracker, read_rows
 
@@ -34,8 +35,8 @@ class Record(ABC):
         """
         return
 
-    def end(self, *, success: bool) -> None:
-        """Nothing more comes."""
+    def end(self, status: Status) -> None:
+        """Nothing more comes; how it ended."""
         return
 
     @abstractmethod
@@ -175,8 +176,9 @@ class InFiles(Record):
 
     Args:
         directory: The run directory.
-        config: Of the run, for TensorBoard's hyperparameters; None: this process writes nothing,
+        config: Of the run, whose settings the loggers show; None: this process writes nothing,
             as all but the first of several.
+        loggers: Names of those that get the curves.
         command: Settings that change -> the command by which the run goes on.
     """
 
@@ -184,23 +186,25 @@ class InFiles(Record):
         self,
         directory: RunDirectory,
         config: Mapping[str, Any] | None,
+        loggers: Iterable[str],
         command: Callable[..., str],
     ):
         self.directory = directory
         self.path = directory.path
         self.draws = config is not None
         self._config = config
+        self._loggers = loggers
         self._command = command
         self._tracker: Tracker | None = None
 
     def begin(self, step: int, *, evaluated: bool) -> None:
         if self._config is not None:
-            self._tracker = Tracker(self.directory.path, step, evaluated)
+            self._tracker = Tracker(self.directory.path, step, evaluated, self._loggers)
             self._tracker.start(self._config)
 
-    def end(self, *, success: bool) -> None:
+    def end(self, status: Status) -> None:
         if self._tracker:
-            self._tracker.close(success=success)
+            self._tracker.close(status)
 
     @property
     def partial(self) -> Path | None:

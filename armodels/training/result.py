@@ -95,6 +95,7 @@ def final_metrics(
         "steps": state.total_step,
         "epochs": epochs,
         "seconds": state.seconds,
+        "splits": {one: len(splits.split(one)) for one in ("train", "valid", "test")},
         "examples_per_s": state.examples / max(state.seconds, 1e-9),
         **reports,
     }
