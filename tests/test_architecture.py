@@ -33,6 +33,7 @@ LAYERS = [
     {"candidates", "blending", "study"},
     {"tasks"},
     {"sweeps"},
+    {"launchers"},
     {"cli"},
     {"__main__"},
 ]
@@ -91,11 +92,12 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "hydra": {"build", "cli", "search"},
+    "hydra": {"build", "cli", "launchers", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
     "optuna": {"study"},
+    "submitit": {"launchers"},
     "pandas": {"data.dialect", "data.files"},
     "lightning": set(),
     "pytorch_lightning": set(),
