@@ -223,6 +223,16 @@ class Submitit(Launcher):
         self._cluster, self._logs, self._parameters = cluster, submitit_folder, parameters
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Take what Hydra gives a launcher.
+
+        Args:
+            hydra_context: Loads configs.
+            task_function: Does a job by its config.
+            config: Of the whole command.
+
+        Raises:
+            ValueError: What starts the jobs is not there.
+        """
         _require_submitit(self._cluster)
         self.hydra_context, self.task_function = hydra_context, task_function
         self.config = config
@@ -267,6 +277,8 @@ def _slurm(logs: str, parameters: Mapping[str, Any]) -> "Executor":
     executor = AutoExecutor(
         logs, cluster="slurm", slurm_max_num_timeout=given.pop("max_num_timeout")
     )
+    # The cluster may have it otherwise where nothing is said.
+    given["additional_parameters"] = {"requeue": True, **given["additional_parameters"]}
     shared = {"name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb"}
     executor.update_parameters(
         nodes=1,
