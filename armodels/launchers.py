@@ -107,7 +107,6 @@ class Job:
         self._words = sys.argv
         self._environment = {k: v for k, v in os.environ.items() if k.startswith("ARMODELS_")}
         self._devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._told: signal.Signals | None = None
 
     def _composed(self, folder: str | None) -> Any:
         config = self._context.config_loader.load_sweep_config(self._config, self.overrides)
@@ -134,24 +133,25 @@ class Job:
         sys.argv = self._words
         asks = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
         kept = {number: signal.getsignal(number) for number in (asks, *_MAKE_ROOM)}
+        told: list[int] = []
+
+        def make_room(number: int, frame: object) -> None:
+            if not told:  # the run stops as by SIGTERM, which it hears wherever it is
+                signal.raise_signal(signal.SIGTERM)
+            told.append(number)
+
         try:
             for number in kept:
-                signal.signal(number, self._make_room)
+                signal.signal(number, make_room)
             with limits.raising():
                 return self._run()
         except KeyboardInterrupt as stop:
             for number, handler in kept.items():
                 signal.signal(number, handler)
-            if self._told or (not here and _preempted()):
+            if told or (not here and _preempted()):
                 signal.raise_signal(asks)  # submitit's own handler, which does not return
             number = getattr(stop, "number", signal.SIGINT)
             return self.failed(f"stopped by {signal.Signals(number).name}; {GOES_ON}")
-
-    def _make_room(self, number: int, frame: object) -> None:
-        """Have the run stop as by SIGTERM, which it hears wherever it is."""
-        if self._told is None:
-            self._told = signal.Signals(number)
-            signal.raise_signal(signal.SIGTERM)
 
     def _run(self) -> dict[str, Any]:
         Singleton.set_state(self._singletons)

@@ -80,7 +80,7 @@ def come_back(
     own = RunDirectory(config["directory"])
     began = not config["resume"] and (own.path / "config.yaml").is_file()
     how = _take(config, [own] if began else [])
-    return float("nan") if how == "skipped" else train(config), how
+    return (float("nan"), "done") if how == "skipped" else (train(config), how)
 
 
 def _require_sweep(config: Mapping[str, Any], folder: str | None) -> None:
