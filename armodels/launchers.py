@@ -1,6 +1,6 @@
 """Jobs of a sweep by submitit: processes of this machine, or jobs of Slurm.
 
-A job that is told to make room saves its run, asks for a place in the queue again, and goes on in
+A job that is to make room saves its run, asks for a place in the queue again, and goes on in
 its own run directory when it gets one. Hydra's plugin of 2022 begins a new run instead.
 """
 
@@ -133,12 +133,12 @@ class Job:
         sys.argv = self._words
         asks = getattr(signal, f"SIG{JobEnvironment.USR_SIG}")
         kept = {number: signal.getsignal(number) for number in (asks, *_MAKE_ROOM)}
-        told: list[int] = []
+        asked: list[int] = []
 
         def make_room(number: int, frame: object) -> None:
-            if not told:  # the run stops as by SIGTERM, which it hears wherever it is
+            if not asked:  # the run stops as by SIGTERM, which it hears wherever it is
                 signal.raise_signal(signal.SIGTERM)
-            told.append(number)
+            asked.append(number)
 
         try:
             for number in kept:
@@ -148,7 +148,7 @@ class Job:
         except KeyboardInterrupt as stop:
             for number, handler in kept.items():
                 signal.signal(number, handler)
-            if told or (not here and _preempted()):
+            if asked or (not here and _preempted()):
                 signal.raise_signal(asks)  # submitit's own handler, which does not return
             number = getattr(stop, "number", signal.SIGINT)
             return self.failed(f"stopped by {signal.Signals(number).name}; {GOES_ON}")
@@ -204,8 +204,8 @@ def _preempted() -> bool:
     """
     command = ["squeue", "-h", "-o", "%T", "-j", os.environ["SLURM_JOB_ID"]]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        return told.stdout.strip() == "RUNNING"
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return answer.stdout.strip() == "RUNNING"
     return False
 
 
@@ -273,18 +273,18 @@ def _slurm(logs: str, parameters: Mapping[str, Any]) -> "Executor":
     """What hands jobs to Slurm. A run is one process: of nodes and tasks there is one each."""
     from submitit import AutoExecutor
 
-    given = {key: _plain(value) for key, value in parameters.items() if value is not None}
+    keys = {key: _plain(value) for key, value in parameters.items() if value is not None}
     executor = AutoExecutor(
-        logs, cluster="slurm", slurm_max_num_timeout=given.pop("max_num_timeout")
+        logs, cluster="slurm", slurm_max_num_timeout=keys.pop("max_num_timeout")
     )
     # The cluster may have it otherwise where nothing is said.
-    given["additional_parameters"] = {"requeue": True, **given["additional_parameters"]}
+    keys["additional_parameters"] = {"requeue": True, **keys["additional_parameters"]}
     shared = {"name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb"}
     executor.update_parameters(
         nodes=1,
         tasks_per_node=1,
         stderr_to_stdout=True,
-        **{key if key in shared else f"slurm_{key}": value for key, value in given.items()},
+        **{key if key in shared else f"slurm_{key}": value for key, value in keys.items()},
     )
     return executor
 
@@ -297,13 +297,13 @@ def _local(logs: str, parameters: Mapping[str, Any]) -> "tuple[Executor, int]":
     """What starts processes here, and how many at a time."""
     from submitit import LocalExecutor
 
-    given = dict(parameters)
-    jobs = given.pop("n_jobs")
+    keys = dict(parameters)
+    jobs = keys.pop("n_jobs")
     checks.require_types({"n_jobs": jobs}, {"n_jobs": int}, "hydra.launcher.")
     if jobs == 0 or jobs < -1:
         raise ValueError(f"hydra.launcher.n_jobs is {jobs}; it must be -1, or 1 or more")
-    executor = LocalExecutor(logs, max_num_timeout=given.pop("max_num_timeout"))
-    executor.update_parameters(stderr_to_stdout=True, **given)
+    executor = LocalExecutor(logs, max_num_timeout=keys.pop("max_num_timeout"))
+    executor.update_parameters(stderr_to_stdout=True, **keys)
     return executor, _cores() if jobs == -1 else jobs
 
 
@@ -370,12 +370,12 @@ def _record(job: Job, submitted: "Submitted", here: bool) -> dict[str, Any]:
         return submitted.result()
     except FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line and line[0].isalpha()]
-        told = [line for line in lines if "Error: " in line]
-        return job.failed(f"{told[-1] if told else lines[-1]}; its words are in {log}")
+        broken = [line for line in lines if "Error: " in line]
+        return job.failed(f"{broken[-1] if broken else lines[-1]}; its words are in {log}")
     except UncompletedJobError:
-        said = "" if here else f", and Slurm calls it {submitted.state}"
+        calls = "" if here else f", and Slurm calls it {submitted.state}"
         return job.failed(
-            f"its process was killed, perhaps for its memory{said}; its words are in {log}; "
+            f"its process was killed, perhaps for its memory{calls}; its words are in {log}; "
             f"{GOES_ON}"
         )
 

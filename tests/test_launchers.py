@@ -20,7 +20,7 @@ from armodels.run import RunDirectory
 
 ARGS = ("train", "-m", *TINY, "data.dynamic=true", "trainer.max_steps=60", "out=sweep",
         "trainer.checkpoint_every=5", "trainer.log_every=10")  # fmt: skip
-LONG = ("trainer.max_steps=3000", "trainer.max_epochs=null", "trainer.eval_every=null")
+LONG = ("trainer.max_steps=1500", "trainer.max_epochs=null", "trainer.eval_every=null")
 HERE = ("hydra/launcher=submitit_local", "hydra.launcher.n_jobs=2")
 
 
@@ -269,9 +269,8 @@ def test_a_sweep_by_submitit(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_a_job_that_is_preempted_twice_goes_on_in_its_run(name, whole, tmp_path):
-    result = process(tmp_path, *ARGS, "seed=1", *HERE, TINY_SIGNAL=f"{name} 4")
+def test_a_job_that_is_preempted_twice_goes_on_in_its_run(whole, tmp_path):
+    result = process(tmp_path, *ARGS, "seed=1", *HERE, TINY_SIGNAL="SIGUSR1 4")
     assert result.code == 0, result.err
     assert "jobs: 1 resumed" in result.out
     (run,) = runs(tmp_path).values()
@@ -290,7 +289,7 @@ def pid_of(folder: Path, seed: str) -> int | None:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_told_and_the_others_finish(tmp_path):
-    args = (*ARGS, *LONG, "trainer.checkpoint_every=0.1", "seed=1,2,3", *HERE)
+    args = (*ARGS, *LONG, "trainer.checkpoint_every=0.3", "seed=1,2,3", *HERE)
     with start(tmp_path, *args) as child:
         os.kill(wait_for(lambda: pid_of(tmp_path, "seed=2")), signal.SIGKILL)
         out, err = child.communicate(timeout=300)
