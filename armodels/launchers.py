@@ -126,6 +126,7 @@ class Job:
     def __call__(self) -> dict[str, Any]:
         """Train, and return the record of the job; where it is to make room, queue it again."""
         from submitit import JobEnvironment
+        from submitit.core.utils import UncompletedJobError
 
         here = JobEnvironment().cluster == "local"
         os.environ.update(self._environment, ARMODELS_COMES_BACK="1")
@@ -149,7 +150,13 @@ class Job:
             for number, handler in kept.items():
                 signal.signal(number, handler)
             if asked or (not here and _preempted()):
-                signal.raise_signal(asks)  # submitit's own handler, which does not return
+                try:
+                    signal.raise_signal(asks)  # submitit's own handler, which ends the process
+                except UncompletedJobError:
+                    return self.failed(
+                        f"its time was over more often than hydra.launcher.max_num_timeout; "
+                        f"{GOES_ON}"
+                    )
             number = getattr(stop, "number", signal.SIGINT)
             return self.failed(f"stopped by {signal.Signals(number).name}; {GOES_ON}")
 

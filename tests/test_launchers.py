@@ -337,14 +337,16 @@ def test_a_sweep_that_is_stopped_has_its_jobs_save(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_longer_than_its_time_goes_on(tmp_path):
-    time_limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=40")
-    args = (*ARGS, "trainer.max_epochs=null", "trainer.eval_every=null", "seed=1", *HERE)
-    result = process(tmp_path, *args, "trainer.max_steps=50000", *time_limit)
-    log = "".join(file.read_text() for file in (tmp_path / "sweep/.submitit").glob("*.out"))
-    assert result.code == 0, result.err + log
-    assert "jobs: 1 resumed" in result.out
-    assert "this job is timed-out" in log
+def test_a_job_whose_time_is_over_saves(tmp_path):
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30")
+    args = (*ARGS, *LONG, "trainer.max_steps=1000000", "seed=1", *HERE, *limit)
+    result = process(tmp_path, *args, "hydra.launcher.max_num_timeout=0")
+    assert result.code == 1
+    (reason,) = re.findall("^armodels: error: (.*)$", result.err, re.MULTILINE)
+    assert reason.startswith("its time was over more often than hydra.launcher.max_num_timeout")
+    (run,) = runs(tmp_path).values()
+    assert RunDirectory(run).read_status()["status"] == "interrupted"
+    assert load_checkpoint(run / "checkpoints/last.pt")["step"] > 0
 
 
 # Ray
