@@ -29,7 +29,8 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
         return _bad_override(parsed.override, name)
     if "MissingConfigException" in kinds:
         return _bad_choice(str(kinds["MissingConfigException"]))
-    if "BrokenProcessPool" in {kind.__name__ for kind in type(error).__mro__}:
+    # Of joblib, and of Ray.
+    if {"BrokenProcessPool", "WorkerCrashedError"} & {k.__name__ for k in type(error).__mro__}:
         return (
             "a process of the sweep was killed, perhaps for its memory, and those beside it were "
             "stopped; what is done is kept, and the same command with skip_done=true goes on"
