@@ -342,11 +342,12 @@ def _follow(jobs: Sequence[Job], executor: "Executor", width: int | None) -> lis
                     running |= {job: executor.submit(job) for job in some}
             _tell_ended(running, here)
             time.sleep(0.1 if here else 1.0)
-    except KeyboardInterrupt as stop:
-        number = getattr(stop, "number", signal.SIGINT)
+    except BaseException as stop:
         if here:
             _stop(running)
+        if here or not isinstance(stop, KeyboardInterrupt):
             raise
+        number = getattr(stop, "number", signal.SIGINT)
         ids = sorted({one.job_id.partition("_")[0] for one in running.values()})
         raise limits.Stopped(
             number,
