@@ -57,16 +57,17 @@ def take_device() -> None:
     if listed is None:
         listed = ",".join(map(str, range(torch.cuda.device_count())))
     devices = [one.strip() for one in listed.split(",") if one.strip() not in ("", "-1")]
+    if not devices:
+        return
     folder = Path(tempfile.gettempdir(), f"armodels-devices-{getpass.getuser()}")
     with contextlib.suppress(OSError):  # a place that cannot be written deals nothing out
         folder.mkdir(exist_ok=True)
         with FileLock(folder / "taking"):
             free = {one: _free_locks(folder, one) for one in devices}
-            device = min(devices, key=lambda one: free[one][0], default=None)
-            if device is not None:
-                _held = free[device][1]
-                _held.acquire(timeout=0)
-                os.environ["CUDA_VISIBLE_DEVICES"] = device
+            device = min(devices, key=lambda one: free[one][0])
+            _held = free[device][1]
+            _held.acquire(timeout=0)
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
 
 
 def _free_locks(folder: Path, device: str) -> tuple[int, FileLock]:
