@@ -12,10 +12,9 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
@@ -145,7 +144,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
     records: list[dict] = []
     broken = ""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_signals())
+        stack.enter_context(limits.raising())
         sys.argv = [program, *translated]
         follows = checks.started_by_torchrun() and os.environ["RANK"] != "0"
         os.environ["ARMODELS_JOBS"] = ""
@@ -185,51 +184,15 @@ def _stopped(name: str, args: list[str], by: str) -> str:
     return f"{name} was stopped by {by}; no file is left half-written; run it again: {again}"
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Inside the block a signal that asks for an end raises Stopped; a second one ends at once.
-
-    A signal that is ignored (nohup, a job in the background of a script) stays so.
-    """
-    kept: dict[signal.Signals, Any] = {}
-    before = sys.unraisablehook
-
-    def stop(number: int, frame: object) -> None:
-        for one in kept:
-            signal.signal(one, signal.SIG_DFL)
-        raise limits.Stopped(number)
-
-    def swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
-        """Within a destructor nothing can be raised, and a signal may find the program there."""
-        error = unraisable.exc_value
-        if not isinstance(error, (limits.Stopped, limits.OutOfTime)):
-            return before(unraisable)
-        # One that waits for the end of a step has noted it; that of ``stop`` is sent again.
-        if isinstance(error, limits.Stopped) and signal.getsignal(error.number) == signal.SIG_DFL:
-            for one in kept:
-                signal.signal(one, stop)
-            threading.Timer(0.01, limits.interrupt, (signal.Signals(error.number),)).start()
-        return None
-
-    sys.unraisablehook = swallowed
-    with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
-        for number in limits.SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                kept[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
 def _hydra_main(name: str, records: list[dict]) -> None:
     import hydra
     from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
 
+    from armodels import launchers
+
     Plugins.instance().register(_search_path_plugin())
+    launchers.register()
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("clock", time.strftime, replace=True)
@@ -287,6 +250,10 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
                 folder = HydraConfig.get().sweep.dir if swept else None
                 keys = os.environ["ARMODELS_SWEPT"].split()
                 value, how = sweeps.go_on(task.main, plain, folder, keys)
+            elif swept and os.environ.get("ARMODELS_COMES_BACK"):
+                from armodels import sweeps
+
+                value, how = sweeps.come_back(task.main, plain)
             else:
                 value = task.main(plain, **others)
     except Exception as error:
@@ -304,7 +271,9 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
         record["overrides"] = OmegaConf.to_container(config.get("overrides", OmegaConf.create([])))
         record["directory"] = plain.get("resume") or plain.get("directory")
     if swept:
-        show.say(_job_line(HydraConfig.get().job.num, record))
+        from armodels import sweeps
+
+        show.say(sweeps.line(HydraConfig.get().job.num, record))
     return value, record
 
 
@@ -323,24 +292,6 @@ def _composed(words: Sequence[str], directory: str) -> dict:
         plain = _plain("train", config)
     _require_types("train", plain)
     return plain
-
-
-def _job_line(number: int, record: dict) -> str:
-    """How one job of a sweep ended."""
-    from armodels.run import RunDirectory
-
-    keys = os.environ["ARMODELS_SWEPT"].split()
-    chosen = [item for item in record["overrides"] if item.partition("=")[0] in keys]
-    what = f"job {number}  {' '.join(chosen)}".rstrip()
-    if "error" in record:
-        return f"{what}: failed: {record['error']}"
-    if record["how"] == "elsewhere":
-        return f"{what}: left to another process, which trains it"
-    what += "" if record["how"] == "done" else f": {record['how']}"
-    metrics = cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
-    splits = [split for split in ("valid", "test") if split in metrics]
-    numbers = ", ".join(f"{split} {metrics[split]['nats']:.4f}" for split in splits)
-    return f"{what}: {numbers} nats, {metrics['seconds']:.0f} s"
 
 
 def _require_types(name: str, config: dict) -> None:

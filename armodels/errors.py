@@ -29,7 +29,8 @@ def explain(error: BaseException, name: str, args: list[str]) -> str:
         return _bad_override(parsed.override, name)
     if "MissingConfigException" in kinds:
         return _bad_choice(str(kinds["MissingConfigException"]))
-    if "BrokenProcessPool" in {kind.__name__ for kind in type(error).__mro__}:
+    # Of joblib, and of Ray.
+    if {"BrokenProcessPool", "WorkerCrashedError"} & {k.__name__ for k in type(error).__mro__}:
         return (
             "a process of the sweep was killed, perhaps for its memory, and those beside it were "
             "stopped; what is done is kept, and the same command with skip_done=true goes on"
@@ -94,6 +95,10 @@ def _bad_override(item: str, name: str) -> str:
     )
 
 
+_EXTRAS = {"joblib": "sweep", "ray": "ray"}
+"""Launchers whose plugins come with an extra of this package."""
+
+
 def _bad_choice(message: str) -> str:
     """Hydra's message names the group and lists the choices on lines of their own."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
@@ -101,12 +106,20 @@ def _bad_choice(message: str) -> str:
     if not wanted or "/" not in wanted.group(1):
         return " ".join(lines)
     group, _, choice = wanted.group(1).rpartition("/")
-    if group in ("hydra/sweeper", "hydra/launcher"):
-        plugin = f"hydra-{choice.partition('_')[0]}-{group.partition('/')[2]}"
-        return f"{group}={choice} comes with a plugin that is not installed: pip install {plugin}"
+    if group == "hydra/sweeper":
+        return (
+            f"{group}={choice} comes with a plugin that is not installed: "
+            f"pip install hydra-{choice}-sweeper"
+        )
+    if group == "hydra/launcher" and choice in _EXTRAS:
+        return (
+            f"{group}={choice} comes with a plugin that is not installed: "
+            f"pip install 'armodels[{_EXTRAS[choice]}]'"
+        )
     after = [s.startswith("Available options") for s in lines].index(True) + 1
     stop = [s.startswith("Config search path") for s in lines].index(True)
     names = [item.removeprefix(f"{group}/") for item in lines[after:stop]]
+    names = sorted({*names, *_EXTRAS}) if group == "hydra/launcher" else names
     close = difflib.get_close_matches(choice, names, 1)
     hint = f"did you mean {group}={close[0]}? " if close else ""
     return f"{group}={choice} is unknown; {hint}choose from {', '.join(sorted(names))}"
@@ -255,6 +268,12 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
             if raster:
                 return f"{group}={choice} follows the raster order only: it has no {key}{hint}"
             return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
+    if group == "hydra.launcher":
+        chosen = f"hydra/launcher={typed.get('hydra/launcher', 'basic')}"
+        return (
+            f"{key} is no key of {chosen}; see "
+            f"armodels {name} {chosen} --cfg hydra -p hydra.launcher"
+        )
     close = suggest(key, "", name, args)
     hint = f"did you mean {close}?" if close else f"see armodels {name} --cfg job"
     return f"{key} is no key of armodels {name}; {hint}"

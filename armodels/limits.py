@@ -73,6 +73,45 @@ def unhidden() -> Iterator[None]:
         raise link from None
 
 
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Inside the block a signal that asks for an end raises Stopped; a second one ends at once.
+
+    A signal that is ignored (nohup, a job in the background of a script) stays so.
+    """
+    kept: dict[signal.Signals, Any] = {}
+    before = sys.unraisablehook
+
+    def stop(number: int, frame: object) -> None:
+        for one in kept:
+            signal.signal(one, signal.SIG_DFL)
+        raise Stopped(number)
+
+    def swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Within a destructor nothing can be raised, and a signal may find the program there."""
+        error = unraisable.exc_value
+        if not isinstance(error, (Stopped, OutOfTime)):
+            return before(unraisable)
+        # One that waits for the end of a step has noted it; that of ``stop`` is sent again.
+        if isinstance(error, Stopped) and signal.getsignal(error.number) == signal.SIG_DFL:
+            for one in kept:
+                signal.signal(one, stop)
+            threading.Timer(0.01, interrupt, (signal.Signals(error.number),)).start()
+        return None
+
+    sys.unraisablehook = swallowed
+    with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                kept[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 @final
 class Budget:
     """The time that a run may take, with everything in it.

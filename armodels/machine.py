@@ -1,13 +1,18 @@
 """This machine: its devices, and what a number depends on beside the code and its config."""
 
+import contextlib
 import functools
+import getpass
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from armodels import __version__
 
@@ -35,6 +40,50 @@ def pick_device(name: str, key: str = "device") -> str:
     return name
 
 
+_held: FileLock | None = None
+"""Of the device that this process took; the system frees it with the process, however it ends."""
+
+
+def take_device() -> None:
+    """Have this process see one CUDA device alone: of those it may see, one that fewest hold.
+
+    Processes of one user know of each other by locks that they hold for life, as each keeps
+    memory of its device for life. The choice comes too late where CUDA was used before.
+    """
+    global _held
+    if _held is not None or torch.cuda.is_initialized():
+        return
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        listed = ",".join(map(str, range(torch.cuda.device_count())))
+    devices = [one.strip() for one in listed.split(",") if one.strip() not in ("", "-1")]
+    if not devices:
+        return
+    folder = Path(tempfile.gettempdir(), f"armodels-devices-{getpass.getuser()}")
+    with contextlib.suppress(OSError):  # a place that cannot be written deals nothing out
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / "taking"):
+            free = {one: _free_locks(folder, one) for one in devices}
+            device = min(devices, key=lambda one: free[one][0])
+            _held = free[device][1]
+            _held.acquire(timeout=0)
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _free_locks(folder: Path, device: str) -> tuple[int, FileLock]:
+    """How many processes hold a device, and the lock of one more."""
+    name = re.sub("[^A-Za-z0-9-]", "_", device)
+    held, free = 0, None
+    for path in folder.glob(f"{name}.*"):
+        lock = FileLock(path)
+        try:
+            with lock.acquire(timeout=0):
+                free = lock
+        except Timeout:
+            held += 1
+    return held, free or FileLock(folder / f"{name}.{held}")
+
+
 def environment() -> dict:
     """Versions, hardware and commit that a number depends on."""
     return {
@@ -46,6 +95,7 @@ def environment() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": torch.distributed.get_world_size() if _is_shared() else 1,
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "git_commit": _git_commit(),
     }
 

@@ -51,17 +51,36 @@ def go_on(
     job = job_of(config["overrides"], swept)
     locks = Path(str(folder)) / ".jobs"
     locks.mkdir(exist_ok=True)
+    directory = Path(config["directory"])
     lock = FileLock(locks / hashlib.sha256(repr(job).encode()).hexdigest()[:16])
     try:
         with lock.acquire(timeout=0):
             how = _take(config, [run for run in _runs(locks.parent) if _job_of(run, swept) == job])
             return float("nan") if how == "skipped" else train(config), how
     except Timeout:
-        os.rmdir(config["directory"])
+        _leave(directory)
     except BlockingIOError:  # by a command that resumes this one run
         if not config["resume"]:
             raise
     return float("nan"), "elsewhere"
+
+
+def come_back(
+    train: Callable[[Mapping[str, Any]], float], config: dict[str, Any]
+) -> tuple[float, How]:
+    """Do one job that may have begun before, as that of a queue which starts it again.
+
+    Args:
+        train: Trains by a config; its result is returned.
+        config: Of the job, which has the same directory each time. It is changed as by ``go_on``.
+
+    Raises:
+        ValueError: Its run is damaged.
+    """
+    own = RunDirectory(config["directory"])
+    began = not config["resume"] and (own.path / "config.yaml").is_file()
+    how = _take(config, [own] if began else [])
+    return (float("nan"), "done") if how == "skipped" else (train(config), how)
 
 
 def _require_sweep(config: Mapping[str, Any], folder: str | None) -> None:
@@ -77,11 +96,17 @@ def _take(config: dict[str, Any], found: Sequence[RunDirectory]) -> How:
     """What is to be done with a job, of which these runs are there; the config says it, too."""
     for rank, _, run in sorted((_rank(run), run.path, run) for run in found):
         if rank < _FAILED:
-            os.rmdir(config["directory"])
+            _leave(Path(config["directory"]))
             config.update(_resuming(config, run))
             return "resumed" if rank else "skipped"
         run.clear()
     return "done"
+
+
+def _leave(directory: Path) -> None:
+    """Remove the directory of a job done elsewhere; one that came back may have its run there."""
+    if not any(directory.iterdir()):
+        directory.rmdir()
 
 
 _FAILED = 3
@@ -154,6 +179,27 @@ def _overrides(run: Path, changed: int, size: int) -> tuple[str, ...]:
     if not isinstance(overrides, list) or not all(isinstance(one, str) for one in overrides):
         raise ValueError(f"{run} says nothing of what was typed for it")
     return tuple(overrides)
+
+
+def line(number: int, record: Mapping[str, Any]) -> str:
+    """How one job of a sweep ended.
+
+    Args:
+        number: Of the job.
+        record: As ``report`` takes it.
+    """
+    keys = os.environ["ARMODELS_SWEPT"].split()
+    chosen = [item for item in record["overrides"] if item.partition("=")[0] in keys]
+    what = f"job {number}  {' '.join(chosen)}".rstrip()
+    if "error" in record:
+        return f"{what}: failed: {record['error']}"
+    if record["how"] == "elsewhere":
+        return f"{what}: left to another process, which trains it"
+    what += "" if record["how"] == "done" else f": {record['how']}"
+    metrics = typing.cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
+    splits = [split for split in ("valid", "test") if split in metrics]
+    numbers = ", ".join(f"{split} {metrics[split]['nats']:.4f}" for split in splits)
+    return f"{what}: {numbers} nats, {metrics['seconds']:.0f} s"
 
 
 def report(records: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:

@@ -79,6 +79,8 @@ def translate(
     args = list(args)
     _refuse_blanks(args)
     sweep = is_sweep(args)
+    if not sweep and not {"--cfg", "-c", "--info", "-i"} & {*args}:  # shown, none is started
+        _refuse_launcher(args, verb)
     paths: list[str] = []
     rest: list[str] = []
     words = iter(args)
@@ -108,6 +110,18 @@ def translate(
             f"a path with blanks is quoted: {show.shell(whole)}"
         )
     return [f"{path_key}={show.hydra(paths if many else paths[0])}", *rest]
+
+
+def _refuse_launcher(args: Iterable[str], verb: str) -> None:
+    """Raise ValueError where the jobs of a sweep are spoken of, and there is none."""
+    for word in args:
+        if word.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher.")):
+            search = (
+                "; several workers of a search are the same command in several shells"
+                if verb == "tune"
+                else ""
+            )
+            raise ValueError(f"{word} is about the jobs of a sweep, which needs -m{search}")
 
 
 def _is_override(word: str, path_key: str | None) -> bool:

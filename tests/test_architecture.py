@@ -36,6 +36,7 @@ LAYERS = [
     {"candidates", "blending", "study", "named"},
     {"tasks"},
     {"sweeps"},
+    {"launchers"},
     {"cli"},
     {"__main__"},
 ]
@@ -108,12 +109,13 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "hydra": {"cli", "construct", "named", "search"},
+    "hydra": {"cli", "construct", "launchers", "named", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation", "scoring"},
     "matplotlib": {"charts"},
     "mido": {"data.midi"},
     "optuna": {"study"},
     "safetensors": {"exported"},
+    "submitit": {"launchers"},
     "pandas": {"data.dialect", "data.files"},
     "mlflow": {"loggers.mlflow"},
     "wandb": {"loggers.wandb"},

@@ -261,7 +261,7 @@ def test_a_signal_within_a_destructor_is_not_lost():
         threading.Event().wait(60)
 
     began = time.monotonic()
-    with pytest.raises(limits.Stopped) as stop, cli._signals():
+    with pytest.raises(limits.Stopped) as stop, limits.raising():
         waiting()
     assert stop.value.number == signal.SIGTERM
     assert time.monotonic() - began < 30, "it came when the wait was over"

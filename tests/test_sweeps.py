@@ -172,8 +172,13 @@ def test_a_sweep_that_was_stopped_says_how_it_goes_on(tmp_path):
     assert jobs(told) == "1 done, 1 resumed"
 
 
-def test_a_killed_worker_is_told_in_a_sentence():
-    told = errors.explain(BrokenProcessPool("{SIGKILL(-9)}"), "train", [])
+class WorkerCrashedError(Exception):
+    """As Ray has it."""
+
+
+@pytest.mark.parametrize("kind", [BrokenProcessPool, WorkerCrashedError])
+def test_a_killed_worker_is_told_in_a_sentence(kind):
+    told = errors.explain(kind("{SIGKILL(-9)}"), "train", [])
     assert told.startswith("a process of the sweep was killed")
     assert told.endswith("the same command with skip_done=true goes on")
 

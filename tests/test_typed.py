@@ -257,10 +257,7 @@ SENTENCES = {
         ["train", "-m", "hydra/sweeper=optuna", "seed=1,2"],
         "pip install hydra-optuna-sweeper",
     ),
-    "launcher": (
-        ["train", "-m", "hydra/launcher=submitit_slurm"],
-        "pip install hydra-submitit-launcher",
-    ),
+    "launcher": (["train", "-m", "hydra/launcher=slurmm"], "slurmm is unknown; choose from basic"),
     "no GPU": (["train", *TINY[:3], "trainer.accelerator=gpu"], "trainer.accelerator is 'gpu'"),
     "no CUDA": (["train", *TINY[:3], "trainer.accelerator=mps"], "use trainer.accelerator=cpu"),
     "device": (

@@ -12,7 +12,18 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from armodels import blending, candidates, checkpoints, construct, limits, resuming, run, show
+from armodels import (
+    blending,
+    candidates,
+    checkpoints,
+    checks,
+    construct,
+    limits,
+    machine,
+    resuming,
+    run,
+    show,
+)
 from armodels.density.stream import describe_past, reads
 from armodels.evaluation import describe
 from armodels.tracking import read_rows, require_loggers
@@ -55,6 +66,8 @@ def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -
         select = candidates.without_typed(select, config["overrides"])
         config = {**config, "trainer": {**config["trainer"], "select": select}}
     run.require_sizes(config)
+    if not checks.started_by_torchrun() and config["trainer"]["accelerator"] in ("auto", "cuda"):
+        machine.take_device()
     settings = candidates.settings_of(config, trust)
     budget = limits.Budget(settings.max_minutes)
     if settings.threads:
