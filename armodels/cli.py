@@ -134,6 +134,8 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         os.getcwd()
     except FileNotFoundError:
         fail("the shell's directory is gone; change to one that exists")
+    follows = checks.started_by_torchrun() and os.environ["RANK"] != "0"
+    show.muted = follows  # rank 0 owns the directory and the log, and speaks for all
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us rather than Hydra's printer
     try:
@@ -146,7 +148,6 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(limits.raising())
         sys.argv = [program, *translated]
-        follows = checks.started_by_torchrun() and os.environ["RANK"] != "0"
         os.environ["ARMODELS_JOBS"] = ""
         try:
             if follows or typed.is_sweep(translated):  # nothing else needs a disk with space
@@ -154,7 +155,6 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
                 # Jobs of a sweep may run in other processes: they report in this file.
                 os.environ["ARMODELS_JOBS"] = str(Path(scratch) / "jobs")
             if follows:
-                show.muted = True  # rank 0 owns the directory and the log
                 folders = [f"hydra.run.dir={scratch}/run", f"hydra.sweep.dir={scratch}/run"]
                 sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
             os.environ["ARMODELS_SWEPT"] = " ".join(_swept(translated))

@@ -256,6 +256,6 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The weights and their average, for a checkpoint."""
         return {
-            "model": sharded.whole(self.model.state_dict()),
-            "ema": sharded.whole(self.average.state_dict()) if self.average else None,
+            "model": sharded.whole_for_first(self.model.state_dict()),
+            "ema": sharded.whole_for_first(self.average.state_dict()) if self.average else None,
         }

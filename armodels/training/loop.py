@@ -28,12 +28,12 @@ from armodels.training.drawing import Drawing
 from armodels.training.ends import interrupted, stopped
 from armodels.training.learner import Candidate, Learner, placed
 from armodels.training.losses import Losses
-from armodels.training.processes import LostProcess, any_of, largest, together
+from armodels.training.processes import LostProcess, any_of, largest, summed, together
 from armodels.training.record import Record
 from armodels.training.report import Report
 from armodels.training.result import Origin, Result, final_metrics
 from armodels.training.settings import Settings, Watching
-from armodels.training.sharded import whole
+from armodels.training.sharded import whole_for_first
 from armodels.training.state import State
 from armodels.training.streams import STEP, flushed_denormals, seed_draws, stream
 from armodels.training.timing import Timetable
@@ -133,7 +133,7 @@ class Trainer:
         evaluated = self.state.valid_step == self.state.step
         self.record.begin(self.state.total_step, evaluated=evaluated)
         try:
-            with self.watch, limits.unhidden(), together(self.fabric):
+            with self.watch, limits.unhidden(), together(self.fabric, self.watch):
                 self.fit()
                 result = self.result()
                 # From here on all is known: who asks to stop now waits for its last files.
@@ -159,7 +159,7 @@ class Trainer:
             "spec": self.splits.spec.to_dict(),
             **self.learner.state_dict(),
             "step": self.state.step,
-            "state": asdict(self.state),
+            "state": {**asdict(self.state), **summed(self.fabric, self.state.sums)},
         }
 
     def save_last(self) -> None:
@@ -169,7 +169,7 @@ class Trainer:
         with self.times.measured("saving"):
             self.state.spent = self.budget.spent
             optimizer = self.learner.optimizer
-            state = whole(optimizer.state_dict()) if optimizer else None
+            state = whole_for_first(optimizer.state_dict()) if optimizer else None
             self.record.save("last", {**self._state_dict(), "optimizer": state})
             self._saved_at = time.monotonic()
         self.times.reserve()
@@ -185,7 +185,8 @@ class Trainer:
             ValueError: It is of another model, or of an optimizer of other parameters.
         """
         saved = checkpoint["state"]
-        self.state = State(**{"own_best_nats": saved["best_nats"], **saved})
+        own = {} if self.fabric.is_global_zero else dict.fromkeys(self.state.sums, 0)
+        self.state = State(**{"own_best_nats": saved["best_nats"], **saved, **own})
         if self.state.candidate:
             self.learner, self.batches = self._take(self.state.candidate)
         learner = self.learner

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import re
+import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
-from armodels import checks, machine, show
+from armodels import checks, limits, machine, show
 from armodels.training import sharded
 from armodels.training.settings import Settings
 
@@ -86,8 +87,12 @@ def _require_several(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def together(fabric: Fabric) -> Iterator[None]:
+def together(fabric: Fabric, watch: limits.Watch | None = None) -> Iterator[None]:
     """Inside the block several processes wait for one another.
+
+    Args:
+        fabric: The processes.
+        watch: Whoever asks them to stop; where that is Ctrl-C, the first one tells of it.
 
     Raises:
         LostProcess: Another one ended, so that what they compute together has no end.
@@ -98,7 +103,8 @@ def together(fabric: Fabric) -> Iterator[None]:
         kind = type(error).__name__
         if fabric.world_size == 1 or not _LOST.search(f"{kind}: {error}"):
             raise
-        show.muted = show.muted and fabric.global_rank != 1  # the first one may be who is gone
+        if watch is None or watch.asked != signal.SIGINT:
+            show.muted = show.muted and fabric.global_rank != 1  # the first one may be gone
         raise LostProcess(
             f"one of {fabric.world_size} processes that shared the work has ended, so that the "
             f"others do, too"
@@ -119,6 +125,16 @@ def any_of(fabric: Fabric, flag: bool) -> bool:
     return largest(fabric, float(flag)) > 0
 
 
+def summed(fabric: Fabric, numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers of which each process has a part, added up; whole ones stay whole."""
+    if fabric.world_size == 1:
+        return dict(numbers)
+    values = torch.tensor([*numbers.values()], dtype=torch.double, device=fabric.device)
+    added: Any = fabric.all_reduce(values, reduce_op="sum")
+    pairs = zip(numbers.items(), added.tolist(), strict=True)
+    return {name: type(part)(whole) for (name, part), whole in pairs}
+
+
 def mean_of(fabric: Fabric, total: float, count: int) -> float:
     """The mean over the examples of all processes, each of which has its own sum.
 
@@ -127,8 +143,5 @@ def mean_of(fabric: Fabric, total: float, count: int) -> float:
         total: This one's sum.
         count: Its examples.
     """
-    sums: Any = torch.tensor([total, float(count)], dtype=torch.double)
-    if fabric.world_size > 1:
-        sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum")
-        sums = sums.cpu()
-    return float(sums[0] / sums[1])
+    sums = summed(fabric, {"total": total, "count": float(count)})
+    return sums["total"] / sums["count"]

@@ -95,3 +95,18 @@ def like(value: Any, param: Tensor) -> Any:
 def whole(state: Any) -> Any:
     """Nested tensors as they are without processes; all of them must ask together."""
     return tree_map(lambda one: one.full_tensor() if isinstance(one, DTensor) else one, state)
+
+
+def whole_for_first(state: Any) -> Any:
+    """As ``whole``, for the first process alone, which saves them; others get nothing for a part.
+
+    Tensors go to main memory one by one: a device that holds a part may not hold all of them.
+    """
+
+    def gathered(one: Any) -> Any:
+        if not isinstance(one, DTensor):
+            return one
+        full = one.full_tensor()
+        return full.cpu() if torch.distributed.get_rank() == 0 else None
+
+    return tree_map(gathered, state)

@@ -53,6 +53,12 @@ class State:
     selected: int = 0
 
     @property
+    def sums(self) -> dict[str, float]:
+        """Of several processes each has its own part of these."""
+        parts = ("window_log_prob", "window_examples", "since_log_prob", "since_examples")
+        return {name: getattr(self, name) for name in parts}
+
+    @property
     def total_step(self) -> int:
         """Steps of all candidates."""
         return self.earlier_steps + self.step
