@@ -220,8 +220,8 @@ BAD = {
     ),
     "parted among one": (
         ("train", *TINY, "trainer.strategy=fsdp"),
-        "trainer.strategy=fsdp parts the weights among processes, and there is one; start with: "
-        "torchrun --nproc-per-node=2 -m armodels train ...",
+        "trainer.strategy=fsdp parts the weights among processes, and there is one; start with "
+        "torchrun --nproc-per-node=2 -m armodels train and the same words",
     ),
     "parted in float64": (
         ("train", *TINY, "trainer.strategy=fsdp", "trainer.precision=64-true"),
@@ -229,8 +229,8 @@ BAD = {
     ),
     "devices": (
         ("train", *TINY, "trainer.devices=2"),
-        "trainer.devices=2 needs one process a device, and there is one process; start with: "
-        "torchrun --nproc-per-node=2 -m armodels train ...",
+        "trainer.devices=2 needs one process a device, and there is one process; start with "
+        "torchrun --nproc-per-node=2 -m armodels train and the same words",
     ),
     "resume-nothing": (
         ("train", "resume=nothing"),

@@ -95,7 +95,7 @@ def test_two_processes_are_one(tmp_path):
     assert "output directory two exists and is not empty" in result.err
     result = process(tmp_path, "train", "resume=two", "trainer.devices=3", launcher=TWO)
     assert result.code != 0
-    told = "trainer.devices=3 needs one process a device, and there are 2; start with: torchrun"
+    told = "trainer.devices=3 needs one process a device, and there are 2; start with torchrun"
     assert told in result.err
     assert snapshot(tmp_path) == before
 

@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from command import TINY, armodels
@@ -405,6 +406,8 @@ def masked(*rows):
     [
         (masked(3, 7), {}, "^6 values of the array are masked, so it is not known what they are"),
         (None, {}, "^rows of data are a tensor, an array, .* not NoneType$"),
+        (torch.rand(0, 4), {}, "^there are no rows$"),
+        (pd.Series([1.5, 2.5]), {}, "^values are a Series, one column, .* give values.to_frame()"),
         (torch.eye(9).to_sparse(), {}, "^a tensor that is sparse, nested or without storage"),
         (torch.eye(9, device="meta"), {}, "^a tensor that is sparse, nested or without storage"),
         (torch.eye(9).to(torch.float8_e5m2), {}, "^values of torch.float8_e5m2 are no numbers"),

@@ -167,6 +167,11 @@ def as_numbers(values: Any) -> Rows:
     """
     if _is_table(values):
         values = _of_table(values)
+    elif hasattr(values, "to_frame"):
+        raise TypeError(
+            f"values are a {type(values).__name__}, one column, and rows are those of a table; "
+            f"give values.to_frame()"
+        )
     if isinstance(values, np.ndarray) and (
         values.dtype.kind not in "biuf" or values.dtype.itemsize > 8
     ):
@@ -205,6 +210,8 @@ def _require_real(rows: Sequence[Rows]) -> None:
 
 def _levels(tensors: Sequence[Tensor]) -> int | None:
     """How many levels values have; None: they are real."""
+    if not any(one.numel() for one in tensors):
+        raise ValueError("there are no rows")
     if any(one.is_floating_point() for one in tensors):
         if all(bool(torch.all(one % 1 == 0)) for one in tensors):
             raise ValueError(

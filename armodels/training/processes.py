@@ -43,8 +43,8 @@ def make_fabric(settings: Settings) -> Fabric:
     if settings.devices not in (None, world):
         raise ValueError(
             f"trainer.devices={settings.devices} needs one process a device, and there "
-            f"{'is one process' if world == 1 else f'are {world}'}; start with: "
-            f"{show.in_processes('armodels train ...', settings.devices)}"
+            f"{'is one process' if world == 1 else f'are {world}'}; start with "
+            f"{show.in_processes('armodels train', settings.devices)} and the same words"
         )
     with warnings.catch_warnings():
         # On a machine with Slurm, Fabric recommends srun, which it is not started by here.
@@ -82,7 +82,7 @@ def _require_several(settings: Settings) -> None:
     if settings.strategy == "fsdp":
         raise ValueError(
             f"trainer.strategy=fsdp parts the weights among processes, and there is one; start "
-            f"with: {show.in_processes('armodels train ...', 2)}"
+            f"with {show.in_processes('armodels train', 2)} and the same words"
         )
 
 
