@@ -208,16 +208,8 @@ def _hydra_main(name: str, records: list[dict]) -> None:
             records.append(record)
         return value
 
-    options = _hydra_compatibility()
-    hydra.main(config_path="pkg://armodels.configs", config_name=name, **options)(job)()
-
-
-def _hydra_compatibility() -> dict[str, str]:
-    """Hydra 1.4 warns about the argument that 1.3 wants."""
-    import hydra
-
-    version = tuple(int(part) for part in re.findall(r"\d+", hydra.__version__)[:2])
-    return {"version_base": "1.3"} if version < (1, 4) else {}
+    options = {"config_path": "pkg://armodels.configs", "version_base": "1.3"}
+    hydra.main(config_name=name, **options)(job)()
 
 
 def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:

@@ -16,7 +16,7 @@ import hydra.utils
 import pytest
 import yaml
 from cases import CASES
-from command import QUICK, armodels, done
+from command import CONFIGS, QUICK, armodels, done
 from omegaconf import OmegaConf
 
 import armodels as package
@@ -26,7 +26,6 @@ from armodels.orders import ORDERS
 from armodels.training.settings import Settings
 
 ROOT = Path(package.__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
 NAMES = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.rglob("*.yaml")
