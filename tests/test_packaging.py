@@ -56,6 +56,23 @@ def test_the_workflow_calls_make_targets_and_nothing_else():
     assert "ifeq ($(TORCH),cpu)" in MAKEFILE
 
 
+def test_a_fresh_install_has_what_works():
+    """Hydra 1.4 cannot read the configs, and an older TensorBoard needs what is gone."""
+    wanted = {re.match(r"[\w-]+", one).group(): one for one in PROJECT["dependencies"]}
+    assert wanted["hydra-core"].endswith(",<1.4")
+    assert wanted["tensorboard"] == "tensorboard>=2.21"
+    plugins = {"optuna", "hydra-joblib-launcher", "submitit", "ray", "wandb", "mlflow-skinny"}
+    assert not plugins & wanted.keys()
+    assert plugins <= {
+        re.match(r"[\w-]+", one).group()
+        for extra in PROJECT["optional-dependencies"].values()
+        for one in extra
+    }
+    recipe = MAKEFILE.partition("test-wheel:")[2].partition("\n\n")[0]
+    assert recipe.count("pip check") == 2
+    assert "cd build/wheel/empty && OMP_NUM_THREADS=1 $(FRESH)/python -m pytest tests" in recipe
+
+
 # What users import and what runs it, sources of data, and the contracts that families are written
 # against: all annotated.
 TYPED = [

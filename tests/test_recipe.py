@@ -1,6 +1,5 @@
 """What data choose where nothing else is said."""
 
-
 import pytest
 from command import CONFIGS, done
 from omegaconf import OmegaConf

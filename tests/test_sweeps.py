@@ -186,8 +186,12 @@ def test_a_sweep_stops_at_its_first_failure_where_that_is_asked_for(tmp_path):
         "done", "failed"
     ]  # fmt: skip
     # The sweep goes on with what was not begun; the choice is none of what a run is.
+    (whole,) = [run for run in folders if RunDirectory(run).read_status()["status"] == "done"]
+    (whole / "metrics.json").unlink()
+    RunDirectory(whole).write_status("interrupted")
     again = armodels(tmp_path, *four, "skip_done=true", "on_error=continue")
-    assert jobs(again.out) == "1 done, 1 skipped, 2 failed"
+    assert jobs(again.out) == "1 done, 1 resumed, 2 failed"
+    assert "on_error=continue" not in RunDirectory(whole).read_config()["overrides"]
     assert len(list((tmp_path / "sweep/tiny/made").iterdir())) == 4
 
 
