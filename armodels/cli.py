@@ -148,12 +148,13 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(limits.raising())
         sys.argv = [program, *translated]
-        os.environ["ARMODELS_JOBS"] = ""
+        os.environ["ARMODELS_JOBS"] = os.environ["ARMODELS_SWEEP"] = ""
         try:
             if follows or typed.is_sweep(translated):  # nothing else needs a disk with space
                 scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="armodels-"))
                 # Jobs of a sweep may run in other processes: they report in this file.
                 os.environ["ARMODELS_JOBS"] = str(Path(scratch) / "jobs")
+                os.environ["ARMODELS_SWEEP"] = os.environ["ARMODELS_JOBS"]
             if follows:
                 folders = [f"hydra.run.dir={scratch}/run", f"hydra.sweep.dir={scratch}/run"]
                 sys.argv += [*folders, "hydra.job_logging.root.handlers=[]"]
@@ -207,16 +208,8 @@ def _hydra_main(name: str, records: list[dict]) -> None:
             records.append(record)
         return value
 
-    options = _hydra_compatibility()
-    hydra.main(config_path="pkg://armodels.configs", config_name=name, **options)(job)()
-
-
-def _hydra_compatibility() -> dict[str, str]:
-    """Hydra 1.4 warns about the argument that 1.3 wants."""
-    import hydra
-
-    version = tuple(int(part) for part in re.findall(r"\d+", hydra.__version__)[:2])
-    return {"version_base": "1.3"} if version < (1, 4) else {}
+    options = {"config_path": "pkg://armodels.configs", "version_base": "1.3"}
+    hydra.main(config_name=name, **options)(job)()
 
 
 def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
@@ -237,6 +230,7 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
     try:
         plain = _plain(name, config)
         goes_on = plain.pop("skip_done", False)  # of the command: no run is told
+        on_error = plain.pop("on_error", "continue")
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
         others = {}
@@ -244,15 +238,15 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
             train = importlib.import_module("armodels.tasks.train")
             others = {"compose": _composed, "train": train.main}
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
-            if goes_on:
+            if swept or goes_on:
                 from armodels import sweeps
-
+            if swept and sweeps.is_over(on_error):
+                how = sweeps.leave_out(plain)
+            elif goes_on:
                 folder = HydraConfig.get().sweep.dir if swept else None
                 keys = os.environ["ARMODELS_SWEPT"].split()
                 value, how = sweeps.go_on(task.main, plain, folder, keys)
             elif swept and os.environ.get("ARMODELS_COMES_BACK"):
-                from armodels import sweeps
-
                 value, how = sweeps.come_back(task.main, plain)
             else:
                 value = task.main(plain, **others)
@@ -354,9 +348,17 @@ def _translate(name: str, args: list[str]) -> list[str]:
     return [flags.get(word, word) for word in words]
 
 
-def _run_dir(resume: str | None, out: str | None, default: str, skip_done: object = False) -> str:
+def _run_dir(
+    resume: str | None,
+    out: str | None,
+    default: str,
+    skip_done: object = False,
+    on_error: object = "continue",
+) -> str:
     """Where a run writes; that, or a run to resume, is looked at before anything is made."""
     checks.require_types({"skip_done": skip_done}, {"skip_done": bool}, "")
+    if on_error not in ("continue", "stop"):
+        raise ValueError(f"on_error is {on_error!r}; choose continue or stop")
     if not resume:
         disk.require_place(out)
         if skip_done and not os.path.isdir(out or default):

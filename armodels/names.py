@@ -13,6 +13,7 @@ _ASIDE = (
     "resume=",
     "out=",
     "skip_done=",
+    "on_error=",
     "name=",
     "tags=",
     "trust=",

@@ -19,9 +19,9 @@ from armodels import construct, names, show, trust
 from armodels.run import RunDirectory
 from armodels.tasks import compare
 
-How = Literal["done", "skipped", "resumed", "elsewhere"]
+How = Literal["done", "skipped", "resumed", "elsewhere", "not begun"]
 """What became of a job: trained from its start, not at all, from where it was, or by another
-process."""
+process; or not, since another failed."""
 
 
 def go_on(
@@ -63,6 +63,28 @@ def go_on(
         if not config["resume"]:
             raise
     return float("nan"), "elsewhere"
+
+
+def is_over(on_error: str) -> bool:
+    """Whether a job of this sweep has failed, and none is to begin after that.
+
+    Args:
+        on_error: ``continue`` or ``stop``.
+    """
+    ended = Path(os.environ["ARMODELS_SWEEP"])  # a job of another machine does not see it
+    # The key is looked for, not parsed: another process may be in the middle of its record.
+    return on_error == "stop" and ended.is_file() and '"error":' in ended.read_text("utf-8")
+
+
+def leave_out(config: Mapping[str, Any]) -> How:
+    """Begin no run for a job; of its directory nothing is left.
+
+    Args:
+        config: Of the job.
+    """
+    if not config["resume"]:
+        _leave(Path(config["directory"]))
+    return "not begun"
 
 
 def come_back(
@@ -140,7 +162,7 @@ def _resuming(config: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
 
 
 def _is_own(item: str) -> bool:
-    return item.lstrip("+").startswith("skip_done=")
+    return item.lstrip("+").startswith(("skip_done=", "on_error="))
 
 
 def job_of(overrides: Sequence[str], swept: Collection[str]) -> tuple[tuple[str, str], ...]:
@@ -195,6 +217,8 @@ def line(number: int, record: Mapping[str, Any]) -> str:
         return f"{what}: failed: {record['error']}"
     if record["how"] == "elsewhere":
         return f"{what}: left to another process, which trains it"
+    if record["how"] == "not begun":
+        return f"{what}: not begun, since a job has failed (on_error=stop)"
     what += "" if record["how"] == "done" else f": {record['how']}"
     metrics = typing.cast(dict, RunDirectory(record["directory"]).read_metrics())  # it is done
     splits = [split for split in ("valid", "test") if split in metrics]

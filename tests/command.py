@@ -17,9 +17,11 @@ import omegaconf.base
 import yaml
 from hydra._internal.hydra import Hydra
 
-from armodels import cli
+from armodels import cli, configs
 
 HERE = Path(__file__).parent
+CONFIGS = Path(configs.__path__[0])
+"""Of the package, also of one that is installed from its wheel."""
 QUICK = ("trainer.progress=false", "samples.num=0", "trainer.accelerator=cpu")
 TINY = ("data=tiny", "model.hidden_sizes=[6]", "trainer.batch_size=8", *QUICK)
 """A training of milliseconds; add trainer.max_steps and out."""

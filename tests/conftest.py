@@ -3,12 +3,22 @@
 import gc
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 # Threads of OpenMP sleep until the next operation. Awake, they took what another worker needs: the
 # tests of two threads ten times what they compute. The variable is read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+TREE = (
+    "architecture config docstrings examples mutate named needs newcomer packaging pages".split()
+)
+TREE += ["reproduce", "torture"]
+"""Tests of what is in no wheel: pages, scripts, examples, the sources as they are written."""
+
+if not (Path(__file__).parents[1] / "pyproject.toml").is_file():  # make test-wheel
+    collect_ignore = [f"test_{name}.py" for name in TREE]
 
 # Verbs run in folders of their own, from which a relative path leads nowhere.
 if "ARMODELS_DATA" in os.environ:

@@ -3,7 +3,6 @@
 import inspect
 import re
 import typing
-from pathlib import Path
 from types import UnionType
 
 import hydra.utils
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import TINY, armodels, done
+from command import CONFIGS, TINY, armodels, done
 from test_architecture import MODULES, classes
 
-import armodels as package
 from armodels import baselines, checks, cli, construct, errors, heads, schedules
 from armodels.density.base import DensityModel
 from armodels.heads import Head
@@ -23,7 +21,6 @@ from armodels.networks.base import Network
 from armodels.spec import DataSpec
 from armodels.training.settings import Settings
 
-CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 SPECS = {
     "binary": DataSpec("tried", "image", (1, 4, 4), 2, "probability"),
     "real": DataSpec("tried", "vector", (3,), None, "density"),

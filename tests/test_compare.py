@@ -94,6 +94,9 @@ def test_one_run_has_an_interval(folder):
     assert re.fullmatch("done, (.*nothing, )?95 % interval", row["status"])
     assert "order=reverse" in row["model"]
     assert "samples" not in row["model"]
+    assert float(row["seconds"]) == pytest.approx(
+        number(folder / "all/reverse", "seconds"), abs=0.51
+    )
 
 
 def test_one_seed_twice_is_not_two_seeds(folder, tmp_path):
@@ -191,6 +194,14 @@ def test_runs_without_a_number_say_why(folder):
     assert rows["all/stopped"]["status"] == "interrupted: the reason of stopped"
     for name in ("killed", "failed", "stopped"):
         assert rows[f"all/{name}"]["test nats"] == ""
+
+
+def test_a_run_that_is_being_trained_says_so(folder, tmp_path):
+    shutil.copytree(folder / "all/made-1", tmp_path / "run")
+    (tmp_path / "run/metrics.json").unlink()
+    RunDirectory(tmp_path / "run").write_status("running")
+    (row,) = table(tmp_path, "run")
+    assert (row["status"], row["test nats"]) == ("running", "")
 
 
 def test_data_and_measures_are_never_ranked_together(folder):

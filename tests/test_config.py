@@ -16,7 +16,7 @@ import hydra.utils
 import pytest
 import yaml
 from cases import CASES
-from command import QUICK, armodels, done
+from command import CONFIGS, QUICK, armodels, done
 from omegaconf import OmegaConf
 
 import armodels as package
@@ -26,7 +26,6 @@ from armodels.orders import ORDERS
 from armodels.training.settings import Settings
 
 ROOT = Path(package.__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
 NAMES = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.rglob("*.yaml")
@@ -206,6 +205,23 @@ def commands() -> list[str]:
                 if line.startswith("armodels ") and not re.search(r"…|\.\.\.|<", line):
                     found.append(line)
     return sorted(set(found))
+
+
+def test_no_documented_command_needs_a_mark():
+    """Of Hydra's grammar: ``+`` adds, ``~`` takes away, ``@`` moves. Keys of Ray are not ours."""
+    lines = [line for line in commands() if "hydra.launcher.ray" not in line]
+    words = [word for line in lines for word in shlex.split(line, comments=True)[2:]]
+    assert len(words) > 200
+    assert not [word for word in words if word[0] in "+~" or "@" in word.partition("=")[0]]
+
+
+def test_what_is_typed_and_an_experiment_come_last():
+    for verb in cli.VERBS:
+        config = yaml.safe_load((CONFIGS / f"{verb}.yaml").read_text())
+        defaults = config.get("defaults", [])
+        assert "_self_" in defaults[:2], verb
+    train = yaml.safe_load((CONFIGS / "train.yaml").read_text())["defaults"]
+    assert train[-2:] == [{"experiment": None}, {"optional local": "default"}]
 
 
 @pytest.mark.slow

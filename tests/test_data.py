@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from command import CONFIGS
 from PIL import Image
 
 from armodels import contexts
@@ -313,10 +314,9 @@ def test_source_keeps_its_word(name, files):
 
 
 def test_every_data_config_is_tried():
-    configs = Path(base.__file__).parents[2] / "configs/data"
     targets = {
         re.search(r"^_target_: .*\.(\w+)$", path.read_text(), re.M).group(1)
-        for path in configs.glob("*.yaml")
+        for path in (CONFIGS / "data").glob("*.yaml")
     }
     assert targets == {type(make(Path("x"))).__name__ for make in SOURCES.values()}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from cases import BITS, CASES
-from command import QUICK, armodels, done, snapshot
+from command import CONFIGS, QUICK, armodels, done, snapshot
 from hydra.errors import InstantiationException
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +23,6 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.networks.nade import NADE
 from armodels.run import RunDirectory
 
-ROOT = Path(package.__file__).resolve().parents[1]
 DIGITS = (*QUICK, "data=digits", "data.levels=2", "trainer.max_steps=2", "trainer.batch_size=8")
 TEXT = (*QUICK, "data=text", "data.path=book.txt", "data.length=8", "trainer.max_steps=2")
 RUNS = {
@@ -297,7 +296,7 @@ def test_a_strangers_words_mark_nothing_up():
 
 
 def test_all_shipped_data_have_a_licence():
-    for path in (ROOT / "configs/data").glob("*.yaml"):
+    for path in (CONFIGS / "data").glob("*.yaml"):
         config = yaml.safe_load(path.read_text())
         name = config["_target_"].rpartition(".")[2]
         assert name in licences.SOURCES, path

@@ -671,6 +671,26 @@ def test_a_model_trains_on_own_images(tree):
     assert missing.error.startswith("data.path=... is missing")
 
 
+def test_paths_are_those_of_the_shell_and_data_are_decoded_once(tree, tmp_path, monkeypatch):
+    """From two directories, alone and in a sweep."""
+    monkeypatch.setenv("ARMODELS_CACHE", str(tmp_path / "cached"))
+    here, other = tree.parent, tmp_path / "other"
+    other.mkdir()
+    before = set(os.listdir(here))
+    path = os.path.relpath(tree, other)
+    keys = ("data=folder", "recipe=default", "model=independent", "data.size=[3,2]",
+            "data.valid=0.3", "data.test=0.3", "trainer.max_steps=1")  # fmt: skip
+    done(here, "train", *QUICK, *keys, f"data.path={tree.name}")
+    (packed,) = (tmp_path / "cached").rglob("*.zip")
+    made = packed.stat().st_mtime_ns
+    done(other, "train", "-m", *QUICK, *keys, f"data.path={path}", "seed=1,2")
+    assert [*(tmp_path / "cached").rglob("*.zip")] == [packed]
+    assert packed.stat().st_mtime_ns == made
+    assert set(os.listdir(here)) - before == {"outputs", "cached"}
+    assert os.listdir(other) == ["outputs"]
+    assert len([*(other / "outputs").rglob("metrics.json")]) == 2
+
+
 # The emulator
 
 SMALL = {"num_train": 12, "num_valid": 6, "num_test": 6, "episode_frames": 6, "size": (105, 80)}

@@ -2,20 +2,17 @@
 
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from command import QUICK, armodels, done
+from command import CONFIGS, QUICK, armodels, done
 
-import armodels as package
 from armodels.checkpoints import load_model
 from armodels.run import RunDirectory
 from armodels.tasks import sample, train
 
-CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 MODELS = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - {"blend"})
 """All but what is made of trained runs, and has tests of its own."""
 

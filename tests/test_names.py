@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from command import TINY, armodels, done
+from command import TINY, armodels, done, fork
 
 from armodels.names import LONGEST, run_name
 from armodels.run import RunDirectory
@@ -46,6 +46,24 @@ def test_names_are_short_and_never_the_same():
     assert run_name([*long, "optimizer.lr=1"], 0, name="mine").startswith("mine-seed0-")
     both = run_name([*long, "optimizer.lr=1"], 0, name="mine", swept={"optimizer.lr", "seed"})
     assert both.startswith("mine-lr1-seed0-")
+
+
+@pytest.mark.slow
+def test_eight_starts_at_once_are_eight_runs(tmp_path):
+    """And each path can be typed as it stands."""
+    args = ("train", *TINY, "trainer.max_steps=1", "optimizer.betas=[0.8,0.9]")
+    children = [fork(tmp_path, *args) for _ in range(8)]
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * 8, (tmp_path / "told").read_text()
+    runs = [path.parent for path in tmp_path.rglob("status.json")]
+    assert len(runs) == 8
+    paths = [run.relative_to(tmp_path).as_posix() for run in runs]
+    assert all(re.fullmatch(r"outputs/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9._-]{1,60}", path)
+               for path in paths)  # fmt: skip
+    for run in runs:
+        assert RunDirectory(run).read_metrics()["steps"] == 1
+    assert "(23 examples)" in done(tmp_path, "eval", f"run={paths[0]}", "device=cpu")
 
 
 @pytest.fixture(scope="module")

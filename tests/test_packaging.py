@@ -36,7 +36,9 @@ def test_one_list_of_python_versions():
         if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", one))
     ]
     assert of_classifiers == versions
-    assert WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
+    for job in ("test", "test-wheel"):
+        assert WORKFLOW["jobs"][job]["strategy"]["matrix"]["python"] == versions
+        assert WORKFLOW["jobs"][job]["timeout-minutes"] <= 15
     pages = [
         (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
     ]
@@ -46,10 +48,29 @@ def test_one_list_of_python_versions():
 
 def test_the_workflow_calls_make_targets_and_nothing_else():
     called = [step["run"] for step in STEPS if "run" in step]
-    assert called == ["make lint", "make test", "make test-slow", "make docs"]
+    assert called == [
+        "make lint", "make test", "make test-wheel", "make test-slow", "make docs"
+    ]  # fmt: skip
     assert {line.split()[1] for line in called} <= TARGETS
     assert WORKFLOW["env"] == {"TORCH": "cpu"}
     assert "ifeq ($(TORCH),cpu)" in MAKEFILE
+
+
+def test_a_fresh_install_has_what_works():
+    """Hydra 1.4 cannot read the configs, and an older TensorBoard needs what is gone."""
+    wanted = {re.match(r"[\w-]+", one).group(): one for one in PROJECT["dependencies"]}
+    assert wanted["hydra-core"].endswith(",<1.4")
+    assert wanted["tensorboard"] == "tensorboard>=2.21"
+    plugins = {"optuna", "hydra-joblib-launcher", "submitit", "ray", "wandb", "mlflow-skinny"}
+    assert not plugins & wanted.keys()
+    assert plugins <= {
+        re.match(r"[\w-]+", one).group()
+        for extra in PROJECT["optional-dependencies"].values()
+        for one in extra
+    }
+    recipe = MAKEFILE.partition("test-wheel:")[2].partition("\n\n")[0]
+    assert recipe.count("pip check") == 2
+    assert "cd build/wheel/empty && OMP_NUM_THREADS=1 $(FRESH)/python -m pytest tests" in recipe
 
 
 # What users import and what runs it, sources of data, and the contracts that families are written

@@ -1,15 +1,11 @@
 """What data choose where nothing else is said."""
 
-from pathlib import Path
-
 import pytest
-from command import done
+from command import CONFIGS, done
 from omegaconf import OmegaConf
 
-import armodels as package
 from armodels import construct, memory
 
-CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("recipe/*.yaml"))
 CHOSEN = {
     "anime": ("pixelcnn_pp", 8),

@@ -1,6 +1,7 @@
 """Sweeps that go on: skip what is done, resume what was stopped, train anew what failed."""
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 from command import TINY, armodels, done, process, start
 from filelock import FileLock
 
-from armodels import errors, names, sweeps
+from armodels import cli, errors, names, sweeps
 from armodels.run import RunDirectory
 
 ARGS = ("train", "-m", *TINY, "trainer.max_steps=2", "out=sweep")
@@ -172,6 +173,46 @@ def test_a_sweep_that_was_stopped_says_how_it_goes_on(tmp_path):
     assert jobs(told) == "1 done, 1 resumed"
 
 
+def test_a_sweep_stops_at_its_first_failure_where_that_is_asked_for(tmp_path):
+    four = (*ARGS, "seed=1,2", "optimizer.lr=0.01,1e30", "trainer.log_every=1")
+    assert jobs(armodels(tmp_path, *four, "out=all").out) == "2 done, 2 failed"
+    result = armodels(tmp_path, *four, "on_error=stop")
+    assert result.code == 1
+    assert jobs(result.out) == "1 done, 2 not begun, 1 failed"
+    told = "job 2  seed=2 optimizer.lr=0.01: not begun, since a job has failed (on_error=stop)"
+    assert told in result.out
+    folders = list((tmp_path / "sweep/tiny/made").iterdir())
+    assert sorted(RunDirectory(run).read_status()["status"] for run in folders) == [
+        "done", "failed"
+    ]  # fmt: skip
+    # The sweep goes on with what was not begun; the choice is none of what a run is.
+    (whole,) = [run for run in folders if RunDirectory(run).read_status()["status"] == "done"]
+    (whole / "metrics.json").unlink()
+    RunDirectory(whole).write_status("interrupted")
+    again = armodels(tmp_path, *four, "skip_done=true", "on_error=continue")
+    assert jobs(again.out) == "1 done, 1 resumed, 2 failed"
+    assert "on_error=continue" not in RunDirectory(whole).read_config()["overrides"]
+    assert len(list((tmp_path / "sweep/tiny/made").iterdir())) == 4
+
+
+def test_a_job_returns_a_finite_float_or_nan_where_it_failed(tmp_path, monkeypatch):
+    """What a sweeper of Hydra minimizes: nats of valid."""
+    found, job_of_hydra = [], cli._job
+
+    def watched(name, config):
+        found.append(job_of_hydra(name, config))
+        return found[-1]
+
+    monkeypatch.setattr(cli, "_job", watched)
+    armodels(tmp_path, *ARGS, "optimizer.lr=0.01,1e30", "trainer.log_every=1")
+    (good, _), (bad, record) = found
+    assert type(good) is type(bad) is float
+    (metrics,) = (tmp_path / "sweep").rglob("metrics.json")
+    assert good == json.loads(metrics.read_text())["valid"]["nats"]
+    assert math.isnan(bad)
+    assert "the loss became" in record["error"]
+
+
 class WorkerCrashedError(Exception):
     """As Ray has it."""
 
@@ -192,6 +233,10 @@ BAD = {
     "no sweep": (
         ("train", *TINY, "skip_done=true"),
         "skip_done=true goes on with a sweep, which needs -m",
+    ),
+    "no choice": (
+        (*ARGS, "on_error=halt", "seed=1"),
+        "on_error is 'halt'; choose continue or stop",
     ),
     "no switch": (
         (*ARGS, "skip_done=maybe", "seed=1,2"),

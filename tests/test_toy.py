@@ -2,14 +2,14 @@
 
 import math
 import typing
-from pathlib import Path
 
 import pytest
 import torch
+from command import CONFIGS
 
 from armodels.data.toy import CODES, DENSITIES, Name, Toy
 
-CONFIG = Path(__file__).parents[1] / "configs/data/toy.yaml"
+CONFIG = CONFIGS / "data/toy.yaml"
 
 
 def test_every_name_is_a_choice():

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from command import TINY, done, fork
+from command import TINY, armodels, done, fork
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -51,6 +51,21 @@ def context(logdir):
     multiplexer.Reload()
     provider = MultiplexerDataProvider(multiplexer, str(logdir))
     return backend_context.Context(base_plugin.TBContext(data_provider=provider))
+
+
+def sessions(logdir, *tags):
+    """What the page of hyperparameters lists, with these metrics."""
+    backend, request = context(logdir), RequestContext()
+    wanted = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in tags]
+    statuses = [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING, api_pb2.STATUS_FAILURE,
+                api_pb2.STATUS_UNKNOWN]  # fmt: skip
+    groups = list_session_groups.Handler(
+        request, backend, "", api_pb2.ListSessionGroupsRequest(
+            start_index=0, slice_size=100, allowed_statuses=statuses,
+            col_params=[api_pb2.ColParams(metric=info.name) for info in wanted],
+        ),
+    ).run()  # fmt: skip
+    return [session for group in groups.session_groups for session in group.sessions]
 
 
 @pytest.mark.slow
@@ -125,6 +140,52 @@ def test_tags_and_grids(folder):
         assert pictures == [f"step-{step:07d}.png" for step in expected]
         assert images.Images("view/samples")[0].width > 100
         assert len(list(path.glob("events.*"))) == 1
+        assert not images.Tags()["histograms"]
+
+
+def test_a_run_that_fails_keeps_its_points(tmp_path):
+    result = armodels(tmp_path, "train", *TINY, "optimizer.lr=1e30", "trainer.log_every=1",
+                      "out=run")  # fmt: skip
+    assert "the loss became" in result.error
+    assert scalars(tmp_path / "run")["train/nats"][0] == 1
+    (session,) = sessions(tmp_path / "run")
+    assert session.status == api_pb2.STATUS_FAILURE
+
+
+def test_a_run_is_listed_with_its_numbers_while_it_trains(tmp_path):
+    (tmp_path / "run").mkdir()
+    tracker = Tracker(tmp_path / "run")
+    choices = {"model": "made", "data": "tiny", "experiment": None}
+    groups = dict.fromkeys(("data", "model", "head", "optimizer", "schedule", "trainer"), {})
+    tracker.start({"seed": 3, "choices": choices, "overrides": [], **groups})
+    tracker.row(5, 0.5, 0.1, {"valid/nats": 2.5})
+    tracker.flush()
+    (session,) = sessions(tmp_path, "valid/nats")
+    assert session.status in (api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING)
+    assert [(m.value, m.training_step) for m in session.metric_values] == [(2.5, 5)]
+    tracker.close("done")
+
+
+@pytest.mark.slow
+def test_curves_take_less_than_a_fiftieth_of_a_training(tmp_path, monkeypatch):
+    """Samples are drawn and shown at evaluations alone."""
+    spent = []
+
+    def timed(function):
+        def call(*args):
+            began = time.thread_time()
+            function(*args)
+            spent.append(time.thread_time() - began)
+
+        return call
+
+    for name in ("start", "row", "flush", "close"):
+        monkeypatch.setattr(Tracker, name, timed(getattr(Tracker, name)))
+    began = time.thread_time()
+    done(tmp_path, "train", "trainer.max_steps=300", "trainer.progress=false", "samples.num=0",
+         "out=run")  # fmt: skip
+    assert len(spent) > 5
+    assert sum(spent) < 0.02 * (time.thread_time() - began)
 
 
 def test_values_agree_with_the_table(folder):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import yaml
-from command import TINY, armodels, done, fork
+from command import CONFIGS, TINY, armodels, done, fork
 from test_select import same
 
 from armodels import search, study
@@ -221,8 +221,6 @@ def test_a_shipped_space_is_searched_where_nothing_is_typed(tmp_path):
 
 @pytest.mark.parametrize("model", ["made", "nade", "pixelcnn", "transformer", "rnn"])
 def test_shipped_spaces_name_keys_that_there_are(model):
-    from test_config import CONFIGS
-
     space = yaml.safe_load((CONFIGS / f"tune/{model}.yaml").read_text())
     for key in space:
         part, _, name = key.partition(".")

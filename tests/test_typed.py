@@ -14,14 +14,12 @@ from pathlib import Path
 import hydra.utils
 import pytest
 import yaml
-from command import QUICK, TINY, armodels, done, snapshot
+from command import CONFIGS, QUICK, TINY, armodels, done, snapshot
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-import armodels as package
 from armodels import cli, show, typed
 
-CONFIGS = Path(package.__file__).resolve().parents[1] / "configs"
 NAMES = ["2024_11_26", "1e5", "true", "1", "wine's.csv", "wine,v2.csv", "wine[1].csv", "w#1.csv",
          "größe.csv", "a=b.csv", "my run (2)", "a'b\"c", "x{1}", "C:\\x\\y", "[1]", "a\\",
          "~x", "null.csv", "None", "$x", "a;b", "'q", "+1", "a: b", "a\tb", "{a}",

@@ -9,10 +9,10 @@ from armodels import card, checkpoints, checks, exported, search, show
 from armodels.run import RunDirectory
 from armodels.trust import trusting
 
-_HERE = ("directory", "resume", "out", "trust", "logger", "skip_done")
+_HERE = ("directory", "resume", "out", "trust", "logger", "skip_done", "on_error")
 """Keys of a run's config that say where it was, and nothing of the model."""
 
-_UNTYPED = ("out=", "resume=", "skip_done=", "logger=", "hydra.")
+_UNTYPED = ("out=", "resume=", "skip_done=", "on_error=", "logger=", "hydra.")
 """What a command that trains the model again does not say."""
 
 
