@@ -30,7 +30,7 @@ class About:
         weights: ``ema`` or ``raw``.
         step: Training steps behind them.
         metrics: Numbers of these very weights; None: there are none.
-        command: By which it was trained; None: it was trained in Python.
+        commands: By which it was trained, one after another; none: it was trained in Python.
         folder: Of the files, as it was typed.
         context: What the model is conditioned on; None: nothing.
         trust: What a command about it must say besides.
@@ -43,7 +43,7 @@ class About:
     weights: str
     step: int
     metrics: Mapping[str, Any] | None
-    command: str | None
+    commands: Sequence[str]
     folder: str
     context: str | None
     trust: Mapping[str, Any]
@@ -109,7 +109,7 @@ def _numbers(about: About) -> Iterator[str]:
         yield (
             "None: the run has no numbers of these very weights. "
             f"`{show.command('eval', run=about.folder, **about.trust)}` evaluates them."
-            if about.command is not None
+            if about.commands
             else "None: the run has no numbers of these very weights."
         )
         return
@@ -147,10 +147,15 @@ def _of_split(report: object, symbols: str | None) -> list[str]:
 
 
 def _training(about: About) -> Iterator[str]:
-    if about.command is None:
+    if not about.commands:
         yield "Trained in Python, by `armodels.fit`."
     else:
-        yield f"```\n{about.command}\n```"
+        if len(about.commands) > 1:
+            yield (
+                "It went on under other values, so that no single command gives its numbers; it "
+                "was begun by the first of these, and went on by the others where it stood:"
+            )
+        yield "```\n{}\n```".format("\n".join(about.commands))
     facts = [("seed", about.config.get("seed")), ("begun", about.config.get("started"))]
     if about.metrics is not None:
         seconds, environment = about.metrics.get("seconds"), about.metrics.get("environment")
@@ -174,7 +179,7 @@ def _data(about: About) -> str:
 def _use(about: About) -> Iterator[str]:
     trusted = about.trust.get("trust")
     more = "" if trusted is None else f", trust={trusted!r}"
-    own = about.command is None
+    own = not about.commands
     lines = ["import armodels", ""]
     lines += ["# model = ..., made as for its training"] if own else []
     more += ", model=model" if own else ""

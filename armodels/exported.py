@@ -29,8 +29,8 @@ _MADE_AGAIN = "export the run again, or fetch the folder anew"
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a folder is one that ``write`` made, or begins to be."""
-    return (path / WEIGHTS).is_file()
+    """Whether a folder is one that ``write`` made, what lacks of it included."""
+    return (path / WEIGHTS).is_file() or (path / CONFIG).is_file()
 
 
 def require_vacant(out: Path) -> None:
@@ -73,6 +73,8 @@ def write(out: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], ca
         sums = {WEIGHTS: _checksum(folder / WEIGHTS), CONFIG: _checksum_of(plain)}
         text = json.dumps({**plain, "sha256": sums}, indent=2)
         (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        # Its library keeps the weights for their owner alone; who may read the rest may read them.
+        (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -90,6 +92,8 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: A file is damaged, changed, or of another version.
     """
     file = path.parent / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {_MADE_AGAIN}")
     content = disk.read_json(file)
     if content.get("format") != FORMAT:
         raise ValueError(

@@ -42,6 +42,8 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
             )
     # How many processes trained so far does not bind those that go on.
     merged["trainer"] = {**merged["trainer"], "devices": config["trainer"]["devices"]}
+    if checks.num_processes() == 1 and "trainer.strategy" not in names:
+        merged["trainer"]["strategy"] = "ddp"  # nothing to part the weights among
     merged["resume"], merged["trust"] = config["resume"], config["trust"]
     # The run may be a stranger's: what protects this machine is lifted by this command alone.
     free = config["model"].get("allow_large", False)
@@ -50,4 +52,8 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
     typed = [o.lstrip("+") for o in config["overrides"]]
     changes = [o for o in typed if o.partition("=")[0] in names]
     merged["overrides"] = kept + changes
+    if any(not name.startswith(checks.HARMLESS) for name in names):
+        # Steps before and after differ, so that no command gives all of them.
+        before = {"overrides": saved["overrides"], "changes": changes}
+        merged["resumed"] = [*saved.get("resumed", []), before]
     return merged, directory, names

@@ -274,10 +274,33 @@ def test_what_the_card_says_runs_as_pasted(folder, tmp_path):
         os.chdir(here)
 
 
+def test_the_card_of_a_run_that_went_on_under_other_values_has_each_command(tmp_path):
+    done(tmp_path, "train", *QUICK, "data=digits", "model.hidden_sizes=[9]",
+         "trainer.max_epochs=1", "out=run")  # fmt: skip
+    done(tmp_path, "train", "resume=run", "trainer.max_epochs=2", "trainer.log_every=5")
+    done(tmp_path, "export", "run", "out=out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "no single command gives its numbers" in text
+    commands = [line for block in blocks(text) for line in block.splitlines()][:2]
+    for one in commands:
+        done(tmp_path, *shlex.split(one)[1:])
+    runs = (RunDirectory(tmp_path / name).read_metrics() for name in ("run", "again"))
+    first, second = (one["test"]["nats"] for one in runs)
+    assert first == second
+    # Who may read the card may read the weights, and what lacks is named.
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1
+    (tmp_path / "out/model.safetensors").unlink()
+    told = armodels(tmp_path, "eval", "out").error
+    assert (
+        told == "out/model.safetensors is missing; export the run again, or fetch the folder anew"
+    )
+
+
 def about(**changes) -> card.About:
     facts = {
         "name": "made", "description": "MADE", "config": {}, "spec": BITS, "weights": "raw",
-        "step": 1, "metrics": None, "command": "armodels train", "folder": "out",
+        "step": 1, "metrics": None, "commands": ["armodels train"], "folder": "out",
         "context": None, "trust": {},
     }  # fmt: skip
     return card.About(**facts | changes)

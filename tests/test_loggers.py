@@ -405,6 +405,19 @@ ALL = "logger=tensorboard,csv,wandb,mlflow"
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of their packages
+def test_all_loggers_hold_the_same_of_a_baseline(tmp_path, no_network):
+    """Its line is as long as the curves beside it, though it takes no step."""
+    args = ("data=tiny", "model=independent", *QUICK, "trainer.max_steps=9", ALL, "out=run")
+    done(tmp_path, "train", *args, **OFFLINE)
+    run = tmp_path / "run"
+    points, number = points_of_wandb(run), RunDirectory(run).read_metrics()["test"]["nats"]
+    assert points == points_of_mlflow(tmp_path, run)
+    assert points.keys() == points_of_tensorboard(run).keys()
+    assert points["with_best/test_nats"] == {9: number}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of their packages
 def test_all_loggers_hold_the_same_offline(tmp_path, no_network):
     args = (*WITH_PICTURES, ALL, "tags=[a]", "out=run", "trainer.ema=0.5")
     done(tmp_path, "train", *args, **OFFLINE)

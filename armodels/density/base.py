@@ -117,7 +117,15 @@ class DensityModel(nn.Module, ABC):
         """
 
     @final
-    def sample(self, n: int, **options: Any) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        *,
+        context: Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> Tensor:
         """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``.
 
         Examples:
@@ -128,7 +136,9 @@ class DensityModel(nn.Module, ABC):
             >>> model.sample(64, generator=torch.Generator().manual_seed(0)).shape
             torch.Size([64, 1, 4, 4])
         """
-        return self.sample_with_log_prob(n, **options)[0]
+        return self.sample_with_log_prob(
+            n, context=context, temperature=temperature, generator=generator, progress=progress
+        )[0]
 
     @abstractmethod
     def complete(

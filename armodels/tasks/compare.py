@@ -266,7 +266,7 @@ def rows(runs: Sequence[Facts]) -> Iterator[RunSummary]:
             first["unit"] if whole else "",
             label(config),
             first["parameters"],
-            ",".join(map(str, dict.fromkeys(seeds))),
+            ",".join(map(str, sorted({*seeds}))),
             statistics.fmean(values) if tested else nan,
             nan if tested else statistics.fmean(values),
             math.nan if several or half is None else half,

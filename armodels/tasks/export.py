@@ -43,7 +43,6 @@ def main(config: Mapping[str, Any]) -> None:
     metrics = _metrics(file, state, used)
     kept = {key: value for key, value in saved.items() if key not in _HERE}
     name = str((saved.get("choices") or {}).get("model", "model"))
-    overrides = saved.get("overrides") or []
     about = card.About(
         name=name,
         description=name if model is None else model.description,
@@ -52,11 +51,7 @@ def main(config: Mapping[str, Any]) -> None:
         weights=used,
         step=state["step"],
         metrics=metrics,
-        command=None
-        if model is None
-        else search.command(
-            [one for one in overrides if not one.lstrip("+").startswith(_UNTYPED)]
-        ),
+        commands=[] if model is None else _commands(saved),
         folder=str(config["out"]),
         context=model.context.name if model is not None and model.context else None,
         trust={} if model is None else trusting(saved),
@@ -81,6 +76,17 @@ def main(config: Mapping[str, Any]) -> None:
         show.say()
         show.say("Next:")
         show.say(f"  {show.command('eval', run=out, split='test', **about.trust)}")
+
+
+def _commands(config: Mapping[str, Any]) -> list[str]:
+    """By which a run was trained: one, or more where it went on under other values."""
+    resumed = config.get("resumed") or []
+    begun = resumed[0]["overrides"] if resumed else config.get("overrides") or []
+    begun = [one for one in begun if not one.lstrip("+").startswith(_UNTYPED)]
+    if not resumed:
+        return [search.command(begun)]
+    changes = [search.command(["resume=again", *one["changes"]]) for one in resumed]
+    return [search.command([*begun, "out=again"]), *changes]
 
 
 def _metrics(file: Path, state: Mapping[str, Any], weights: str) -> dict | None:

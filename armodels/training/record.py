@@ -195,6 +195,7 @@ class InFiles(Record):
         self._config = config
         self._loggers = loggers
         self._command = command
+        self._last = 0
         self._tracker: Tracker | None = None
 
     def begin(self, step: int, *, evaluated: bool) -> None:
@@ -235,6 +236,7 @@ class InFiles(Record):
         return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
 
     def scalar(self, tag: str, value: float, step: int) -> None:
+        self._last = max(self._last, step)
         if self._tracker:
             self._tracker.scalar(tag, value, step)
 
@@ -251,9 +253,11 @@ class InFiles(Record):
     def finish(self, metrics: Mapping[str, Any]) -> None:
         if self._config is None:
             return
+        # A baseline's line ends where the curves beside it do, and wandb takes no earlier step.
+        last = max(metrics["steps"], self._last)
         for split in [split for split in ("valid", "test") if split in metrics]:
             for name in ("nats", "bits_per_dim"):
-                self.scalar(f"with_best/{split}_{name}", metrics[split][name], metrics["steps"])
+                self.scalar(f"with_best/{split}_{name}", metrics[split][name], last)
         before: dict = {}
         with contextlib.suppress(OSError, ValueError):  # damaged numbers give way to new ones
             before = self.directory.read_metrics() or {}
