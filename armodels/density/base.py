@@ -126,7 +126,14 @@ class DensityModel(nn.Module, ABC):
         generator: torch.Generator | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``.
+        """Draw ``n`` events: (n, *event).
+
+        Args:
+            n: As all others in ``sample_with_log_prob``.
+            context: What they are conditioned on; None: nothing.
+            temperature: 1 draws from the model.
+            generator: Of the noise.
+            progress: Whether a bar is shown.
 
         Examples:
             >>> import armodels
