@@ -117,23 +117,8 @@ class DensityModel(nn.Module, ABC):
         """
 
     @final
-    def sample(
-        self,
-        n: int,
-        *,
-        context: Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Draw ``n`` events: (n, *event).
-
-        Args:
-            n: As all others in ``sample_with_log_prob``.
-            context: What they are conditioned on; None: nothing.
-            temperature: 1 draws from the model.
-            generator: Of the noise.
-            progress: Whether a bar is shown.
+    def sample(self, n: int, **options: Any) -> Tensor:
+        """Draw ``n`` events: (n, *event); options as in ``sample_with_log_prob``.
 
         Examples:
             >>> import armodels
@@ -143,9 +128,7 @@ class DensityModel(nn.Module, ABC):
             >>> model.sample(64, generator=torch.Generator().manual_seed(0)).shape
             torch.Size([64, 1, 4, 4])
         """
-        return self.sample_with_log_prob(
-            n, context=context, temperature=temperature, generator=generator, progress=progress
-        )[0]
+        return self.sample_with_log_prob(n, **options)[0]
 
     @abstractmethod
     def complete(

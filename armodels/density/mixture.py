@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -97,11 +97,7 @@ class OrderMixture(DensityModel):
         self.check_context(context, n)
         device = self.model.net.order_table.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
-        options: dict[str, Any] = {
-            "temperature": temperature,
-            "generator": generator,
-            "progress": progress,
-        }
+        options = {"temperature": temperature, "generator": generator, "progress": progress}
         x = self.model.empty(n)
         for i in which.unique().tolist():
             rows = (which == i).nonzero()[:, 0]
