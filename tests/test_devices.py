@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, every
+from cases import CASES
 from command import HERE, TINY, TORCHRUN, done, process, snapshot, start
 
 from armodels import draws
@@ -40,7 +40,13 @@ def gradients(name: str, num_parts: int) -> tuple[torch.Tensor, list[torch.Tenso
     return found, [p.grad for p in model.parameters() if p.grad is not None]
 
 
-@every(CASES, "name")
+DRAWING = ("made-deep", "pixelcnn", "rnn-vanilla", "deep-nade", "masked-transformer-canonical")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[] if one in DRAWING else [pytest.mark.slow]) for one in CASES],
+)
 def test_shares_of_a_batch_draw_what_the_whole_draws(name):
     whole, gradient = gradients(name, 1)
     parted, gradient_of_parts = gradients(name, 3)  # one of which is a single example

@@ -274,6 +274,7 @@ def test_what_the_card_says_runs_as_pasted(folder, tmp_path):
         os.chdir(here)
 
 
+@pytest.mark.slow
 def test_the_card_of_a_run_that_went_on_under_other_values_has_each_command(tmp_path):
     done(tmp_path, "train", *QUICK, "data=digits", "model.hidden_sizes=[9]",
          "trainer.max_epochs=1", "out=run")  # fmt: skip

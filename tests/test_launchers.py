@@ -84,6 +84,7 @@ def device(folder: Path, name: str) -> str:
     return json.loads(log.read_text())[0]
 
 
+@pytest.mark.slow
 def test_eight_jobs_over_four_devices_never_overlap(tmp_path):
     waiting, alive = [str(k) for k in range(8)], []
     while waiting or alive:
@@ -180,6 +181,7 @@ def test_each_job_of_joblib_has_a_device_of_its_own(tmp_path):
 # A job that is started again
 
 
+@pytest.mark.slow
 def test_a_job_that_comes_back_goes_on_in_its_own_run(tmp_path):
     args = (*ARGS, "seed=1", "hydra.sweep.subdir=mine")
     whole = done(tmp_path, *args, "out=whole")

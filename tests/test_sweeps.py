@@ -142,6 +142,7 @@ def test_a_job_that_another_sweep_begins_is_left_to_it(tmp_path, monkeypatch):
     assert len(runs(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_told(tmp_path):
     done(tmp_path, *ARGS, "seed=1,2")
     (runs(tmp_path)["seed=1"] / "metrics.json").write_text("[")
@@ -173,6 +174,7 @@ def test_a_sweep_that_was_stopped_says_how_it_goes_on(tmp_path):
     assert jobs(told) == "1 done, 1 resumed"
 
 
+@pytest.mark.slow
 def test_a_sweep_stops_at_its_first_failure_where_that_is_asked_for(tmp_path):
     four = (*ARGS, "seed=1,2", "optimizer.lr=0.01,1e30", "trainer.log_every=1")
     assert jobs(armodels(tmp_path, *four, "out=all").out) == "2 done, 2 failed"

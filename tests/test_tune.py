@@ -114,6 +114,7 @@ def test_a_run_without_test_has_all_but_its_number(tmp_path):
     assert metrics(tmp_path / "runs/false")["test"] == read["test"]
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_nothing_again_and_a_larger_one_goes_on(searched, tmp_path):
     folder, told = searched
     before = {p: (p / "status.json").stat().st_mtime_ns for p in runs(folder / "study")}
@@ -151,6 +152,7 @@ def test_a_stopped_search_goes_on_within_its_trial(at, searched, tmp_path, monke
     assert best_of(again) == best_of(told)
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     args = ("tune", *SHORT, "optimizer.lr=choice(1e-3,1e30)", "trainer.log_every=1", "pruner=none")
     told = done(tmp_path, *args, "num_trials=6", "out=s")
@@ -164,6 +166,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     assert told.count("failed: the loss became") == 2 * len(failed)  # its own line, and the table
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_refused_is_a_run_that_failed(tmp_path):
     args = ("tune", *SHORT, "model.hidden_sizes=choice([6],[0])", "num_trials=5", "out=s")
     told = done(tmp_path, *args)
@@ -174,6 +177,7 @@ def test_a_trial_that_is_refused_is_a_run_that_failed(tmp_path):
     assert "failed" in done(tmp_path, "compare", "s")
 
 
+@pytest.mark.slow
 def test_where_all_fail_the_end_says_so(tmp_path):
     args = ("tune", *SHORT, "optimizer.lr=choice(1e29,1e30)", "trainer.log_every=1", "out=s")
     result = armodels(tmp_path, *args, "num_trials=2")
@@ -181,6 +185,7 @@ def test_where_all_fail_the_end_says_so(tmp_path):
     assert "error: no trial was trained to its end; the reasons stand in s" in result.err
 
 
+@pytest.mark.slow
 def test_what_has_no_promise_is_pruned(tmp_path, monkeypatch):
     asked = []
 
@@ -238,6 +243,7 @@ def test_a_database_keeps_a_study(tmp_path):
     assert not (tmp_path / "s/journal.log").exists()
 
 
+@pytest.mark.slow
 def test_the_journal_of_a_killed_process_is_mended(tmp_path):
     done(tmp_path, *SEARCH, "num_trials=1", "out=s")
     journal = tmp_path / "s/journal.log"
