@@ -284,6 +284,7 @@ def test_the_index_of_a_spoken_digit_is_its_split(fsdd):
     assert [len(source.clips()[part]) for part in PARTS] == [60, 180, 300]
 
 
+@pytest.mark.slow
 @needs_soundfile
 def test_clips_are_scored_given_their_own_digit(fsdd):
     """A row of a split, of a file, and what `eval` says are one number."""

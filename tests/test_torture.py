@@ -141,6 +141,7 @@ def test_bad_configs_are_many():
     assert not [command for command in commands if any(word.startswith("$T") for word in command)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "indices"),
     [("kills", (0,)), ("races", (0,)), ("disk", (0,)), ("damage", (2,)), ("hostile", (0, 80)),

@@ -129,7 +129,8 @@ def test_the_same_command_trains_nothing_again_and_a_larger_one_goes_on(searched
     assert values(first) == values(folder / "study")
 
 
-@pytest.mark.parametrize("at", [8, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 4, 8])
 def test_a_stopped_search_goes_on_within_its_trial(at, searched, tmp_path, monkeypatch):
     folder, told = searched
     with monkeypatch.context() as patch:
