@@ -181,6 +181,8 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
 
 def _stopped(name: str, args: list[str], by: str) -> str:
     """What is said where a verb was stopped that has nothing of its own to say."""
+    if checks.num_processes() > 1 and by == "SIGTERM":
+        by += " (which torchrun sends to all where one of its processes has ended)"
     again = show.in_processes(typed.again(name, args), checks.num_processes())
     return f"{name} was stopped by {by}; no file is left half-written; run it again: {again}"
 

@@ -62,10 +62,7 @@ def atomic(path: Path) -> Iterator[Any]:
                 written = os.fstat(file.fileno()).st_size
         os.replace(part, path)
     except OSError as error:
-        if error.errno in _FULL:
-            raise OSError(
-                error.errno, f"{path} could not be written: {no_room(path, written)}"
-            ) from error
+        _tell_if_full(error, path, written)
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -99,16 +96,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             path.rmdir()  # where it is empty: Windows renames onto none
         os.rename(part, path)
     except OSError as error:
-        if error.errno in _FULL:
-            raise OSError(
-                error.errno, f"{path} could not be written: {no_room(path, written)}"
-            ) from error
+        _tell_if_full(error, path, written)
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         for one in made if not path.exists() else []:
             with contextlib.suppress(OSError):  # where another has put something there
                 one.rmdir()
+
+
+def _tell_if_full(error: OSError, path: Path, written: int) -> None:
+    """Raise, where an error in writing is that of a full disk, one that says what it takes.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if error.errno in _FULL:
+        told = f"{path} could not be written: {no_room(path, written)}"
+        raise OSError(error.errno, told) from error
 
 
 def as_path(named: str | os.PathLike, option: str) -> Path:

@@ -128,7 +128,7 @@ def _tell(found: int, total: int, name: str, partial: Partial | None) -> None:
     """Say how much of an evaluation was done before."""
     if found and partial:
         share = f"{100 * found / total:.0f} %"
-        show.say(f"going on  with an evaluation of {name} that was stopped, {share} of it done")
+        show.say(f"going on with an evaluation of {name} that was stopped, {share} of it done")
 
 
 def _batches(share: Sequence[Places], num: int, size: int) -> Iterator[Places]:

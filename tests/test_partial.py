@@ -124,7 +124,7 @@ def test_what_is_stopped_goes_on_by_any_number_of_processes(
         torch.testing.assert_close(each, expected, rtol=1e-12, atol=1e-12)
     assert sum(found) + before == 11 * model.num_terms, "each once"
     share = f"{100 * before / 11 / model.num_terms:.0f} %"
-    told = f"going on  with an evaluation of test that was stopped, {share} of it done\n"
+    told = f"going on with an evaluation of test that was stopped, {share} of it done\n"
     assert capsys.readouterr().out == told * then  # a process that is not the first is muted
     assert not list(tmp_path.iterdir())
 
@@ -276,7 +276,7 @@ def test_orders_are_evaluated_by_two_processes_and_a_stop_loses_nothing(run):
     assert child.returncode == 130
     assert "run it again: armodels eval run" in err
     told = done(run, *args, "out=again.json")
-    assert "going on  with an evaluation of test that was stopped" in told
+    assert "going on with an evaluation of test that was stopped" in told
     again = json.loads((run / "again.json").read_text())
     for found in (two, again):
         for key in ("nats", "nats_ci95", "num_examples"):
