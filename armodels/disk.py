@@ -112,8 +112,8 @@ def _tell_if_full(error: OSError, path: Path, written: int) -> None:
         OSError: The disk is full.
     """
     if error.errno in _FULL:
-        told = f"{path} could not be written: {no_room(path, written)}"
-        raise OSError(error.errno, told) from error
+        sentence = f"{path} could not be written: {no_room(path, written)}"
+        raise OSError(error.errno, sentence) from error
 
 
 def as_path(named: str | os.PathLike, option: str) -> Path:
