@@ -8,7 +8,7 @@ from torch import Tensor
 ROUNDS = 6
 
 BLOCK = 2**14
-"""Places whose numbers are found at once: 1.8 ms for 100 by themselves, 0.02 ms in a block."""
+"""Places whose numbers are found at once: 1.8 ms for 100 by themselves, 0.07 ms in a block."""
 
 
 @final
