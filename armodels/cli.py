@@ -164,7 +164,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
             show.tell(str(stop) or _stopped(name, args, signal.Signals(number).name))
-            if name == "train" and typed.is_sweep(translated):
+            if name == "train" and typed.is_sweep(translated) and str(stop):
                 show.tell(f"the sweep goes on by {typed.again(name, args)}")
             sys.exit(128 + number)
         except BrokenPipeError:
