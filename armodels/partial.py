@@ -25,8 +25,9 @@ EVERY = 30.0
 SHARE = 0.02
 """Of the time at most goes into saving."""
 
-ROWS_SEEN = 256
-"""Examples, evenly spread, by which data is recognized."""
+VALUES_SEEN, ROWS_SEEN = 2**24, 256
+"""Data is recognized by all of its values, or by so many of them at least: whole examples, evenly
+spread, so many at least, or the beginnings of sequences."""
 
 Content = Mapping[str, np.ndarray]
 
@@ -189,28 +190,33 @@ def _joined(parts: list[Places]) -> list[Places]:
 
 
 @contextlib.contextmanager
-def kept(partial: Partial | None, content: Callable[[], Content]) -> Iterator[Callable[[], None]]:
+def kept(
+    partial: Partial | None, content: Callable[[], Content | None]
+) -> Iterator[Callable[[], None]]:
     """Save where that is due, and where something stops the block.
 
     Args:
         partial: Where; None: nowhere.
-        content: What was found so far.
+        content: What was found so far; None: nothing.
 
     Yields:
         To be called whenever something was found.
     """
 
-    def due() -> None:
-        if partial is not None and partial.is_due:
+    def save() -> None:
+        found = content()
+        if partial is not None and found is not None:
             with contextlib.suppress(OSError):  # a full disk stops no evaluation
-                partial.save(content())
+                partial.save(found)
+
+    def save_if_due() -> None:
+        if partial is not None and partial.is_due:
+            save()
 
     try:
-        yield due
+        yield save_if_due
     except BaseException:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.save(content())
+        save()
         raise
 
 

@@ -22,7 +22,7 @@ from armodels.density.adaptive import Adaptive
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.stream import CHUNK, ROWS, Contexts, Piece, pieces_log_probs, with_length
-from armodels.partial import ROWS_SEEN, LogSums, Partial, Places, fingerprint, kept
+from armodels.partial import ROWS_SEEN, VALUES_SEEN, LogSums, Partial, Places, fingerprint, kept
 
 OF_PIECE = 5
 """Numbers that are found of a piece: its values and their log p; its whole windows, the sum of
@@ -86,17 +86,17 @@ def log_probs(
     )  # fmt: skip
     convolutions = torch.backends.cudnn
     exact = convolutions.flags(enabled=convolutions.enabled, allow_tf32=False)
-    with kept(partial, lambda: own.content) as found_some, bar, exact:
+    with kept(partial, lambda: own.content if own.num_found else None) as found_some, bar, exact:
         number, term = -1, model
         for start, stop in _batches(share, num, batch_size):
             if start // num != number:
                 number = start // num
                 term = model.term(number).eval()
             x, context = examples[start - number * num : stop - number * num].to(device)
-            own.add(start, term.log_prob(x, context))
-            if check:
+            if check:  # first: what is kept of a network that is refused would go on without
                 check = False
                 _require_causal(model, x[:1], None if context is None else context[:1])
+            own.add(start, term.log_prob(x, context))
             bar.update(stop - start)
             found_some()
         sums, found = _added_up(own, fabric)  # where another process may be lost
@@ -278,7 +278,11 @@ def piece_sums(
     context = examples.piece_context
     heard = None if context is None else context[torch.tensor(todo, dtype=torch.long)]
     rests = {i: torch.zeros(0, dtype=torch.double) for i in todo}  # of a window, not yet whole
-    with kept(partial, lambda: {"sums": sums.numpy(), "whole": whole}) as found_some:
+
+    def kept_so_far() -> dict[str, np.ndarray] | None:
+        return {"sums": sums.numpy(), "whole": whole} if sums.any() else None
+
+    with kept(partial, kept_so_far) as found_some:
         for number, values in piece_log_probs(
             model,
             [pieces[i] for i in todo],
@@ -338,9 +342,11 @@ def _fingerprint(model: DensityModel, examples: Examples) -> str:
     sizes = [len(examples), *map(len, examples.pieces)]
     about = f"{model.spec} {model.description} {_device_of(model)} {sizes}"
     about += str([order.seed for order in several])
-    spread = torch.linspace(0, len(examples) - 1, min(ROWS_SEEN, len(examples))).long()
-    rows = examples[spread] if len(examples) else None
+    most = max(ROWS_SEEN, VALUES_SEEN // max(1, model.spec.num_dims))
+    spread = torch.linspace(0, len(examples) - 1, min(most, len(examples)), dtype=torch.double)
+    rows = examples[spread.round().long()] if len(examples) else None
     values = [rows.x] if rows else []
     values += [rows.context] if rows and rows.context is not None else []
-    values += [piece[:ROWS_SEEN] for piece in examples.pieces[:ROWS_SEEN]]
+    values += [] if examples.piece_context is None else [examples.piece_context[:]]
+    values += [piece[: VALUES_SEEN // len(examples.pieces)] for piece in examples.pieces]
     return fingerprint(model, [order.table for order in several], about, values, code)
