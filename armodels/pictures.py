@@ -200,6 +200,39 @@ def as_event(context: Tensor, context_spec: ContextSpec, spec: DataSpec) -> Tens
     return image.expand(-1, *spec.shape).to(spec.dtype)
 
 
+def film(x: Tensor, steps: Tensor, spec: DataSpec, moments: int = 10) -> Tensor | None:
+    """Each event as it is drawn: after 0, 10, ... 100 % of the steps, a row each.
+
+    Args:
+        x: (N, *event), drawn whole.
+        steps: (*event), the step at which each value is written.
+        spec: What they are; of real values, and of texts, sounds and music, there is no such
+            picture.
+        moments: Parts of the draw that are shown, after the empty event.
+    """
+    if spec.levels is None or spec.alphabet or spec.waveform or spec.notes:
+        return None
+    shares = torch.arange(moments + 1, device=steps.device) / moments
+    written = steps < (shares * (steps.max() + 1)).round().view(-1, *[1] * steps.ndim)
+    known = written.repeat(len(x), *[1] * steps.ndim).cpu()
+    titles = [(f"{share:.0%}", 1) for share in shares.tolist()]
+    every = x.repeat_interleave(moments + 1, 0)
+    return events(every, spec, columns=moments + 1, titles=titles, known=known)
+
+
+def entropies(entropy: Tensor, num_levels: int, *, columns: int = 8) -> Tensor:
+    """Entropy of every pixel given those before it: (N, C, H, W) -> (3, H', W'); bright = open.
+
+    Args:
+        entropy: Nats of every value.
+        num_levels: L; the brightest colour is log L nats for each channel.
+        columns: Images in a row.
+    """
+    most = entropy.shape[1] * math.log(num_levels)
+    picture = grid(colour(entropy.detach().sum(1), 0.0, most), columns=columns)
+    return _titled(picture, [(f"0 (dark) to {most:.2f} nats", _PADDING, picture.shape[-1])])
+
+
 def heat_maps(log_prob: Tensor, *, columns: int = 8) -> Tensor:
     """Log-probability of every pixel, nats: (N, C, H, W) -> (3, H', W'); bright = likely."""
     total = log_prob.detach().sum(1)  # a pixel's channels together

@@ -460,8 +460,9 @@ def test_all_loggers_hold_the_same_offline(tmp_path, no_network):
         if item.nested_key and item.nested_key[-1] == "_type"
     }
     drawn = {(step, f"view/{name}") for step in (7, 9) for name in ("samples", "surprise")}
+    drawn |= {(9, f"view/{name}") for name in ("samples_in_steps", "surprise_expected")}
     assert pictures == drawn
-    assert len(list(run.glob("wandb/offline-run-*/files/media/images/**/*.png"))) == 4
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/**/*.png"))) == 6
     images = list((tmp_path / "outputs/mlflow-artifacts").rglob("*.png"))
     assert {tuple(p.name.split("+")[:3:2]) for p in images} == {
         (name.replace("/", "~"), str(step)) for step, name in drawn

@@ -121,6 +121,7 @@ def scalars(path) -> dict[str, list[int]]:
 
 CURVES = ("train/nats", "watch/lr", "watch/grad_norm", "watch/examples_per_s", "valid/nats",
           "valid/bits_per_dim")  # fmt: skip
+VIEWS = ("view/samples", "view/samples_in_steps", "view/surprise", "view/surprise_expected")
 
 
 def test_tags_and_grids(folder):
@@ -136,6 +137,9 @@ def test_tags_and_grids(folder):
         expected = [7, 9] if trained else [0]
         assert steps["view/samples"] == expected
         assert steps["view/surprise"] == expected
+        if trained:  # At the end alone, of a model whose values have an order.
+            assert steps["view/samples_in_steps"] == [9]
+            assert steps["view/surprise_expected"] == [9]
         pictures = sorted(p.name for p in (path / "samples").glob("*.png"))
         assert pictures == [f"step-{step:07d}.png" for step in expected]
         assert images.Images("view/samples")[0].width > 100
@@ -242,7 +246,7 @@ def test_a_run_resumed_within_a_second_is_read_in_order(tmp_path):
 
 def test_pages_show_curves_then_samples():
     """TensorBoard sorts tags by what stands before the slash, and then by the rest."""
-    tags = [*CURVES, "with_best/test_nats", "view/samples", "view/surprise"]
+    tags = [*CURVES, "with_best/test_nats", *VIEWS]
     groups = list(dict.fromkeys(tag.split("/")[0] for tag in sorted(tags)))
     assert groups == ["train", "valid", "view", "watch", "with_best"]
     assert [tag for tag in sorted(tags) if tag.startswith("view")][0] == "view/samples"

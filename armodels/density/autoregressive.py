@@ -13,6 +13,7 @@ from armodels import heads, objectives, orders
 from armodels.checks import checked, require_class
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
+from armodels.density.entropy import entropies
 from armodels.density.walk import (
     Scored,
     check_draw,
@@ -23,7 +24,7 @@ from armodels.density.walk import (
     score,
     walk,
 )
-from armodels.heads import Head
+from armodels.heads import Head, precise
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
 from armodels.networks.stream import FeatureStream
 from armodels.objectives import Objective, ObjectiveName
@@ -262,6 +263,19 @@ class AutoregressiveModel(DensityModel):
         """A step's log-probability, shared evenly by its K values."""
         steps = self.conditional_log_prob(x, context) / self.net.order.width
         return steps[:, orders.ranks(self.net.order_table)].view(-1, *self.spec.shape)
+
+    def entropy_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Of values with levels; of a step's later values given its earlier ones."""
+        if self.spec.levels is None:
+            return None
+        self.check_context(context, len(x))
+        params = check_params(self.net, self.net(x, context), len(x))
+        return self._to_event(entropies(self.head, precise(params), self._to_steps(x)))
+
+    @property
+    def steps_of_values(self) -> Tensor:
+        """Of its order."""
+        return orders.ranks(self.net.order_table).view(self.spec.shape)
 
     def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
         """Start the output biases at the marginals of the data, and what else the network sets."""

@@ -186,3 +186,19 @@ class DensityModel(nn.Module, ABC):
     def log_prob_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
         """Log-probability of each value given those before it, (B, *event), where defined."""
         return None
+
+    def entropy_map(self, x: Tensor, context: Tensor | None = None) -> Tensor | None:
+        """Entropy of each value's conditional given those before it, (B, *event), nats.
+
+        None where the values have no levels, or no order.
+
+        Args:
+            x: (B, *event).
+            context: What the model is conditioned on.
+        """
+        return None
+
+    @property
+    def steps_of_values(self) -> Tensor | None:
+        """Step at which each value is written, (*event); None where there is no one order."""
+        return None

@@ -15,6 +15,8 @@ from armodels.training.streams import SAMPLES, stream
 
 NUM_SURPRISES = 16
 """Images of valid of which each value's log-probability is drawn."""
+NUM_FILMS = 4
+"""Samples that are shown as they are drawn, at the end of a training."""
 
 
 @final
@@ -81,13 +83,27 @@ class Drawing:
                 beside["log_prob"] = lambda x: model.log_prob(x.to(self._device))
             titles = views.titles(model.context, context)
             self._record.view(views.view(samples, spec, titles=titles, **beside), step)
+            if last and (steps := model.steps_of_values) is not None:
+                self._picture(
+                    "samples_in_steps", pictures.film(samples[:NUM_FILMS], steps, spec), step
+                )
         if spec.kind == "image":
             shown = splits.examples("valid", model.context)[:NUM_SURPRISES].to(self._device)
             with torch.no_grad():
                 log_prob = model.log_prob_map(*shown)
+                # Of a network for all orders another pass takes as long as the evaluation did.
+                entropy = model.entropy_map(*shown) if last else None
             if log_prob is not None:
-                self._record.picture("view/surprise", pictures.heat_maps(log_prob), step)
+                self._picture("surprise", pictures.heat_maps(log_prob), step)
+            if entropy is not None:
+                maps = pictures.entropies(entropy, spec.num_levels)
+                self._picture("surprise_expected", maps, step)
         self._next_chart = limits.now() + 20 * (limits.now() - started)
+
+    def _picture(self, name: str, picture: Tensor | None, step: int) -> None:
+        """Show a picture, where there is one."""
+        if picture is not None:
+            self._record.picture(f"view/{name}", picture, step)
 
     def _contexts(self, model: DensityModel, number: int) -> Tensor | None:
         """Every label in turn; other contexts as they come in valid."""
