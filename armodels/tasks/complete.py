@@ -4,17 +4,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import charts, checkpoints, construct, contexts, disk, pictures, show, views
+from armodels import charts, checkpoints, construct, contexts, disk, pictures, roads, show, views
 from armodels.checks import require_together
 from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
 from armodels.data.rows import Batch
 from armodels.density.completion import DISTRUST, Completion
+from armodels.density.samplers import Sampler
 from armodels.density.stream import reads
 from armodels.examples import draw_examples
 from armodels.prompts import go_on, name_of, num_values, read_prompt
@@ -167,7 +169,11 @@ def _context_of(
 
 
 def fill(
-    restored: checkpoints.Restored, x: Tensor, known: Tensor, config: Mapping
+    restored: checkpoints.Restored,
+    x: Tensor,
+    known: Tensor,
+    config: Mapping,
+    sampler: Sampler,
 ) -> tuple[Tensor, list[Completion]]:
     """Draw the unknown cells of rows, each given its own known ones.
 
@@ -179,6 +185,7 @@ def fill(
         x: (N, D).
         known: (N, D) boolean.
         config: Of the verb: num_completions, num_particles, temperature and seed.
+        sampler: Which walk is taken.
 
     Returns:
         (N, A, D) for A answers, and how each batch of rows was completed.
@@ -199,6 +206,7 @@ def fill(
                 temperature=config["temperature"],
                 generator=generator,
                 progress=True,
+                **roads.options(sampler),
             )
             filled[batch] = result.values.cpu().unflatten(0, (-1, answers))
             done.append(result)
@@ -221,8 +229,12 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     known = ~rows.isnan()
     # Any value in the support may stand where none is known.
     anything = spec.original(torch.zeros(1, spec.num_dims, dtype=spec.dtype)).double()
-    x, done = fill(restored, spec.encoded(torch.where(known, rows, anything)), known, config)
+    sampler = roads.sampler_of(config, restored)
+    x, done = fill(
+        restored, spec.encoded(torch.where(known, rows, anything)), known, config, sampler
+    )
     show.say(f"from   {restored.origin}")
+    roads.tell(sampler)
     for method in sorted({one.method for one in done}):
         same = [one for one in done if one.method == method]
         apart = [one.disagreement for one in same if one.disagreement is not None]
@@ -287,6 +299,7 @@ def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor)
     x = torch.zeros(window, size, dtype=spec.dtype)
     mask = torch.zeros(window, size, dtype=torch.bool)
     x[:heard, columns], mask[:heard, columns] = tune[total - heard :].to(spec.dtype), True
+    sampler = roads.sampler_of(config, restored)
     result = restored.model.complete(
         x.view(1, *spec.shape).repeat_interleave(answers, 0).to(restored.device),
         mask.view(spec.shape).to(restored.device),
@@ -294,6 +307,7 @@ def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor)
         temperature=config["temperature"],
         generator=torch.Generator().manual_seed(config["seed"]),
         progress=True,
+        **roads.options(sampler),
     )
     drawn = result.values.cpu().view(answers, window, size)[:, : heard + length]
     whole, there = drawn, mask[: heard + length]
@@ -307,6 +321,7 @@ def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor)
     if unheard:
         show.say(f"heard  the last {heard} of {total} frames, as a window has {window} of them")
     _tell("method", result, config["num_particles"])
+    roads.tell(sampler)
     shown = views.view(
         whole.view(answers, *shape), longer, known=there.view(shape), most_played=answers
     )
@@ -320,7 +335,7 @@ def _with_particles(config: Mapping, spec: DataSpec) -> Mapping:
     return {**config, "num_particles": number if wanted is None else wanted}
 
 
-ALL = ("temperature", "num_completions", "num_particles", "seed")
+ALL = ("temperature", "num_completions", "num_particles", "seed", *roads.KEYS)
 WAYS = {
     "a prompt": (*ALL, "prompt", "prompt_file", "length", "label", "top_k", "top_p"),
     "voices of a prompt": (*ALL, "prompt", "prompt_file", "known"),
@@ -381,6 +396,7 @@ def main(config: Mapping) -> None:
         context = _context_of(truth, config["label"], restored.model.context, spec)
     else:
         truth, context = draw_examples(restored, config["num"], seed)
+    sampler = roads.sampler_of(config, restored)
     repeated = Batch(truth, context).repeat_interleave(answers).to(restored.device)
     result = restored.model.complete(
         repeated.x,
@@ -390,18 +406,22 @@ def main(config: Mapping) -> None:
         temperature=config["temperature"],
         generator=torch.Generator().manual_seed(seed),
         progress=True,
+        **roads.options(sampler),
     )
     values = result.values.cpu().unflatten(0, (-1, answers))  # (B, answers, *event)
     show.say(f"from   {restored.origin}")
     show.say(f"known  {known}, {mask.double().mean():.0%} of {spec.name}")
     _tell("method", result, config["num_particles"])
+    roads.tell(sampler)
     folder = restored.folder_for(config["out"])
+    arrays: dict[str, Any] = roads.numbers(sampler)  # NumPy declares that each may be allow_pickle
     with disk.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(
             file,
             truth=spec.original(truth).numpy(),
             known=mask.numpy(),
             completions=spec.original(values).numpy(),
+            **arrays,
         )
     show.say(f"wrote  {folder / name}.npz")
     if spec.columns is not None:

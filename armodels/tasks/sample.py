@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import charts, checkpoints, construct, contexts, disk, pictures, show, views
+from armodels import charts, checkpoints, construct, contexts, disk, pictures, roads, show, views
 from armodels.data.rows import Examples
 from armodels.density.stream import with_length
 from armodels.examples import draw_examples, load_split
@@ -64,6 +64,7 @@ def main(config: Mapping) -> None:
     if config["temperature"] == 0:
         show.say("temperature 0 follows the mode: expect (nearly) equal samples")
     model, wanted = restored.model, restored.model.context
+    sampler = roads.sampler_of(config, restored)
     if config["length"] is not None:
         if config["num_neighbours"]:
             raise ValueError(
@@ -84,10 +85,13 @@ def main(config: Mapping) -> None:
         temperature=config["temperature"],
         generator=torch.Generator().manual_seed(config["seed"]),
         progress=True,
+        **roads.options(sampler),
     )
     x, log_prob = x.cpu(), log_prob.cpu()
     folder = restored.folder_for(config["out"])
     name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
+    if sampler.name == "speculative":  # other samples, of the same distribution
+        name += "-speculative"
     if config["label"] is not None:
         name += f"-label{config['label']}"
     if config["length"] is not None:
@@ -106,11 +110,13 @@ def main(config: Mapping) -> None:
         found["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays: dict[str, Any]  # NumPy declares that each may be allow_pickle
     arrays = {key: value.numpy() for key, value in found.items() if value is not None}
+    arrays |= roads.numbers(sampler)
     with disk.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
     show.say(f"from   {restored.origin}")
     mean = float(log_prob.double().mean())
     show.say(f"mean   {described(mean, spec)}")
+    roads.tell(sampler)
     show.say(f"wrote  {folder / name}.npz")
     if spec.columns is not None:
         disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
