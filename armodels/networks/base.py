@@ -307,7 +307,7 @@ class NaiveSteps:
         """
         x = state["x"]
         if values is not None:
-            x[:, self.net.order_table[s - 1]] = values
+            x[:, self.net.order_table[s - 1]] = values.to(x.dtype)
         return x.view(-1, *self.net.spec.shape)
 
     def step(
