@@ -17,8 +17,8 @@ from armodels.checks import LARGEST
 from armodels.data.midi import read_midi
 from armodels.data.sound import read_clip
 from armodels.data.text import read_symbols
-from armodels.density.stream import after_prompt, reads, with_length
 from armodels.density.samplers import Draws, take
+from armodels.density.stream import after_prompt, reads, with_length
 from armodels.density.walk import check_draw, draw_noise, require_some, sampling
 from armodels.notes import Notes
 from armodels.spec import ContextSpec, DataSpec

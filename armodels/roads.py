@@ -29,7 +29,7 @@ def sampler_of(config: Mapping[str, Any], restored: checkpoints.Restored) -> Sam
         found = Sampler(**named, **drafted)
     else:
         Sampler(**named, draft=draft, **drafted)  # refuses what does not go together
-        one = checkpoints.restore(str(draft), trust=config["trust"], device=restored.device)
+        one = checkpoints.restore(str(draft), trust=config["trust"], device=str(restored.device))
         found = Sampler(**named, draft=one.model, **drafted)
     if found.name != "auto" and not isinstance(
         restored.model, (AutoregressiveModel, OrderMixture)
@@ -41,7 +41,7 @@ def sampler_of(config: Mapping[str, Any], restored: checkpoints.Restored) -> Sam
     return found
 
 
-def options(sampler: Sampler) -> dict[str, Sampler]:
+def options(sampler: Sampler) -> dict[str, Any]:
     """What a model's draws and completions are called with: nothing where all is left to it."""
     return {} if sampler.name == "auto" else {"sampler": sampler}
 
@@ -65,8 +65,8 @@ def tell(sampler: Sampler) -> None:
         return
     steps = tally.num_steps
     show.say(
-        f"passes {tally.passes:,} for {steps:,} steps ({tally.passes / steps:.1%}), in whole passes "
-        f"{tally.work:,.1f} ({tally.work / steps:.1%})"
+        f"passes {tally.passes:,} for {steps:,} steps ({tally.passes / steps:.1%}), in whole "
+        f"passes {tally.work:,.1f} ({tally.work / steps:.1%})"
     )
     if sampler.name == "speculative":
         show.say(f"draft  {tally.acceptance:.1%} of {tally.judged:,} drafted steps were accepted")

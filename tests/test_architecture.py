@@ -32,6 +32,7 @@ LAYERS = [
     {"views"},
     {"loggers"},
     {"checkpoints", "tracking", "memory"},
+    {"roads"},
     {"examples", "prompts", "training", "resuming", "search", "failing"},
     {"candidates", "blending", "study", "named"},
     {"tasks"},

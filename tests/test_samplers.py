@@ -16,8 +16,8 @@ from cases import (
     LEVELS,
     SMALL_RGB,
     TEXT,
-    autoregressive,
     context_values,
+    data,
     event_index,
     every,
     every_event,
@@ -45,6 +45,7 @@ from armodels.density.stream import after_prompt, with_length
 from armodels.density.walk import draw_noise
 from armodels.networks.base import Network
 from armodels.networks.made import MADE
+
 
 @pytest.fixture(autouse=True)
 def no_gradients():
@@ -140,12 +141,12 @@ class Chain(Network):
     """Each value is the one before it, turned around; forward alone, as a user would write it."""
 
     kinds = frozenset({"vector"})
-    asked = 0
+    asked, strength = 0, 80.0
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.asked += 1
         before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
-        return (80.0 - 160.0 * before.double())[..., None]
+        return (self.strength * (1.0 - 2.0 * before.double()))[..., None]
 
 
 def test_a_chain_takes_as_many_passes_as_steps_and_no_more():
@@ -157,11 +158,29 @@ def test_a_chain_takes_as_many_passes_as_steps_and_no_more():
     sampler = Sampler("fixed_point")
     assert torch.equal(model.sample(5, generator=generator(), sampler=sampler), expected)
     assert sampler.tally.passes == model.net.asked == 6
-    # Without a name it is taken because there is no step but a forward pass.
-    assert torch.equal(model.sample(5, generator=generator()), expected)
-    assert model.net.asked == 12
-    assert torch.equal(model.sample(5, generator=generator(), sampler="cached"), expected)
-    assert model.net.asked == 18
+
+
+def test_a_network_of_forward_alone_is_drawn_by_its_fixed_point():
+    net = Chain(BITS, 1, orders.make("raster", BITS.shape))
+    net.strength = 0.0
+    model = AutoregressiveModel(net, heads.Bernoulli(BITS))
+    drawn = model.sample(5, generator=generator())
+    assert net.asked == 2
+    assert torch.equal(model.sample(5, generator=generator(), sampler="cached"), drawn)
+    assert net.asked == 2 + 6
+
+
+def test_the_naive_steps_ask_for_whole_passes(monkeypatch):
+    model = made(BITS, BERNOULLI, 5).build(0)
+    monkeypatch.setattr(MADE, "step", None)  # what is not called
+    assert model.sample(3, sampler="naive").shape == (3, 6)
+
+
+def test_known_values_are_guessed():
+    model, x = made(BITS, BERNOULLI, 12).build(0), torch.ones(9, 6, dtype=torch.uint8)
+    sampler = Sampler("fixed_point")
+    model.complete(x, torch.arange(6) < 5, generator=generator(), sampler=sampler)
+    assert sampler.tally.passes == 1  # in which the last value follows right ones
 
 
 def test_events_that_are_done_are_left_out():
@@ -220,10 +239,12 @@ def test_what_follows_a_prompt_is_the_same_by_every_sampler(temperature):
 
 # Speculative sampling
 
+FEW = data("vector", 3, levels=4)
 PAIRS = {
     "bits": (pixelcnn(GREY, BERNOULLI, 4), made(GREY, BERNOULLI, 5, scale=1.5)),
     "fused": (nade(BITS, BERNOULLI, 6), made(BITS, BERNOULLI, 5, scale=1.5)),
     "categorical draft": (made(BITS, BERNOULLI, 6), made(BITS, CATEGORICAL, 5, scale=1.5)),
+    "levels": (made(FEW, CATEGORICAL, 6), nade(FEW, CATEGORICAL, 5)),
     "several values": (made(SMALL_RGB, logistics, 6), nade(SMALL_RGB, logistics, 5)),
     "given": (
         given(gated(GREY, BERNOULLI, 4)),
@@ -287,8 +308,15 @@ def test_a_draft_that_is_the_model_is_always_accepted():
     model = nade(BITS, BERNOULLI, 6).build(0)
     sampler = Sampler("speculative", draft=model, draft_steps=3)
     model.sample(50, generator=generator(), sampler=sampler)
+    known = torch.arange(6) % 2 == 0
+    x = torch.randint(2, (50, 6), generator=generator(), dtype=torch.uint8)
+    model.complete(x, known, generator=generator(), sampler=sampler)
+    longer = with_length(rnn(TEXT, CATEGORICAL, 6).build(0), 9)
+    steps = after_prompt(longer, torch.tensor([3, 1, 4], dtype=torch.uint8), 6)
+    own = Sampler("speculative", draft=longer, draft_steps=3, tally=sampler.tally)
+    take(steps, longer, Draws(longer.head, draw_noise((50, 6, 3), generator(), "cpu")), own)
     assert sampler.tally.acceptance == 1
-    assert sampler.tally.passes == 2
+    assert sampler.tally.passes == 2 * 3
 
 
 @pytest.mark.parametrize("name", ["bits", "text"])
@@ -363,7 +391,9 @@ def test_drafts_that_do_not_suit_are_refused():
     conditioned = made(GREY, BERNOULLI, 3).build(0, LABEL)
     refused(conditioned, "draft is conditioned on label, the run on nothing")
     joint = made(SMALL_RGB, logistics, 4)
-    refused(joint, "at temperature 1 alone, but temperature is 0.5", joint.build(1), temperature=0.5)
+    refused(
+        joint, "at temperature 1 alone, but temperature is 0.5", joint.build(1), temperature=0.5
+    )
     pixels = made(SMALL_RGB, BERNOULLI, 4)
     refused(pixels, "draft writes its values in another order", joint.build(1))
 

@@ -13,9 +13,7 @@ MAX_LOOKED_AT = 16
 """Steps at which it is looked whether a network hears a value too early."""
 
 
-def require_causal(
-    model: AutoregressiveModel, x: Tensor, context: Tensor | None = None
-) -> None:
+def require_causal(model: AutoregressiveModel, x: Tensor, context: Tensor | None = None) -> None:
     """Look whether the network hears a value before its step, as far as some steps tell.
 
     Two events, the given one and its opposite, take each other's values from a step on: the

@@ -1,4 +1,4 @@
-"""Values that are guessed, many steps at once, and verified by one pass: the fixed point of a walk.
+"""Many steps guessed at once and verified by one pass, until nothing changes: a fixed point.
 
 A walk under fixed noise is a function of itself: the values x of all steps are those that the
 chooser writes where the network has read x. A pass computes what the chooser writes where the
@@ -16,6 +16,7 @@ Differs from the papers: a block is not waited for: it moves on to the first ste
 after each pass. Events that are done are left out, once they are half of those that are computed.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final
@@ -29,7 +30,7 @@ from armodels.heads import Head, precise
 from armodels.networks.base import AnyOrderNetwork, Network, State, check_params
 
 BLOCK = 16
-"""Steps of a block, where a pass costs by its steps: of what reads, and of a model for all orders."""
+"""Steps of a block where a pass costs by its steps: of what reads, or serves all orders."""
 
 
 @final
@@ -57,9 +58,10 @@ class Tally:
         return self.accepted / max(self.judged, 1)
 
 
-class Passes(Protocol):
+class Passes(ABC):
     """A way to compute the parameters of several steps at once, of events that are guessed."""
 
+    @abstractmethod
     def params(self, values: Tensor, first: int, end: int) -> tuple[Tensor, float]:
         """Parameters (A, t, P) of some steps, and what they cost of a whole pass, 0 to 1.
 
@@ -68,14 +70,14 @@ class Passes(Protocol):
             first: The first of the steps.
             end: The step after the last of them.
         """
-        ...
 
+    @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Go on with these of the events alone, int64 (A',)."""
 
 
 @final
-class WholePasses:
+class WholePasses(Passes):
     """Forward passes over whole events.
 
     Of a network for all orders a step is a pass of its own, so that it computes the steps alone.
@@ -135,7 +137,7 @@ class _Reached(NamedTuple):
 
 
 @final
-class ReadPasses:
+class ReadPasses(Passes):
     """Reads of the guesses from the state that is cached after values that are final.
 
     Args:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -99,8 +99,8 @@ class OrderMixture(DensityModel):
         self.check_context(context, n)
         device = self.model.net.order_table.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
-        options = {"temperature": temperature, "generator": generator, "progress": progress}
-        options["sampler"] = Sampler.of(sampler)
+        options: dict[str, Any] = {"temperature": temperature, "generator": generator}
+        options |= {"progress": progress, "sampler": Sampler.of(sampler)}
         x = self.model.empty(n)
         for i in which.unique().tolist():
             rows = (which == i).nonzero()[:, 0]

@@ -47,9 +47,9 @@ class Sampler:
     Attributes:
         name: ``cached``: step after step, each by what the ones before left. ``naive``: step after
             step, each a whole forward pass. ``fixed_point``: many steps at once, until nothing
-            changes (``fixed_point``). ``speculative``: a draft's steps, verified (``speculative``).
-            ``auto``: compiled code where the network has some; else ``cached``; ``fixed_point`` for
-            a network that has no steps of its own.
+            changes. ``speculative``: the steps of a draft, verified. ``auto``: compiled code
+            where the network has some, else ``cached``; ``fixed_point`` for a network that has
+            no steps of its own.
         block: Steps that ``fixed_point`` guesses at once; None: all, and 16 of what reads.
         draft: The model that drafts for ``speculative``.
         draft_steps: Steps that it drafts at once; None: 64, and 4 of what reads.
@@ -259,8 +259,9 @@ def _draft(
     draft = require_draft(sampler.draft, model, draws.temperature)
     steps: Countable = draft.net
     if isinstance(draft.net, StreamNetwork):
-        after = isinstance(net, AfterPrompt)
-        steps = net.by(draft.net) if after else draft.net.with_length(net.num_steps)
+        steps = draft.net.with_length(net.num_steps)
+        if isinstance(net, AfterPrompt):
+            steps = net.by(draft.net)
     likely = (draws.temperature, draws.top_k, draws.top_p)
     return Draft(
         steps,

@@ -15,8 +15,8 @@ Shapes: B batch, S steps, t steps of a draft, K values per step, L levels.
 Sources: Leviathan et al., 2023, https://arxiv.org/abs/2211.17192; Chen et al., 2023,
 https://arxiv.org/abs/2302.01318.
 Differs from the papers: the step after a draft that is accepted as a whole is drafted, too, rather
-than drawn from p. Steps of several values accept one after another; after the first that is not
-accepted, the others are drawn from p.
+than drawn from p. The values of a step are accepted one by one, each by its own q given those that
+were drafted before it, and its own p given those that were chosen.
 """
 
 from typing import Any, Protocol, final, runtime_checkable
@@ -159,10 +159,16 @@ class Draft:
         self._probs: list[Tensor] = []  # of each of the K values of a step (B, t, L)
 
     def guess(self, values: Tensor, done: Tensor, first: int, end: int) -> None:
-        """As of ``fixed_point.Guess``.
+        """Write drafts for the steps from ``first`` to ``end`` of each event, from ``done`` on.
 
         A state of the draft is kept for each step that it drafts. Where a draft is wrong, the
         next one begins at the step after it or later, whose state has read right values alone.
+
+        Args:
+            values: (B, S, K), changed in place.
+            done: (B,), so many steps of each event are final.
+            first: The first of the steps.
+            end: The step after the last of them.
         """
         state, self._states = self._states[first], {}
         probs: list[list[Tensor]] = []
@@ -193,21 +199,29 @@ class Draft:
         return drawn, each
 
     def choose(self, steps: Any, params: Tensor) -> Tensor:
-        """A chooser of the block that was just drafted: (B, t, P) -> (B, t, K)."""
+        """A chooser of the block that was just drafted.
+
+        Where p and q are equal, nothing is left of p - q; but then the draft is accepted.
+
+        Args:
+            steps: A slice, of the last draft.
+            params: (B, t, P).
+
+        Returns:
+            (B, t, K).
+        """
         assert self._values is not None
         noise, width = self._noise[:, steps], len(self._probs)
         drafted = self._values.long()
         chosen = drafted[..., :0]
-        accepting = torch.ones_like(drafted[..., 0], dtype=torch.bool)
         for k in range(width):
             p, q = self._model(params, chosen), self._probs[k]
             level = drafted[..., k : k + 1]
-            ratio = p.gather(-1, level)[..., 0], q.gather(-1, level)[..., 0]
-            accepted = accepting & (noise[..., width + k] * ratio[1] < ratio[0])
-            rest = torch.where(accepting[..., None], (p - q).clamp_min(0), p)
-            other = pick(rest.log(), noise[..., 2 * width + k], 1.0)
-            chosen = torch.cat([chosen, torch.where(accepted, level[..., 0], other)[..., None]], -1)
-            accepting = accepted
+            own, other = p.gather(-1, level)[..., 0], q.gather(-1, level)[..., 0]
+            accepted = noise[..., width + k] * other < own
+            rest = pick((p - q).clamp_min(0).log(), noise[..., 2 * width + k], 1.0)
+            level = torch.where(accepted, level[..., 0], rest)
+            chosen = torch.cat([chosen, level[..., None]], -1)
         return chosen.to(self._values.dtype)
 
 

@@ -465,9 +465,7 @@ class AnyOrderNetwork(FreeOrderNetwork):
         """(B, *event) -> (B, S, P)."""
         return self.params_at(x, 0, self.num_steps, context)
 
-    def params_at(
-        self, x: Tensor, first: int, end: int, context: Tensor | None = None
-    ) -> Tensor:
+    def params_at(self, x: Tensor, first: int, end: int, context: Tensor | None = None) -> Tensor:
         """The rows of ``forward`` of some steps: a pass for each step, several at once.
 
         Args:
