@@ -52,7 +52,7 @@ class Sampler:
             no steps of its own.
         block: Steps that ``fixed_point`` guesses at once; None: all, and 16 of what reads.
         draft: The model that drafts for ``speculative``.
-        draft_steps: Steps that it drafts at once; None: 64, and 4 of what reads.
+        draft_steps: Steps that it drafts at once; None: 64, and 6 of what reads.
         tally: What the walks by this sampler took is added to it.
 
     Raises:

@@ -30,7 +30,7 @@ from armodels.networks.base import Network, State
 from armodels.networks.stream import StreamNetwork
 from armodels.spec import ContextSpec, DataSpec
 
-READ_STEPS = 4
+READ_STEPS = 6
 """Steps of a draft for what reads: each that is wrong makes those after it worthless."""
 
 EVENT_STEPS = 64
