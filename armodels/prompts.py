@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import contexts, show, views
+from armodels import contexts, roads, show, views
 from armodels.alphabet import Alphabet, code_points
 from armodels.checkpoints import Restored
 from armodels.checks import LARGEST
 from armodels.data.midi import read_midi
 from armodels.data.sound import read_clip
 from armodels.data.text import read_symbols
+from armodels.density.samplers import Draws, take
 from armodels.density.stream import after_prompt, reads, with_length
-from armodels.density.walk import Choose, check_draw, draw_among, draw_noise, sampling, walk
+from armodels.density.walk import check_draw, draw_noise, require_some, sampling
 from armodels.notes import Notes
 from armodels.spec import ContextSpec, DataSpec
 
@@ -164,28 +165,25 @@ def encoded(text: str, alphabet: Alphabet, name: str) -> np.ndarray:
 
 @final
 class Shown:
-    """A chooser that prints the first event's symbols as they are chosen.
+    """Prints the symbols of a text as they are written.
 
     A character of several bytes is printed when its last one is there.
 
     Args:
-        choose: Chooses.
         alphabet: What the levels stand for.
     """
 
-    def __init__(self, choose: Choose, alphabet: Alphabet):
-        self._choose, self._alphabet = choose, alphabet
+    def __init__(self, alphabet: Alphabet):
+        self._alphabet = alphabet
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def __call__(self, s: int, params: Tensor) -> Tensor:
-        """The other's choice."""
-        values = self._choose(s, params)
-        level = [int(values[0, 0])]
+    def __call__(self, values: Tensor) -> None:
+        """Print levels (t, 1)."""
+        levels = values[:, 0].tolist()
         if self._alphabet.unit == "byte":
-            show.write(self._decoder.decode(self._alphabet.as_bytes(level)))
+            show.write(self._decoder.decode(self._alphabet.as_bytes(levels)))
         else:
-            show.write(self._alphabet.decoded(level))
-        return values
+            show.write(self._alphabet.decoded(levels))
 
     def end(self) -> None:
         """Print what is left of a character that the end has cut off."""
@@ -214,11 +212,13 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
     length = num_values(config["length"], spec)
     levels = torch.from_numpy(prompt).to(spec.dtype)
     longer = with_length(model, len(levels) + length)
+    sampler = roads.sampler_of(config, restored)
+    top_k, top_p, temperature = config["top_k"], config["top_p"], config["temperature"]
+    require_some(top_k, top_p)
     generator = torch.Generator().manual_seed(config["seed"])
-    noise = draw_noise((answers, length, longer.head.num_noise), generator, restored.device)
-    chooser: Choose = draw_among(
-        longer.head, noise, config["temperature"], top_k=config["top_k"], top_p=config["top_p"]
-    )
+    shape = (answers, length, sampler.noise_per_step(longer.head, longer.net.order.width))
+    noise = draw_noise(shape, generator, restored.device)
+    draws = Draws(longer.head, noise, temperature, top_k=top_k, top_p=top_p)
     show.say(f"from   {restored.origin}")
     shown: Shown | None = None
     if spec.alphabet is not None:
@@ -226,16 +226,18 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
         if len(prompt) > LONGEST_SHOWN:
             show.say(f"(of {len(prompt):,} {spec.unit}s the last {LONGEST_SHOWN} follow)")
         show.write(spec.alphabet.decoded(prompt[-LONGEST_SHOWN:]))
-        chooser = shown = Shown(chooser, spec.alphabet)
+        shown = Shown(spec.alphabet)
     steps = after_prompt(longer, levels.to(restored.device), length)
     try:
         with sampling(longer):
-            drawn = walk(
+            drawn, _ = take(
                 steps,
-                answers,
-                chooser,
-                None if context is None else context.to(restored.device),
+                longer,
+                draws,
+                sampler,
+                context=None if context is None else context.to(restored.device),
                 progress=spec.alphabet is None,
+                watch=shown,
             )
     finally:
         if shown is not None:  # what is said next begins a line of its own
@@ -245,6 +247,7 @@ def go_on(restored: Restored, prompt: np.ndarray, config: Mapping[str, Any]) -> 
         show.say()
         if answers > 1:
             show.say(f"shown  the first of {answers} texts; the file has all of them")
+    roads.tell(sampler)
     written = torch.cat([levels.expand(answers, -1), drawn[..., 0].cpu().to(levels.dtype)], 1)
     known = torch.arange(longer.spec.num_dims) < len(levels)
     view = views.view(written, longer.spec, known=known, most_played=answers)
@@ -266,6 +269,7 @@ def name_of(config: Mapping[str, Any], spec: DataSpec, parts: Sequence[str]) -> 
     begin = re.sub(r"[^A-Za-z0-9._]+", "-", str(typed or ""))[:20].strip("-.")
     found = [*parts, *([begin] if begin else []), f"seed{config['seed']}"]
     found.append(f"t{config['temperature']:g}")
+    found += ["speculative"] * (config["sampler"] == "speculative")  # other draws of the same
     keys = ("label", "length", "top_k", "top_p")
     found += [f"{key}{config[key]}" for key in keys if config[key] is not None]
     return "-".join(found)

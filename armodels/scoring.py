@@ -21,6 +21,7 @@ from armodels.data.rows import Examples
 from armodels.density.adaptive import Adaptive
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
+from armodels.density.causal import require_causal
 from armodels.density.stream import CHUNK, ROWS, Contexts, Piece, pieces_log_probs, with_length
 from armodels.partial import ROWS_SEEN, VALUES_SEEN, LogSums, Partial, Places, fingerprint, kept
 
@@ -158,7 +159,7 @@ def _require_causal(model: DensityModel, x: Tensor, context: Tensor | None) -> N
     """Raise ValueError where a network hears values before their step."""
     for part in model.modules():
         if isinstance(part, AutoregressiveModel):
-            part.require_causal(x, context)
+            require_causal(part, x, context)
 
 
 # Whole sequences

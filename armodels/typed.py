@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from armodels import show
 
 TEXT = frozenset(
-    "run resume out image mask table file prompt prompt_file logdir path root cache name split "
-    "group game array storage delimiter decimal thousands encoding".split()
+    "run resume out image mask table file draft prompt prompt_file logdir path root cache name "
+    "split group game array storage delimiter decimal thousands encoding".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 

@@ -1,10 +1,11 @@
-"""Speed side by side: sampling by steps, cached steps and fused walks; training steps.
+"""Speed side by side: every sampler of every family; log-probabilities and training steps.
 
     python scripts/benchmark.py [WORD ...]    (only comparisons whose name holds one of the words)
+    python scripts/benchmark.py RUN ... [draft=RUN]    (the samplers of trained models)
 
-Each comparison alternates its contestants in one process and takes medians, because absolute
-figures drift: only the ratios of one run mean something. ``make bench`` takes some minutes,
-most of them the PixelCNNs' naive steps.
+Each comparison runs its contestants in one process on the same weights, and takes medians of
+those that are short, because absolute figures drift: only the ratios of one run mean something.
+Of a naive walk three steps are timed and multiplied: each is a forward pass, and takes as long.
 """
 
 import functools
@@ -12,6 +13,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import armodels  # noqa: F401  (first: it sets how long OpenMP's threads spin)
 
@@ -24,10 +27,12 @@ from armodels import heads, orders
 from armodels.data.base import Splits, binarize
 from armodels.data.rows import Windows
 from armodels.density.autoregressive import AutoregressiveModel
-from armodels.density.walk import draw_noise, one_thread
+from armodels.density.samplers import Sampler
+from armodels.density.walk import draw_noise, one_thread, walk
 from armodels.kernels import nade as kernels
 from armodels.machine import processor
 from armodels.networks.base import Network
+from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
@@ -49,6 +54,13 @@ from armodels.training.settings import Settings, Watching
 
 SPEC = DataSpec("random binary images", "image", (1, 28, 28), 2, "probability")
 BITS = DataSpec("random bits", "sequence", (784,), 2, "probability")
+RGB = DataSpec("random colours", "image", (3, 32, 32), 256, "probability")
+LEVELS = DataSpec("random levels", "sequence", (1024,), 256, "probability")
+NAIVE_STEPS = 3
+"""Forward passes that are timed in place of all that a naive walk takes."""
+EXPECTED_PASSES = 60
+LONGEST = 20
+"""Seconds: a fixed point of so many passes that would take longer is left out."""
 WARM_UP = 40
 """Steps before those that are timed: the first ones touch memory for the first time."""
 ONES = 0.13
@@ -81,127 +93,130 @@ def table(title: str, seconds: dict[str, float], batch_size: int) -> None:
         print(f"  {name:<44}{1e3 * s:>10.2f} ms{batch_size / s:>12,.0f} /s{slowest / s:>9.1f}x")
 
 
-def build(network: type[Network], spec: DataSpec = SPEC, **options) -> AutoregressiveModel:
-    """A model of binary values with weights that make them depend on one another."""
+def build(
+    network: type[Network], spec: DataSpec = SPEC, logistics: int = 0, **options
+) -> AutoregressiveModel:
+    """A model with random weights that make values depend on one another."""
     torch.manual_seed(0)
     head = heads.auto(spec)
-    net = network(spec, head.num_params, orders.make("raster", spec.shape), **options)
+    if logistics:
+        head = heads.DiscretizedLogisticMixture(spec, num_components=logistics)
+    order = orders.make("raster", spec.shape, joint=head.joint)
+    net = network(spec, head.num_params, order, **options)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.05)
-    net.set_marginals(torch.full((spec.num_dims, 1), -1.9))  # 13 % ones, as in MNIST
-    return AutoregressiveModel(net, head)
+    if spec.levels == 2:
+        net.set_marginals(torch.full((spec.num_dims, 1), -1.9))  # 13 % ones, as in MNIST
+    return AutoregressiveModel(net, head).eval()
 
 
-def without_fused_walk(model: AutoregressiveModel) -> AutoregressiveModel:
-    """The same weights, sampled by the cached PyTorch step."""
-    kind = type(model.net)
-    stepwise = type(kind.__name__, (kind,), {"fused_walk": Network.fused_walk})
-    net = stepwise.__new__(stepwise)
-    net.__dict__ = model.net.__dict__
-    return AutoregressiveModel(net, model.head)
+def sampling(model: AutoregressiveModel, title: str, n: int) -> None:
+    """Draw the same events by every sampler, from the same weights and the same noise.
 
-
-def sampling(name: str, model: AutoregressiveModel, n: int = 64, repeats: int = 3) -> None:
-    """Naive step, cached step and, where offered, fused walk: same noise, same samples."""
-    noise = draw_noise((n, SPEC.num_dims, 1), torch.Generator().manual_seed(1), "cpu")
-    cached = without_fused_walk(model)
-    samples = []
-    contestants = {
-        "naive step (a forward pass for each pixel)": lambda: samples.append(
-            model.sample(n, noise=noise, naive=True)
-        ),
-        "cached PyTorch step": lambda: samples.append(cached.sample(n, noise=noise)),
-        "fused walk (the default)": lambda: samples.append(model.sample(n, noise=noise)),
-    }
-    if type(model.net).fused_walk is Network.fused_walk:
-        model.sample(1)  # the warm-up where the walks themselves are too long for one
-        del contestants["fused walk (the default)"]
-    seconds = alternate(contestants, repeats, warm_up=repeats > 1)
-    assert all(torch.equal(samples[0], other) for other in samples), "samples differ"
-    table(f"Sampling {n} binary 28x28 images with {name}, bit-equal samples", seconds, n)
-
-
-def cached_sampling(name: str, model: AutoregressiveModel, n: int = 16) -> None:
-    """Cached step, and the naive one by a few of its steps: all take as long, a forward pass.
-
-    One thread does it all by the processor's clock: programs beside it do not count.
+    All naive steps take as long, a forward pass, so that a few of them are timed.
     """
     net, num_steps = model.net, model.net.num_steps
-    chosen = range(0, num_steps, num_steps // 4)
-    noise = draw_noise((n, num_steps, 1), torch.Generator().manual_seed(1), "cpu")
-    samples, naive_params = [], []
+    generator = torch.Generator().manual_seed(1)
+    noise = draw_noise((n, num_steps, model.head.num_noise), generator, "cpu")
+    samples: dict[str, Tensor] = {}
+    passes = Sampler("fixed_point")
 
-    def some_naive_steps():
-        x = samples[-1]
+    def draw(name: str, sampler: str | Sampler) -> None:
+        samples[name] = model.sample(n, noise=noise, sampler=sampler)
+
+    def naive_steps() -> None:
         with torch.no_grad():
-            naive_params[:] = [net(x)[:, s] for s in chosen]
+            for _ in range(NAIVE_STEPS):
+                net(samples["cached"])
 
-    with one_thread():
-        seconds = alternate(
-            {
-                "cached": lambda: samples.append(model.sample(n, noise=noise)),
-                "naive": some_naive_steps,
-            },
-            repeats=1,
-            clock=time.process_time,
-        )
-    # The samples' own parameters, step by step, are those of the forward pass.
-    values = model._to_steps(samples[-1])
+    contestants = {"cached": lambda: draw("cached", "cached")}
+    if type(net).fused_walk is not Network.fused_walk:
+        contestants["fused"] = lambda: draw("fused", "auto")
+    model.sample(1)  # the warm-up: a walk may be too long for one
+    seconds = alternate(contestants, 1, warm_up=False)
+    if seconds["cached"] < 1:
+        seconds = alternate(contestants, 3, warm_up=False)
+    naive = alternate({"naive": naive_steps}, 1)["naive"] / NAIVE_STEPS
+    rows = {f"naive ({NAIVE_STEPS} of {num_steps:,} steps timed)": naive * num_steps}
+    rows["cached"] = seconds["cached"]
+    if naive * EXPECTED_PASSES < LONGEST:
+        found = alternate({"": lambda: draw("fixed", passes)}, 1, warm_up=False)[""]
+        rows[f"fixed point ({passes.tally.passes} passes)"] = found
+    if "fused" in seconds:
+        rows["fused"] = seconds["fused"]
+    table(f"Sampling {n} {title}", rows, n)
+    for name, x in samples.items():
+        apart = int((x != samples["cached"]).flatten(1).any(1).sum())
+        if apart:  # a value whose noise lies within rounding of a boundary
+            print(f"  {apart} of {n} samples by {name} differ from those of the cached steps")
+    require_equal_steps(model, samples["cached"][:1])
+
+
+def require_equal_steps(model: AutoregressiveModel, x: Tensor) -> None:
+    """Raise AssertionError unless the cached steps say of an event what a forward pass says."""
+    values = as_steps(model, x)
+    steps: list[Tensor] = []
+
+    def follow(s: int, params: Tensor) -> Tensor:
+        steps.append(params.clone())
+        return values[:, s]
+
     with torch.no_grad():
-        pack = net.pack()
-        state = net.start(pack, n)
-        for s in range(num_steps):
-            params, state = net.step(values[:, s - 1] if s else None, s, state, pack)
-            if s in chosen:
-                torch.testing.assert_close(params, naive_params[chosen.index(s)])
-    naive = seconds["naive"] * num_steps / len(chosen)
-    rows = {f"naive step ({len(chosen)} of {num_steps} timed)": naive}
-    rows["cached step (the default)"] = seconds["cached"]
-    if model.spec.kind == "image":
-        table(f"Sampling {n} binary 28x28 images with {name}, parameters equal", rows, n)
-    else:
-        title = f"Sampling the bits of {n} streams of {num_steps} with {name}, parameters equal"
-        table(title, rows, n * num_steps)
+        walk(model.net, 1, follow)
+        torch.testing.assert_close(
+            torch.stack(steps, 1), model.net(x).float(), rtol=1e-3, atol=1e-3
+        )
 
 
-def streaming(num_layers: int, num_stacks: int, length: int, repeats: int = 3) -> None:
-    """WaveNet of 256 levels, one stream: naive step, cached step and fused walk, same samples.
+def as_steps(model: AutoregressiveModel, x: Tensor) -> Tensor:
+    """(B, *event) -> (B, S, K)."""
+    order = model.net.order_table
+    return x.flatten(1)[:, order.flatten()].unflatten(1, order.shape)
 
-    Each naive step is a forward pass over ``length`` values, so that four of them are timed. One
-    thread does it all, and the clock is that of the processor: programs beside it do not count.
-    """
-    torch.manual_seed(0)
-    spec = DataSpec("random levels", "sequence", (length,), 256, "probability")
-    model = AutoregressiveModel.of(WaveNet, spec, num_layers=num_layers, num_stacks=num_stacks)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    noise = draw_noise((1, length, 1), torch.Generator().manual_seed(1), "cpu")
-    cached, samples = without_fused_walk(model), {}
 
-    def fused():
-        samples["fused"] = model.sample(1, noise=noise)
+def speculating(model: AutoregressiveModel, draft: AutoregressiveModel, n: int) -> None:
+    """Draw by the cached steps, and by a draft that the model verifies, 2 to 64 steps at once."""
+    rows: dict[str, float] = {}
 
-    def cached_step():
-        samples["cached"] = cached.sample(1, noise=noise)
+    def timed(sampler: Sampler, warm_up: bool) -> float:
+        def draw() -> None:
+            model.sample(n, generator=torch.Generator().manual_seed(1), sampler=sampler)
 
-    def naive_steps():
+        return alternate({"": draw}, 1, warm_up=warm_up)[""]
+
+    rows["cached"] = timed(Sampler("cached"), warm_up=True)
+    for num in (2, 4, 8, 16, 64):
+        sampler = Sampler("speculative", draft=draft, draft_steps=num)
+        seconds, tally = timed(sampler, warm_up=False), sampler.tally
+        found = f"{tally.acceptance:.0%} accepted, {tally.passes} passes"
+        rows[f"draft of {num} steps ({found})"] = seconds
+    table(f"Speculative sampling of {n} events, draft {draft.description}", rows, n)
+
+
+def throughput(model: AutoregressiveModel, title: str, batch_size: int) -> None:
+    """Log-probabilities, and whole training steps with AdamW."""
+    generator = torch.Generator().manual_seed(0)
+    spec = model.spec
+    x = torch.randint(spec.num_levels, (batch_size, *spec.shape), generator=generator)
+    if spec.levels == 2:
+        x = torch.rand(batch_size, *spec.shape, generator=generator) < ONES
+    x = x.to(spec.dtype)
+    objective = model.default_objective()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def log_prob() -> None:
+        model.eval()
         with torch.no_grad():
-            for _ in range(4):
-                model.net(samples["fused"])
+            model.log_prob(x)
 
-    contestants = {"fused": fused, "cached": cached_step, "naive": naive_steps}
-    with one_thread():
-        seconds = alternate(contestants, repeats, clock=time.process_time)
-    assert torch.equal(samples["fused"], samples["cached"]), "samples differ"
-    rows = {
-        f"naive step (4 of {length} timed)": seconds["naive"] / 4 * length,
-        "cached PyTorch step": seconds["cached"],
-        "fused walk (the default)": seconds["fused"],
-    }
-    sizes = f"{num_layers * num_stacks} layers x 32, receptive field {model.net.receptive_field:,}"
-    table(
-        f"Sampling {length} values of one stream with WaveNet ({sizes}), one thread", rows, length
-    )
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        (-objective(x).sum() / batch_size).backward()
+        optimizer.step()
+
+    seconds = alternate({"training step": step, "log_prob": log_prob}, 3)
+    table(f"Batches of {batch_size} {title}", seconds, batch_size)
 
 
 def plain_loop(weight: Tensor, hidden_bias: Tensor, output: Tensor, x: Tensor) -> Tensor:
@@ -364,32 +379,75 @@ def new_trainer(model: AutoregressiveModel, splits: Splits, batch_size: int) -> 
     return trainer
 
 
+@dataclass(frozen=True)
+class Family:
+    """A model that is measured.
+
+    Attributes:
+        network: Its class.
+        options: Of the network.
+        spec: Of its data.
+        what: Its events, in words.
+        numbers: So many events are drawn side by side.
+        batch_size: Of a training step.
+        logistics: Of the head; 0: the head that suits the data.
+    """
+
+    network: type[Network]
+    options: dict
+    spec: DataSpec = SPEC
+    what: str = "binary 28x28 images"
+    numbers: tuple[int, ...] = (1, 16, 64)
+    batch_size: int = 64
+    logistics: int = 0
+
+    def build(self) -> AutoregressiveModel:
+        """With random weights that make values depend on one another."""
+        return build(self.network, self.spec, self.logistics, **self.options)
+
+
+DEEP = {"num_layers": 7, "num_channels": 32}
+LSTM = {"num_layers": 3, "num_channels": 16}
+SMALL = {"num_channels": 32, "num_resnets": 2}
+COLOUR = {"spec": RGB, "what": "RGB 32x32 images of 256 levels", "logistics": 10}
+STREAM = {"spec": BITS, "what": "streams of 784 bits"}
+SOUND = {"spec": LEVELS, "what": "streams of 1,024 values of 256 levels", "batch_size": 8}
+FAMILIES = {
+    "MADE ([500])": Family(MADE, {"hidden_sizes": [500]}),
+    "NADE (500)": Family(NADE, {"hidden_size": 500}),
+    "PixelCNN (7 x 32)": Family(PixelCNN, DEEP),
+    "Gated PixelCNN (7 x 32)": Family(GatedPixelCNN, DEEP),
+    "PixelCNN++ (32 x 2, 2 stages)": Family(
+        PixelCNNPP, {"num_stages": 2, **SMALL}, batch_size=16, **COLOUR
+    ),
+    "LMConv (4 x 32)": Family(LMConv, {"num_blocks": 4, "num_channels": 32, "dilations": [1]}),
+    "transformer (8 x 64)": Family(
+        Transformer, {"num_layers": 8, "hidden_size": 64}, batch_size=16, **STREAM
+    ),
+    "WaveNet (1 x 10)": Family(WaveNet, {"num_layers": 10, "num_stacks": 1}, **SOUND),
+    "WaveNet (4 x 10)": Family(
+        WaveNet, {"num_layers": 10, "num_stacks": 4}, numbers=(1,), **SOUND
+    ),
+    "PixelSNAIL (4 blocks x 32)": Family(
+        PixelSNAIL, {"num_blocks": 4, **SMALL}, numbers=(16,), batch_size=16
+    ),
+    "Row LSTM (3 x 16)": Family(RowLSTM, LSTM, numbers=(16,)),
+    "Diagonal BiLSTM (3 x 16)": Family(DiagonalBiLSTM, LSTM, numbers=(16,)),
+    "DeepNADE (500, 500)": Family(DeepNADE, {"hidden_sizes": [500, 500]}, numbers=(1, 16)),
+}
+
+
 def comparisons() -> dict[str, Callable[[], None]]:
     """Each by its name."""
-    deep, small = {"num_layers": 7, "num_channels": 32}, {"num_channels": 32, "num_resnets": 2}
-    lstm, xl = {"num_layers": 3, "num_channels": 16}, {"num_layers": 8, "hidden_size": 64}
-
-    def of(run: Callable, name: str, network: type[Network], options: dict, **keys) -> None:
-        chosen[name] = lambda: run(name, build(network, **options), **keys)
-
     chosen: dict[str, Callable[[], None]] = {}
-    of(sampling, "NADE (500)", NADE, {"hidden_size": 500})
-    of(sampling, "MADE ([500])", MADE, {"hidden_sizes": [500]})
-    of(sampling, "PixelCNN (7 x 32)", PixelCNN, deep, n=16, repeats=1)
-    of(sampling, "Gated PixelCNN (7 x 32)", GatedPixelCNN, deep, n=16, repeats=1)
-    of(cached_sampling, "PixelCNN++ (32 x 2, 2 stages)", PixelCNNPP, {"num_stages": 2, **small})
-    of(cached_sampling, "PixelSNAIL (4 blocks x 32)", PixelSNAIL, {"num_blocks": 4, **small})
-    of(cached_sampling, "Row LSTM (3 x 16)", RowLSTM, lstm)
-    of(cached_sampling, "Diagonal BiLSTM (3 x 16)", DiagonalBiLSTM, lstm)
-    blocks = {"num_blocks": 4, "num_channels": 32, "dilations": [1]}
-    of(cached_sampling, "LMConv (4 x 32)", LMConv, blocks)
-    for n in (1, 16, 64):
-        chosen[f"transformer (8 x 64), {n} streams"] = lambda n=n: cached_sampling(
-            "the transformer (8 x 64)", build(Transformer, BITS, **xl), n
-        )
-    for num_stacks in (1, 4):
-        chosen[f"WaveNet ({num_stacks} x 10)"] = functools.partial(
-            streaming, 10, num_stacks, length=1024
+    for name, family in FAMILIES.items():
+        title = f"{family.what} with {name}"
+        for n in family.numbers:
+            chosen[f"sampling {n} by {name}"] = lambda family=family, title=title, n=n: sampling(
+                family.build(), title, n
+            )
+        chosen[f"throughput of {name}"] = lambda family=family, title=title: throughput(
+            family.build(), title, family.batch_size
         )
     chosen["training the transformer"] = transformer_training
     chosen["training NADE"] = lambda: nade_training(build(NADE, hidden_size=500))
@@ -399,15 +457,34 @@ def comparisons() -> dict[str, Callable[[], None]]:
     return chosen
 
 
+def of_runs(runs: list[str], draft: str | None) -> None:
+    """Measure the models of trained runs, and what a draft makes of them."""
+    for run in runs:
+        model = armodels.load_model(run)
+        for n in (1, 16, 64):
+            sampling(model, f"events of {model.spec.name} with {run}", n)
+        if draft is not None:
+            for n in (1, 16):
+                speculating(model, armodels.load_model(draft), n)
+
+
 def main(words: list[str]) -> None:
-    """Run the comparisons whose names hold one of the words; without words all."""
+    """Run the comparisons whose names hold one of the words, without words all; or of runs."""
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
+    started = time.perf_counter()
+    draft = next((word.removeprefix("draft=") for word in words if "draft=" in word), None)
+    runs = [word for word in words if Path(word).is_dir()]
+    words = [word for word in words if word not in runs and "draft=" not in word]
+    of_runs(runs, draft)
     every = comparisons()
-    chosen = [name for name in every if not words or any(word in name for word in words)]
-    if not chosen:
+    chosen = [name for name in every if any(word in name for word in words)]
+    if not words and not runs:
+        chosen = [*every]
+    if words and not chosen:
         raise SystemExit(f"no comparison holds {' or '.join(words)}; there are {', '.join(every)}")
     for name in chosen:
         every[name]()
+    print(f"\n{time.perf_counter() - started:.0f} seconds in all")
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ def test_naive_sampling_equals_cached_sampling(case):
     model = case.build(0)
     noise = noise_for(model, 16)
     fast, fast_log_prob = model.sample_with_log_prob(16, noise=noise)
-    slow, slow_log_prob = model.sample_with_log_prob(16, noise=noise, naive=True)
+    slow, slow_log_prob = model.sample_with_log_prob(16, noise=noise, sampler="naive")
     if case.spec.levels is None:
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
     else:
@@ -1099,10 +1099,12 @@ def test_sampling_leaves_mode_threads_and_weights_alone(case):
     assert torch.equal(model.sample(8, generator=generator()), expected)
     if case.steps:
         noise = noise_for(model, 8)
-        fast, slow = (
-            model.sample_with_log_prob(8, noise=noise, naive=n)[1] for n in (False, True)
+        fast, slow, settled = (
+            model.sample_with_log_prob(8, noise=noise, sampler=one)[1]
+            for one in ("auto", "naive", "fixed_point")
         )
         torch.testing.assert_close(fast, slow, rtol=0, atol=1e-10)
+        torch.testing.assert_close(settled, slow, rtol=0, atol=1e-10)
     model.complete(x, torch.ones(case.spec.shape, dtype=torch.bool))
     assert all(module.training for module in model.modules())
     assert torch.get_num_threads() == 2

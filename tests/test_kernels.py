@@ -262,26 +262,24 @@ WALKS = {
 }
 
 
-def loops(tiny, noise, temperature, monkeypatch):
+def loops(tiny, noise, temperature):
     """Values and log-probabilities of the fused walk, the cached loop and the naive loop."""
     options = {"noise": noise, "temperature": temperature}
     n = len(noise)
     assert tiny.net.fused_walk(tiny.head.family, noise, temperature) is not None
     fused = tiny.sample_with_log_prob(n, **options)
-    naive = tiny.sample_with_log_prob(n, naive=True, **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(tiny.net), "fused_walk", lambda *_: None)
-        cached = tiny.sample_with_log_prob(n, **options)
+    naive = tiny.sample_with_log_prob(n, sampler="naive", **options)
+    cached = tiny.sample_with_log_prob(n, sampler="cached", **options)
     return fused, cached, naive
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
 @pytest.mark.parametrize("name", WALKS)
-def test_fused_walk_equals_the_loops(name, temperature, monkeypatch):
+def test_fused_walk_equals_the_loops(name, temperature):
     network, data, options = WALKS[name]
     tiny = model(network, data, **options)
     noise = draw_noise((19, data.num_dims, 1), torch.Generator().manual_seed(5), "cpu")
-    fused, cached, naive = loops(tiny, noise, temperature, monkeypatch)
+    fused, cached, naive = loops(tiny, noise, temperature)
     assert fused[0].dtype == data.dtype
     for other in (cached, naive):
         assert torch.equal(fused[0], other[0])
@@ -289,14 +287,13 @@ def test_fused_walk_equals_the_loops(name, temperature, monkeypatch):
     torch.testing.assert_close(fused[1], tiny.log_prob(fused[0]), rtol=1e-10, atol=1e-10)
 
 
-def test_fused_walk_under_a_context(monkeypatch):
+def test_fused_walk_under_a_context():
     network, data, options = WALKS["wavenet"]
     context = ContextSpec("label", (), 3)
     tiny = model(network, data, context=context, **options)
     given = {"context": torch.arange(10) % 3, "noise": torch.rand(10, 19, 1)}
     fused = tiny.sample_with_log_prob(10, **given)
-    monkeypatch.setattr(WaveNet, "fused_walk", lambda *_: None)
-    cached = tiny.sample_with_log_prob(10, **given)
+    cached = tiny.sample_with_log_prob(10, sampler="cached", **given)
     assert torch.equal(fused[0], cached[0])
     torch.testing.assert_close(fused[1], cached[1], rtol=1e-10, atol=1e-10)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from armodels.networks.kneser_ney import KneserNey, windows
+from armodels.networks.kneser_ney import FEW, KneserNey, windows
 
 BEGINNING = -1
 
@@ -153,6 +153,18 @@ def test_distributions_sum_to_one(case):
     levels, order, pieces, past, known = case
     total = fitted(levels, order, pieces).log_probs(past, known).exp().sum(1)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
+
+
+def test_few_rows_are_as_many(case):
+    levels, order, pieces, past, known = case
+    model = fitted(levels, order, pieces)
+    every = model.log_probs(past, known)
+    few = [model.log_probs(past[i : i + FEW], known[i : i + FEW]) for i in range(0, 60, FEW)]
+    torch.testing.assert_close(torch.cat(few), every, rtol=0, atol=1e-13)
+    model.fit(random_pieces(levels, [40], seed=1))  # what was kept for few rows is another text's
+    every = model.log_probs(past, known)
+    one = model.log_probs(past[-1:], known[-1:])
+    torch.testing.assert_close(one, every[-1:], rtol=0, atol=1e-13)
 
 
 def test_log_prob_of_is_one_entry_of_log_probs(case):

@@ -288,11 +288,11 @@ def test_a_long_prompt_is_shown_by_its_end(run):
 def test_what_is_left_of_a_character_is_printed_at_the_end(capsys):
     """Bytes of characters come one by one; the end cuts one off."""
     alphabet = Alphabet(tuple(range(256)), "byte")
-    drawn = iter("é!世".encode()[:-1])
-    shown = Shown(lambda s, params: torch.tensor([[next(drawn)]]), alphabet)
+    drawn = "é!世".encode()[:-1]
+    shown = Shown(alphabet)
     printed = []
-    for s in range(5):
-        shown(s, torch.zeros(1, 256))
+    for level in drawn:
+        shown(torch.tensor([[level]]))
         printed.append(capsys.readouterr().out)
     assert printed == ["", "é", "!", "", ""]
     shown.end()

@@ -8,7 +8,7 @@ from torch import Tensor
 from armodels.density.base import DensityModel
 from armodels.density.stream import pieces_log_probs
 from armodels.density.walk import walk
-from armodels.networks.base import Network
+from armodels.networks.base import NaiveSteps, Network
 from armodels.networks.stream import CHUNK
 
 
@@ -22,7 +22,7 @@ def walked(
         params.append(now.clone())
         return values[:, s]
 
-    walk(net, len(values), choose, context, naive=naive)
+    walk(NaiveSteps(net) if naive else net, len(values), choose, context)
     return torch.stack(params, 1)
 
 

@@ -14,25 +14,14 @@ from armodels.checks import checked, require_class
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.entropy import entropies
-from armodels.density.walk import (
-    Scored,
-    check_draw,
-    draw,
-    draw_noise,
-    keep,
-    sampling,
-    score,
-    walk,
-)
+from armodels.density.samplers import Draws, Sampler, take, takes_threads
+from armodels.density.walk import as_event, check_draw, draw_noise, sampling, score
 from armodels.heads import Head, precise
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
 from armodels.networks.stream import FeatureStream
 from armodels.objectives import Objective, ObjectiveName
 from armodels.orders import Order
 from armodels.spec import DataSpec
-
-MAX_LOOKED_AT = 16
-"""Steps at which it is looked whether a network hears a value too early."""
 
 MAX_WIDENED = 4_000_000
 """Values that are widened at once where their marginals are counted: 32 MB of float64."""
@@ -45,6 +34,7 @@ class _DrawOptions(TypedDict):
     temperature: float
     generator: torch.Generator | None
     progress: bool
+    sampler: Sampler
 
 
 def _require_parts(net: Network, head: Head) -> None:
@@ -163,9 +153,7 @@ class AutoregressiveModel(DensityModel):
 
     def _to_event(self, values: Tensor) -> Tensor:
         """(B, S, K) -> (B, *event)."""
-        x = torch.empty_like(values).flatten(1)
-        x[:, self.net.order_table.flatten()] = values.flatten(1)
-        return x.view(-1, *self.spec.shape)
+        return as_event(values, self.net)
 
     def conditional_log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(values of step s | earlier steps), nats: (B, *event) -> (B, S)."""
@@ -180,58 +168,6 @@ class AutoregressiveModel(DensityModel):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)
-
-    def require_causal(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Look whether the network hears a value before its step, as far as some steps tell.
-
-        Two events, the given one and its opposite, take each other's values from a step on: the
-        parameters up to that step must stay. Neither may the company of other events move them,
-        nor what the network does to its input.
-
-        Args:
-            x: (1, *event).
-            context: (1, *context.shape), where the model has one.
-
-        Raises:
-            ValueError: What is called a likelihood would be none.
-        """
-        one, last = self._to_steps(x), self.net.num_steps - 1
-        levels = self.spec.levels
-        other = one + 1 if levels is None else ((one.long() + 1) % levels).to(one.dtype)
-        num = min(last + 1, MAX_LOOKED_AT)
-        steps = sorted({round(i * last / max(num - 1, 1)) for i in range(num)})
-        several = torch.cat([one.repeat(len(steps), 1, 1), other.repeat(len(steps), 1, 1)])
-        changed = several.clone()
-        for row, s in enumerate(steps):
-            changed[row, s:] = other[0, s:]
-            changed[len(steps) + row, s:] = one[0, s:]
-        events = self._to_event(torch.cat([one, other, changed]))
-        contexts = None if context is None else context.expand(len(events), *context.shape[1:])
-        before = events.clone()
-        params = check_params(self.net, self.net(events, contexts), len(events))
-        if not events.equal(before):
-            raise ValueError(
-                f"model {type(self.net).__name__} writes to the events that it is given; let its "
-                f"forward copy them first, x = x.clone()"
-            )
-        alone = check_params(self.net, self.net(x, context), 1)[0]
-        bound = torch.finfo(params.dtype).eps ** 0.5 * (1 + params[:2].abs().amax())
-        if bool(((params[0] - alone).abs() > bound).any()):
-            raise ValueError(
-                f"model {type(self.net).__name__} has no likelihood: its parameters of an event "
-                f"change with the other events of the batch, or from call to call"
-            )
-        for row, s in enumerate(steps):
-            for half in (0, 1):
-                found = params[2 + half * len(steps) + row, : s + 1]
-                moved = (found - params[half, : s + 1]).abs().flatten(1).amax(1) > bound
-                if moved.any():
-                    raise ValueError(
-                        f"model {type(self.net).__name__} has no likelihood: its parameters of "
-                        f"step {int(moved.nonzero()[0])} change with values that are written at "
-                        f"step {s} or later; row s of what forward returns may depend only on "
-                        f"values written before step s"
-                    )
 
     def log_prob_given_known(
         self, x: Tensor, known: Tensor, context: Tensor | None = None
@@ -305,29 +241,6 @@ class AutoregressiveModel(DensityModel):
         parts = zip(*(chunk.split(size, 1) for chunk in chunks), strict=True)
         return torch.cat([self.head.marginal_params(torch.cat(part)) for part in parts])
 
-    def _draw(
-        self,
-        noise: Tensor,
-        *,
-        context: Tensor | None,
-        temperature: float,
-        progress: bool,
-        naive: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Events under the noise (B, S, num_noise), by compiled code where the network has some.
-
-        Returns:
-            (B, S, K) values and their log-probabilities (B, S), nats, at temperature 1.
-        """
-        if not naive:
-            fused = self.net.fused_walk(self.head.family, noise, temperature, context)
-            if fused is not None:
-                values, params = fused
-                return values, score(self.head, params, values)
-        chooser = Scored(self.head, draw(self.head, noise, temperature))
-        values = walk(self.net, len(noise), chooser, context, naive=naive, progress=progress)
-        return values, chooser.log_probs()
-
     def sample_with_log_prob(
         self,
         n: int,
@@ -337,34 +250,50 @@ class AutoregressiveModel(DensityModel):
         generator: torch.Generator | None = None,
         progress: bool = False,
         noise: Tensor | None = None,
-        naive: bool = False,
+        sampler: str | Sampler = "auto",
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As in the base class.
 
-        ``noise`` (n, S, num_noise) replaces the generator; ``naive`` walks by whole forward
-        passes, which gives the same samples, slowly.
+        ``noise`` (n, S, num_noise) replaces the generator; ``sampler`` says which walk is taken;
+        ``top_k`` and ``top_p`` leave less likely levels out, see ``walk.draw_among``.
 
         Raises:
             ValueError: The draw cannot be made so, or the noise has another shape.
         """
         check_draw(temperature, n)
+        if top_k is not None or top_p is not None:
+            self._require_single_levels()
         self.check_context(context, n)
-        shape = (n, self.net.num_steps, self.head.num_noise)
+        sampler = Sampler.of(sampler)
+        each = sampler.noise_per_step(self.head, self.net.order.width)
+        shape = (n, self.net.num_steps, each)
         if noise is not None and (not isinstance(noise, Tensor) or noise.shape != shape):
             what = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise ValueError(
                 f"noise is {what}; it must be a tensor {shape} of uniforms in (0, 1), as many for "
-                f"each step of each event as the head draws by"
+                f"each step of each event as the sampler draws by"
             )
         if noise is None:
             noise = draw_noise(shape, generator, self.net.order_table.device)
         if n == 0:  # No network need reshape tensors without rows.
             return self.empty(0), self.net.order_table.new_zeros(0, dtype=torch.float)
-        with sampling(self, naive=naive):
-            values, log_probs = self._draw(
-                noise, context=context, temperature=temperature, progress=progress, naive=naive
+        draws = Draws(self.head, noise, temperature, top_k, top_p)
+        with sampling(self, whole_passes=takes_threads(self.net, sampler.name)):
+            values, log_probs = take(
+                self.net, self, draws, sampler, context=context, progress=progress
             )
             return self._to_event(values), log_probs.sum(1)
+
+    def _require_single_levels(self) -> None:
+        """Raise ValueError unless each step writes one value, which has levels."""
+        if self.spec.levels is None or self.net.order.width > 1:
+            what = "real values" if self.spec.levels is None else "several values a step"
+            raise ValueError(
+                f"top_k and top_p choose among the levels of one value a step, but "
+                f"{self.description} writes {what}; leave them out"
+            )
 
     def particles(
         self,
@@ -376,6 +305,7 @@ class AutoregressiveModel(DensityModel):
         temperature: float,
         generator: torch.Generator | None,
         progress: bool,
+        sampler: str | Sampler = "auto",
     ) -> Particles:
         """Events that keep the known values, weighted by what the model says of those values.
 
@@ -390,6 +320,7 @@ class AutoregressiveModel(DensityModel):
             temperature: Of the draws.
             generator: Seeds the draws.
             progress: Show a bar with an ETA once a second has passed.
+            sampler: Which walk is taken.
 
         Raises:
             ValueError: A step that writes several values is known in part, or a known value lies
@@ -409,6 +340,7 @@ class AutoregressiveModel(DensityModel):
             "temperature": temperature,
             "generator": generator,
             "progress": progress,
+            "sampler": Sampler.of(sampler),
         }
         if not self.any_order or known_first(known, self.net.order_table):
             return self._weighted(x, known, steps, num_particles, context, options)
@@ -430,14 +362,15 @@ class AutoregressiveModel(DensityModel):
         steps = steps.repeat_interleave(n, 0)
         if context is not None:
             context = context.repeat_interleave(n, 0)
-        noise = draw_noise(
-            (len(values), self.net.num_steps, self.head.num_noise), options["generator"], x.device
-        )
-        otherwise = draw(self.head, noise, options["temperature"])
-        chooser = Scored(self.head, keep(values, steps, otherwise))
-        with sampling(self):
-            written = walk(self.net, len(values), chooser, context, progress=options["progress"])
-            log_probs = chooser.log_probs()
+        sampler = options["sampler"]
+        each = sampler.noise_per_step(self.head, self.net.order.width)
+        shape = (len(values), self.net.num_steps, each)
+        noise = draw_noise(shape, options["generator"], x.device)
+        draws = Draws(self.head, noise, options["temperature"], values=values, known=steps)
+        with sampling(self, whole_passes=takes_threads(self.net, sampler.name)):
+            written, log_probs = take(
+                self.net, self, draws, sampler, context=context, progress=options["progress"]
+            )
         log_weights = log_probs.masked_fill(~steps, 0).sum(1).view(-1, n)
         return Particles(self._to_event(written).unflatten(0, (-1, n)), log_weights, exact, False)
 
@@ -492,6 +425,7 @@ class AutoregressiveModel(DensityModel):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         progress: bool = False,
+        sampler: str | Sampler = "auto",
     ) -> Completion:
         """Known values first in the order: exact. Otherwise by weighted particles.
 
@@ -507,4 +441,5 @@ class AutoregressiveModel(DensityModel):
             temperature=temperature,
             generator=generator,
             progress=progress,
+            sampler=Sampler.of(sampler),
         )

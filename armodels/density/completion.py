@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from armodels.checks import Count, require_class, require_types
+from armodels.density.samplers import Sampler
 from armodels.density.walk import check_draw, draw_noise
 
 IMPOSSIBLE = "the known values have probability 0 under the model"
@@ -153,6 +154,7 @@ class Weighted(Protocol):
         temperature: float,
         generator: torch.Generator | None,
         progress: bool,
+        sampler: Sampler,
     ) -> Particles:
         """Draws of what is not known, with their weights.
 
@@ -164,6 +166,7 @@ class Weighted(Protocol):
             temperature: Of the draws.
             generator: Of the noise; None: the global one of torch.
             progress: Whether a bar is shown.
+            sampler: Which walk is taken.
         """
         ...
 
@@ -178,6 +181,7 @@ def complete(
     temperature: float,
     generator: torch.Generator | None,
     progress: bool,
+    sampler: Sampler,
 ) -> Completion:
     """Completion under a uniform mixture of models (one model: itself).
 
@@ -193,6 +197,7 @@ def complete(
         temperature: Of the draws.
         generator: Seeds the draws.
         progress: Show a bar with an ETA once a second has passed.
+        sampler: Which walk is taken.
 
     Raises:
         ValueError: The numbers make no draw, or the known values are impossible.
@@ -208,6 +213,7 @@ def complete(
             temperature=temperature,
             generator=generator,
             progress=progress,
+            sampler=sampler,
         )
         for model in models
     ]

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from armodels import orders
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, as_mask, complete, known_first
+from armodels.density.samplers import Sampler
 from armodels.density.walk import check_draw, draw_noise, sampling
 from armodels.objectives import MixtureOrder, Objective, for_orders
 from armodels.orders import Order, OrderName
@@ -91,19 +92,24 @@ class OrderMixture(DensityModel):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         progress: bool = False,
+        sampler: str | Sampler = "auto",
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Each event is drawn under an order chosen at random."""
+        """Each event is drawn under an order chosen at random, as that order's model draws."""
         check_draw(temperature, n)
         self.check_context(context, n)
         device = self.model.net.order_table.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
-        options = {"temperature": temperature, "generator": generator, "progress": progress}
+        options: dict[str, Any] = {"temperature": temperature, "generator": generator}
+        options |= {"progress": progress, "sampler": Sampler.of(sampler)}
+        options |= {"top_k": top_k, "top_p": top_p}
         x = self.model.empty(n)
         for i in which.unique().tolist():
             rows = (which == i).nonzero()[:, 0]
             own = None if context is None else context[rows]
             x[rows] = self.component(i).sample(len(rows), context=own, **options)
-        with sampling(self):
+        with sampling(self, whole_passes=True):
             return x, self._log_prob(x, context)
 
     def complete(
@@ -116,6 +122,7 @@ class OrderMixture(DensityModel):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         progress: bool = False,
+        sampler: str | Sampler = "auto",
     ) -> Completion:
         """Under those orders alone that put the known values first, where there are some: exact.
 
@@ -134,6 +141,7 @@ class OrderMixture(DensityModel):
             temperature=temperature,
             generator=generator,
             progress=progress,
+            sampler=Sampler.of(sampler),
         )
         return replace(done, order_chosen=done.order_chosen or len(chosen) < len(every))
 

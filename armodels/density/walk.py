@@ -7,7 +7,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable, Iterator
-from typing import Protocol, cast, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,14 @@ from tqdm import tqdm
 
 from armodels.checks import require_class, require_types
 from armodels.heads import Head, pick, precise
-from armodels.networks.base import NaiveSteps, Network, Steps
+from armodels.networks.base import Network, Steps
 
-Choose = Callable[[int, Tensor], Tensor]
-"""A chooser: (step s, its parameters (B, P)) -> the values (B, K) that are written there."""
+Choose = Callable[[Any, Tensor], Tensor]
+"""A chooser: (step s, its parameters (B, P)) -> the values (B, K) that are written there.
+
+Those that draw, keep or follow take several steps at once, too: (a slice of t steps, their
+parameters (B, t, P)) -> (B, t, K), which is what ``fixed_point`` asks them for.
+"""
 
 BULK = 64
 """Steps that are scored in one call of the head; a call for each would take as long as a step."""
@@ -38,18 +42,16 @@ def walk(
     choose: Choose,
     context: Tensor | None = None,
     *,
-    naive: bool = False,
     progress: bool = False,
 ) -> Tensor:
     """Write n events step after step, every value by the chooser.
 
     Args:
-        net: Says what the values so far mean for the next step: a network, or its steps after a
-            prompt.
+        net: Says what the values so far mean for the next step: a network, its steps after a
+            prompt, or ``NaiveSteps``.
         n: Events, B.
         choose: Is asked once for each step, in turn.
         context: (B, *context.shape) what the events are conditioned on, if anything.
-        naive: Take the steps that define all others: a whole forward pass each.
         progress: Show a bar with an ETA once a second has passed.
 
     Returns:
@@ -69,9 +71,8 @@ def walk(
         >>> walk(net, 2, lambda s, params: likeliest(s, params)[..., None]).shape
         torch.Size([2, 3, 1])
     """
-    steps: Steps = NaiveSteps(cast(Network, net)) if naive else net
-    pack = steps.pack()
-    state = steps.start(pack, n, context)
+    pack = net.pack()
+    state = net.start(pack, n, context)
     written: list[Tensor] = []
     values = None
     for s in tqdm(
@@ -81,7 +82,7 @@ def walk(
         delay=1,
         disable=None if progress else True,
     ):
-        params, state = steps.step(values, s, state, pack)
+        params, state = net.step(values, s, state, pack)
         values = choose(s, precise(params))
         written.append(values)
     return torch.stack(written, 1)
@@ -122,26 +123,46 @@ def draw_among(
     Raises:
         ValueError: No level would stay.
     """
+    if top_k is None and top_p is None:
+        return draw(head, noise, temperature)
+    require_some(top_k, top_p)
+
+    def choose(s: Any, params: Tensor) -> Tensor:
+        log_probs = likeliest(head.level_log_probs(params, params[..., :0]), top_k, top_p)
+        return pick(log_probs, noise[:, s][..., 0], temperature)[..., None]
+
+    return choose
+
+
+def require_some(top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError where no level would stay."""
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
+def likeliest(log_probs: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Log-probabilities of levels, minus infinity where a level is not among the likeliest.
+
+    Args:
+        log_probs: (..., L).
+        top_k: So many stay; None: all.
+        top_p: As few stay as have at least this probability together; None: all.
+
+    Returns:
+        (..., L), not normalized.
+    """
     if top_k is None and top_p is None:
-        return draw(head, noise, temperature)
-
-    def choose(s: int, params: Tensor) -> Tensor:
-        log_probs = head.level_log_probs(params, params.new_empty(len(params), 0))
-        ordered, levels = log_probs.sort(-1, descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # of the levels that are likelier
-        out = before >= (1.0 if top_p is None else top_p)
-        out[:, :1] = False
-        if top_k is not None:
-            out[:, top_k:] = True
-        left_out = torch.zeros_like(out).scatter(-1, levels, out)
-        chosen = pick(log_probs.masked_fill(left_out, -math.inf), noise[:, s, 0], temperature)
-        return chosen[:, None]
-
-    return choose
+        return log_probs
+    ordered, levels = log_probs.sort(-1, descending=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()  # of the levels that are likelier
+    out = before >= (1.0 if top_p is None else top_p)
+    out[..., :1] = False
+    if top_k is not None:
+        out[..., top_k:] = True
+    left_out = torch.zeros_like(out).scatter(-1, levels, out)
+    return log_probs.masked_fill(left_out, -math.inf)
 
 
 def keep(values: Tensor, known: Tensor, otherwise: Choose) -> Choose:
@@ -209,6 +230,13 @@ def score(head: Head, params: Tensor, values: Tensor) -> Tensor:
         return head.log_prob(precise(params), values)
 
 
+def as_event(values: Tensor, net: Network) -> Tensor:
+    """Values in generation order as events: (B, S, K) -> (B, *event)."""
+    x = torch.empty_like(values).flatten(1)
+    x[:, net.order_table.flatten()] = values.flatten(1)
+    return x.view(-1, *net.spec.shape)
+
+
 def check_draw(temperature: float, n: int = 0) -> None:
     """Raise ValueError unless ``n`` events can be drawn at this temperature."""
     require_types({"n": n}, {"n": int})
@@ -249,12 +277,12 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sampling(model: nn.Module, *, naive: bool = False) -> Iterator[None]:
+def sampling(model: nn.Module, *, whole_passes: bool = False) -> Iterator[None]:
     """Evaluation mode, no gradients, and one thread unless steps are forward passes."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), contextlib.nullcontext() if naive else one_thread():
+        with torch.no_grad(), contextlib.nullcontext() if whole_passes else one_thread():
             yield
     finally:
         model.train(training)

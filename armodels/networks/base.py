@@ -1,9 +1,8 @@
 """The contract of every network: what do earlier values say about each step?"""
 
 import copy
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, final
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from armodels.checks import require_class
 from armodels.networks import layers
+from armodels.networks.interface import OWN_NAMES, require_interface
 from armodels.orders import Order
-from armodels.spec import KINDS, ContextSpec, DataSpec
+from armodels.spec import ContextSpec, DataSpec
 
 
 @final
@@ -79,27 +79,6 @@ class Steps(Protocol):
             pack: What ``pack`` gave.
         """
         ...
-
-
-_OWN_NAMES = frozenset({"spec", "num_params", "order", "order_table", "context"})
-"""What ``Network`` keeps for all subclasses, none of which is a weight or a layer."""
-
-
-def _check_interface(kind: type["Network"]) -> None:
-    """Raise ValueError unless a network says what it takes, and hears a context."""
-    kinds = getattr(kind, "kinds", None)
-    if isinstance(kinds, str) or not isinstance(kinds, Collection) or not {*kinds} <= {*KINDS}:
-        raise ValueError(
-            f"model {kind.__name__} does not say which data it takes (kinds is {kinds!r}); "
-            f'set kinds = frozenset({{"vector"}}) in its class, or the like'
-        )
-    try:
-        inspect.signature(kind.forward).bind(None, None, None)
-    except TypeError:
-        raise ValueError(
-            f"model {kind.__name__} must have forward(self, x, context=None), "
-            f"not forward{inspect.signature(kind.forward)}"
-        ) from None
 
 
 def check_params(net: "Network", params: object, n: int) -> Tensor:
@@ -171,7 +150,7 @@ class Network(nn.Module, ABC):
         context: ContextSpec | None = None,
     ):
         super().__init__()
-        _check_interface(type(self))
+        require_interface(type(self))
         require_class("spec", spec, DataSpec, "such as splits.spec")
         require_class("order", order, Order, "such as armodels.orders.make gives")
         if context is not None:
@@ -192,7 +171,7 @@ class Network(nn.Module, ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A weight under one of these names would take the place of what walks and scores read.
-        if name in _OWN_NAMES and isinstance(value, (Tensor, nn.Module)):
+        if name in OWN_NAMES and isinstance(value, (Tensor, nn.Module)):
             raise ValueError(
                 f"model {type(self).__name__} sets self.{name}, which every network has for what "
                 f"it is about; call the weights by another name"
@@ -298,6 +277,11 @@ class NaiveSteps:
     def __init__(self, net: Network):
         self.net = net
 
+    @property
+    def num_steps(self) -> int:
+        """S."""
+        return self.net.num_steps
+
     def pack(self) -> None:
         """Nothing is computed ahead."""
 
@@ -323,7 +307,7 @@ class NaiveSteps:
         """
         x = state["x"]
         if values is not None:
-            x[:, self.net.order_table[s - 1]] = values
+            x[:, self.net.order_table[s - 1]] = values.to(x.dtype)
         return x.view(-1, *self.net.spec.shape)
 
     def step(
@@ -478,11 +462,25 @@ class AnyOrderNetwork(FreeOrderNetwork):
         """
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, *event) -> (B, S, P): a pass of ``params_given`` for each step, several at once."""
+        """(B, *event) -> (B, S, P)."""
+        return self.params_at(x, 0, self.num_steps, context)
+
+    def params_at(self, x: Tensor, first: int, end: int, context: Tensor | None = None) -> Tensor:
+        """The rows of ``forward`` of some steps: a pass for each step, several at once.
+
+        Args:
+            x: (B, *event).
+            first: The first of the steps.
+            end: The step after the last of them.
+            context: What the model is conditioned on.
+
+        Returns:
+            (B, end - first, P).
+        """
         num_steps, chunk = self.num_steps, max(1, 256 // max(1, len(x)))
         parts = []
-        for start in range(0, num_steps, chunk):
-            steps = torch.arange(start, min(start + chunk, num_steps), device=x.device)
+        for start in range(first, end, chunk):
+            steps = torch.arange(start, min(start + chunk, end), device=x.device)
             known = torch.arange(num_steps, device=x.device) < steps[:, None]  # (c, S)
             params = self.params_given(
                 x.repeat_interleave(len(steps), 0),

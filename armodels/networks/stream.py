@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from armodels import orders
 from armodels.networks import layers
-from armodels.networks.base import Network, State
+from armodels.networks.base import NaiveSteps, Network, State
 from armodels.orders import Order
 from armodels.spec import ContextSpec, DataSpec
 
@@ -171,6 +171,23 @@ class AfterPrompt:
         """As of the network."""
         return self._net.pack()
 
+    def begin(self, n: int, context: Tensor | None = None) -> tuple[Tensor, State]:
+        """As of the network, after the prompt.
+
+        Args:
+            n: Events, B.
+            context: (B, *context.shape), where the network has one.
+        """
+        first, state = self._net.begin(n, context)
+        for part in self._prompt.split(CHUNK) if len(self._prompt) else ():
+            after, state = self._net.read(part.expand(n, -1)[..., None], state)
+            first = after[:, -1]
+        return first, state
+
+    def read(self, values: Tensor, state: State) -> tuple[Tensor, State]:
+        """As of the network."""
+        return self._net.read(values, state)
+
     def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
         """The state of n events that begin with the prompt.
 
@@ -179,11 +196,16 @@ class AfterPrompt:
             n: Events, B.
             context: (B, *context.shape), where the network has one.
         """
-        first, state = self._net.begin(n, context)
-        for part in self._prompt.split(CHUNK) if len(self._prompt) else ():
-            after, state = self._net.read(part.expand(n, -1)[..., None], state)
-            first = after[:, -1]
-        return self._net.start_after(pack, first, state)
+        return self._net.start_after(pack, *self.begin(n, context))
+
+    def by(self, net: StreamNetwork) -> "AfterPrompt":
+        """The same of another network."""
+        return AfterPrompt(net, self._prompt, self.num_steps)
+
+    def naive(self) -> "NaiveAfterPrompt":
+        """The steps that define these ones."""
+        length = len(self._prompt) + self.num_steps
+        return NaiveAfterPrompt(self._net.with_length(length), self._prompt)
 
     def step(
         self, values: Tensor | None, s: int, state: State, pack: None
@@ -197,6 +219,48 @@ class AfterPrompt:
             pack: What ``pack`` gave.
         """
         return self._net.step(values, s, state, pack)
+
+
+@final
+class NaiveAfterPrompt:
+    """The same steps, each a whole forward pass over the prompt and what is written so far.
+
+    Args:
+        net: Reads; its events are as long as the prompt and what follows it.
+        prompt: (t,) of levels or real values.
+    """
+
+    def __init__(self, net: StreamNetwork, prompt: Tensor):
+        self._steps, self._prompt = NaiveSteps(net), prompt
+        self.num_steps = net.num_steps - len(prompt)
+
+    def pack(self) -> None:
+        """Nothing is computed ahead."""
+
+    def start(self, pack: None, n: int, context: Tensor | None = None) -> State:
+        """Events that begin with the prompt.
+
+        Args:
+            pack: None.
+            n: Events, B.
+            context: (B, *context.shape), where the network has one.
+        """
+        state = self._steps.start(pack, n, context)
+        state["x"][:, : len(self._prompt)] = self._prompt
+        return state
+
+    def step(
+        self, values: Tensor | None, s: int, state: State, pack: None
+    ) -> tuple[Tensor, State]:
+        """One forward pass, of which one row is used.
+
+        Args:
+            values: (B, 1) of step s - 1; None before the first.
+            s: The step, counted from the end of the prompt.
+            state: The state before it.
+            pack: None.
+        """
+        return self._steps.step(values, s + len(self._prompt), state, pack)
 
 
 class FeatureStream(StreamNetwork):

@@ -1,6 +1,6 @@
 """armodels sample: a grid and the values of samples from a trained model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import charts, checkpoints, construct, contexts, disk, pictures, show, views
+from armodels import charts, checkpoints, construct, contexts, disk, pictures, roads, show, views
 from armodels.data.rows import Examples
+from armodels.density.autoregressive import AutoregressiveModel
+from armodels.density.mixture import OrderMixture
 from armodels.density.stream import with_length
 from armodels.examples import draw_examples, load_split
 from armodels.prompts import num_values
 from armodels.spec import ContextSpec, DataSpec, described
+
+MAX_ROWS = 8
+"""Samples that are shown in several columns: of temperatures, or of moments of their draw."""
 
 MAX_ACROSS = 16
 """Classes that are drawn one beside the other."""
@@ -59,11 +64,65 @@ def main(config: Mapping) -> None:
         ValueError: What is asked for does not go together, or with the model.
     """
     disk.require_place(config["out"])
-    num, inputs = config["num"], config["num_inputs"]
+    several = config["temperatures"]
+    alone = several is None or config["temperature"] == 1
+    if not alone or (several is not None and not 1 < len(several) == len(set(several))):
+        raise ValueError(
+            f"temperatures is {several}; name several, each once, and leave temperature out"
+        )
     restored = checkpoints.from_config(config)
-    if config["temperature"] == 0:
+    _require_pictures(restored, config)
+    drawn = [_draw_at(restored, config, one) for one in several or [config["temperature"]]]
+    if len(drawn) > 1:
+        show.say("temperatures, from the same noise:")
+        beside(drawn, several, restored, config)
+
+
+def _require_pictures(restored: checkpoints.Restored, config: Mapping) -> None:
+    """Raise ValueError unless the model has the pictures that are asked for."""
+    spec, steps = restored.spec, restored.model.steps_of_values
+    drawn = spec.levels is not None and not (spec.alphabet or spec.waveform or spec.notes)
+    if config["film"] is not None and not (drawn and steps is not None):
+        raise ValueError(
+            f"film shows pictures and rows of levels as one order writes them, but the model is "
+            f"{restored.model.description} of {spec.name}; leave it out"
+        )
+    if config["entropy"] and not (spec.kind == "image" and spec.levels and steps is not None):
+        raise ValueError(
+            f"entropy is drawn of images with levels under one order, but the model is "
+            f"{restored.model.description} of {spec.name}; leave it out"
+        )
+
+
+def beside(
+    drawn: Sequence[Tensor],
+    temperatures: Sequence[float],
+    restored: checkpoints.Restored,
+    config: Mapping,
+) -> None:
+    """A picture of the first samples, a column each temperature, a row each noise.
+
+    Args:
+        drawn: (N, *event) of each temperature.
+        temperatures: Of them.
+        restored: The model.
+        config: Of the verb.
+    """
+    spec, titles = restored.spec, [(f"t {one:g}", 1) for one in temperatures]
+    rows = torch.stack([x[:MAX_ROWS] for x in drawn], 1).flatten(0, 1)
+    folder, name = restored.folder_for(config["out"]), f"sample-seed{config['seed']}-temperatures"
+    if spec.kind == "image":
+        picture = pictures.events(rows, spec, columns=len(drawn), titles=titles)
+        _draw(picture, folder / f"{name}.png", " (a column each temperature)")
+
+
+def _draw_at(restored: checkpoints.Restored, config: Mapping, temperature: float) -> Tensor:
+    """Draw samples at a temperature, write them, and return them."""
+    num, inputs = config["num"], config["num_inputs"]
+    if temperature == 0:
         show.say("temperature 0 follows the mode: expect (nearly) equal samples")
     model, wanted = restored.model, restored.model.context
+    sampler = roads.sampler_of(config, restored)
     if config["length"] is not None:
         if config["num_neighbours"]:
             raise ValueError(
@@ -81,13 +140,20 @@ def main(config: Mapping) -> None:
     x, log_prob = model.sample_with_log_prob(
         num,
         context=None if context is None else context.to(restored.device),
-        temperature=config["temperature"],
+        temperature=temperature,
         generator=torch.Generator().manual_seed(config["seed"]),
         progress=True,
+        **roads.options(sampler),
+        **likely(config, restored),
     )
     x, log_prob = x.cpu(), log_prob.cpu()
     folder = restored.folder_for(config["out"])
-    name = f"sample-seed{config['seed']}-t{config['temperature']:g}"
+    name = f"sample-seed{config['seed']}-t{temperature:g}"
+    if sampler.name == "speculative":  # other samples, of the same distribution
+        name += "-speculative"
+    for key in ("top_k", "top_p"):
+        if config[key] is not None:
+            name += f"-{key}{config[key]:g}"
     if config["label"] is not None:
         name += f"-label{config['label']}"
     if config["length"] is not None:
@@ -106,11 +172,13 @@ def main(config: Mapping) -> None:
         found["neighbours"] = spec.original(neighbours.flatten(0, 1)).view_as(neighbours)
     arrays: dict[str, Any]  # NumPy declares that each may be allow_pickle
     arrays = {key: value.numpy() for key, value in found.items() if value is not None}
+    arrays |= roads.numbers(sampler)
     with disk.atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
     show.say(f"from   {restored.origin}")
     mean = float(log_prob.double().mean())
     show.say(f"mean   {described(mean, spec)}")
+    roads.tell(sampler)
     show.say(f"wrote  {folder / name}.npz")
     if spec.columns is not None:
         disk.write_csv(folder / f"{name}.csv", spec.columns, arrays["x"].tolist())
@@ -133,6 +201,50 @@ def main(config: Mapping) -> None:
         spans = [("sample", 1), ("nearest", each - 1)] * times
         picture = pictures.events(rows.flatten(0, 1), spec, columns=each * times, titles=spans)
         _draw(picture, folder / f"{name}-neighbours.png", " (sample, nearest training examples)")
+    _draw_steps(x, context, restored, config, folder / name)
+    return x
+
+
+def likely(config: Mapping, restored: checkpoints.Restored) -> dict[str, Any]:
+    """Which levels may be drawn, as far as something is said of it.
+
+    Args:
+        config: Of the verb.
+        restored: The model.
+
+    Raises:
+        ValueError: The model draws by no levels.
+    """
+    found = {key: config[key] for key in ("top_k", "top_p") if config[key] is not None}
+    if found and not isinstance(restored.model, (AutoregressiveModel, OrderMixture)):
+        raise ValueError(
+            f"top_k and top_p choose among the levels of a step, but {restored.model.description} "
+            f"draws all values at once; leave them out"
+        )
+    return found
+
+
+def _draw_steps(
+    x: Tensor,
+    context: Tensor | None,
+    restored: checkpoints.Restored,
+    config: Mapping,
+    stem: Path,
+) -> None:
+    """How the first samples came to be, and where the model was open, where it is asked for."""
+    spec, steps = restored.spec, restored.model.steps_of_values
+    if config["film"] is not None and steps is not None:
+        film = pictures.film(x[:MAX_ROWS], steps, spec, config["film"])
+        _draw(film, stem.with_name(f"{stem.name}-film.png"), " (after so many of the steps)")
+    if config["entropy"]:
+        some = x[:MAX_ROWS].to(restored.device)
+        heard = None if context is None else context[:MAX_ROWS].to(restored.device)
+        with torch.no_grad():
+            entropy = restored.model.entropy_map(some, heard)
+        if entropy is not None:
+            path = stem.with_name(f"{stem.name}-entropy.png")
+            maps = pictures.entropies(entropy, spec.num_levels)
+            _draw(maps, path, " (entropy of each pixel given those before it)")
 
 
 def reference(restored: checkpoints.Restored) -> dict:
