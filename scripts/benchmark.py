@@ -110,7 +110,9 @@ def build(
     return AutoregressiveModel(net, head).eval()
 
 
-def sampling(model: AutoregressiveModel, title: str, n: int) -> None:
+def sampling(
+    model: AutoregressiveModel, title: str, n: int, clock: Callable[[], float] = time.perf_counter
+) -> None:
     """Draw the same events by every sampler, from the same weights and the same noise.
 
     All naive steps take as long, a forward pass, so that a few of them are timed.
@@ -133,14 +135,14 @@ def sampling(model: AutoregressiveModel, title: str, n: int) -> None:
     if type(net).fused_walk is not Network.fused_walk:
         contestants["fused"] = lambda: draw("fused", "auto")
     model.sample(1)  # the warm-up: a walk may be too long for one
-    seconds = alternate(contestants, 1, warm_up=False)
+    seconds = alternate(contestants, 1, warm_up=False, clock=clock)
     if seconds["cached"] < 1:
-        seconds = alternate(contestants, 3, warm_up=False)
-    naive = alternate({"naive": naive_steps}, 1)["naive"] / NAIVE_STEPS
+        seconds = alternate(contestants, 3, warm_up=False, clock=clock)
+    naive = alternate({"naive": naive_steps}, 1, clock=clock)["naive"] / NAIVE_STEPS
     rows = {f"naive ({NAIVE_STEPS} of {num_steps:,} steps timed)": naive * num_steps}
     rows["cached"] = seconds["cached"]
     if naive * EXPECTED_PASSES < LONGEST:
-        found = alternate({"": lambda: draw("fixed", passes)}, 1, warm_up=False)[""]
+        found = alternate({"": lambda: draw("fixed", passes)}, 1, warm_up=False, clock=clock)[""]
         rows[f"fixed point ({passes.tally.passes} passes)"] = found
     if "fused" in seconds:
         rows["fused"] = seconds["fused"]
@@ -182,7 +184,7 @@ def speculating(model: AutoregressiveModel, draft: AutoregressiveModel, n: int) 
         def draw() -> None:
             model.sample(n, generator=torch.Generator().manual_seed(1), sampler=sampler)
 
-        return alternate({"": draw}, 1, warm_up=warm_up)[""]
+        return alternate({"": draw}, 1, warm_up=warm_up, clock=time.process_time)[""]
 
     rows["cached"] = timed(Sampler("cached"), warm_up=True)
     for num in (2, 4, 8, 16, 64):
@@ -458,14 +460,18 @@ def comparisons() -> dict[str, Callable[[], None]]:
 
 
 def of_runs(runs: list[str], draft: str | None) -> None:
-    """Measure the models of trained runs, and what a draft makes of them."""
+    """Measure the models of trained runs, and what a draft makes of them.
+
+    One thread does it all by the processor's clock: programs beside it do not count.
+    """
     for run in runs:
         model = armodels.load_model(run)
-        for n in (1, 16, 64):
-            sampling(model, f"events of {model.spec.name} with {run}", n)
-        if draft is not None:
-            for n in (1, 16):
-                speculating(model, armodels.load_model(draft), n)
+        with one_thread():
+            for n in (1, 16, 64):
+                sampling(model, f"events of {model.spec.name} with {run}", n, time.process_time)
+            if draft is not None:
+                for n in (1, 16):
+                    speculating(model, armodels.load_model(draft), n)
 
 
 def main(words: list[str]) -> None:
