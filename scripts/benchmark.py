@@ -110,7 +110,9 @@ def build(
     return AutoregressiveModel(net, head).eval()
 
 
-def sampling(model: AutoregressiveModel, title: str, n: int) -> None:
+def sampling(
+    model: AutoregressiveModel, title: str, n: int, clock: Callable[[], float] = time.perf_counter
+) -> None:
     """Draw the same events by every sampler, from the same weights and the same noise.
 
     All naive steps take as long, a forward pass, so that a few of them are timed.
@@ -119,37 +121,40 @@ def sampling(model: AutoregressiveModel, title: str, n: int) -> None:
     generator = torch.Generator().manual_seed(1)
     noise = draw_noise((n, num_steps, model.head.num_noise), generator, "cpu")
     samples: dict[str, Tensor] = {}
-    passes = Sampler("fixed_point")
+    passes = {}
 
-    def draw(name: str, sampler: str | Sampler) -> None:
+    def draw(name: str) -> None:
+        sampler = Sampler(name)
         samples[name] = model.sample(n, noise=noise, sampler=sampler)
+        passes[name] = sampler.tally.passes
 
     def naive_steps() -> None:
         with torch.no_grad():
             for _ in range(NAIVE_STEPS):
-                net(samples["cached"])
+                net(x)
 
-    contestants = {"cached": lambda: draw("cached", "cached")}
-    if type(net).fused_walk is not Network.fused_walk:
-        contestants["fused"] = lambda: draw("fused", "auto")
     model.sample(1)  # the warm-up: a walk may be too long for one
-    seconds = alternate(contestants, 1, warm_up=False)
-    if seconds["cached"] < 1:
-        seconds = alternate(contestants, 3, warm_up=False)
-    naive = alternate({"naive": naive_steps}, 1)["naive"] / NAIVE_STEPS
-    rows = {f"naive ({NAIVE_STEPS} of {num_steps:,} steps timed)": naive * num_steps}
-    rows["cached"] = seconds["cached"]
+    x = model.sample(n, noise=noise, sampler="cached")
+    naive = alternate({"": naive_steps}, 1, clock=clock)[""] / NAIVE_STEPS
+    names = ["cached"]
     if naive * EXPECTED_PASSES < LONGEST:
-        found = alternate({"": lambda: draw("fixed", passes)}, 1, warm_up=False)[""]
-        rows[f"fixed point ({passes.tally.passes} passes)"] = found
-    if "fused" in seconds:
-        rows["fused"] = seconds["fused"]
+        names.append("fixed_point")
+    if type(net).fused_walk is not Network.fused_walk:
+        names.append("auto")
+    contestants = {name: functools.partial(draw, name) for name in names}
+    seconds = alternate(contestants, 1, warm_up=False, clock=clock)
+    if sum(seconds.values()) < 1:
+        seconds = alternate(contestants, 3, warm_up=False, clock=clock)
+    rows = {f"naive ({NAIVE_STEPS} of {num_steps:,} steps timed)": naive * num_steps}
+    for name in names:
+        label = {"auto": "fused", "fixed_point": f"fixed point ({passes[name]} passes)"}
+        rows[label.get(name, name)] = seconds[name]
     table(f"Sampling {n} {title}", rows, n)
-    for name, x in samples.items():
-        apart = int((x != samples["cached"]).flatten(1).any(1).sum())
+    for name, drawn in samples.items():
+        apart = int((drawn != x).flatten(1).any(1).sum())
         if apart:  # a value whose noise lies within rounding of a boundary
             print(f"  {apart} of {n} samples by {name} differ from those of the cached steps")
-    require_equal_steps(model, samples["cached"][:1])
+    require_equal_steps(model, x[:1])
 
 
 def require_equal_steps(model: AutoregressiveModel, x: Tensor) -> None:
@@ -176,21 +181,22 @@ def as_steps(model: AutoregressiveModel, x: Tensor) -> Tensor:
 
 def speculating(model: AutoregressiveModel, draft: AutoregressiveModel, n: int) -> None:
     """Draw by the cached steps, and by a draft that the model verifies, 2 to 64 steps at once."""
-    rows: dict[str, float] = {}
+    found = {}
 
-    def timed(sampler: Sampler, warm_up: bool) -> float:
-        def draw() -> None:
-            model.sample(n, generator=torch.Generator().manual_seed(1), sampler=sampler)
+    def draw(num: int) -> None:
+        sampler = Sampler("cached")
+        if num:
+            sampler = Sampler("speculative", draft=draft, draft_steps=num)
+        model.sample(n, generator=torch.Generator().manual_seed(1), sampler=sampler)
+        found[num] = sampler.tally
 
-        return alternate({"": draw}, 1, warm_up=warm_up)[""]
-
-    rows["cached"] = timed(Sampler("cached"), warm_up=True)
-    for num in (2, 4, 8, 16, 64):
-        sampler = Sampler("speculative", draft=draft, draft_steps=num)
-        seconds, tally = timed(sampler, warm_up=False), sampler.tally
-        found = f"{tally.acceptance:.0%} accepted, {tally.passes} passes"
-        rows[f"draft of {num} steps ({found})"] = seconds
-    table(f"Speculative sampling of {n} events, draft {draft.description}", rows, n)
+    contestants = {str(num): functools.partial(draw, num) for num in (0, 2, 4, 6, 8, 16, 64)}
+    rows = {}
+    for name, seconds in alternate(contestants, 3, clock=time.process_time).items():
+        tally = found[int(name)]
+        label = f"draft of {name} steps ({tally.acceptance:.0%}, {tally.passes} passes)"
+        rows[label if int(name) else "cached"] = seconds
+    table(f"Sampling {n} by a draft, {draft.description} (accepted, passes)", rows, n)
 
 
 def throughput(model: AutoregressiveModel, title: str, batch_size: int) -> None:
@@ -458,14 +464,18 @@ def comparisons() -> dict[str, Callable[[], None]]:
 
 
 def of_runs(runs: list[str], draft: str | None) -> None:
-    """Measure the models of trained runs, and what a draft makes of them."""
+    """Measure the models of trained runs, and what a draft makes of them.
+
+    One thread does it all by the processor's clock: programs beside it do not count.
+    """
     for run in runs:
         model = armodels.load_model(run)
-        for n in (1, 16, 64):
-            sampling(model, f"events of {model.spec.name} with {run}", n)
-        if draft is not None:
-            for n in (1, 16):
-                speculating(model, armodels.load_model(draft), n)
+        with one_thread():
+            for n in (1, 16, 64):
+                sampling(model, f"events of {model.spec.name} with {run}", n, time.process_time)
+            if draft is not None:
+                for n in (1, 16):
+                    speculating(model, armodels.load_model(draft), n)
 
 
 def main(words: list[str]) -> None:

@@ -280,7 +280,7 @@ class AutoregressiveModel(DensityModel):
         if n == 0:  # No network need reshape tensors without rows.
             return self.empty(0), self.net.order_table.new_zeros(0, dtype=torch.float)
         draws = Draws(self.head, noise, temperature, top_k, top_p)
-        with sampling(self, whole_passes=takes_threads(self.net, sampler.name)):
+        with sampling(self, naive=takes_threads(self.net, sampler.name)):
             values, log_probs = take(
                 self.net, self, draws, sampler, context=context, progress=progress
             )
@@ -367,7 +367,7 @@ class AutoregressiveModel(DensityModel):
         shape = (len(values), self.net.num_steps, each)
         noise = draw_noise(shape, options["generator"], x.device)
         draws = Draws(self.head, noise, options["temperature"], values=values, known=steps)
-        with sampling(self, whole_passes=takes_threads(self.net, sampler.name)):
+        with sampling(self, naive=takes_threads(self.net, sampler.name)):
             written, log_probs = take(
                 self.net, self, draws, sampler, context=context, progress=options["progress"]
             )

@@ -109,7 +109,7 @@ class OrderMixture(DensityModel):
             rows = (which == i).nonzero()[:, 0]
             own = None if context is None else context[rows]
             x[rows] = self.component(i).sample(len(rows), context=own, **options)
-        with sampling(self, whole_passes=True):
+        with sampling(self, naive=True):
             return x, self._log_prob(x, context)
 
     def complete(

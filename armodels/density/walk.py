@@ -277,12 +277,12 @@ def one_thread() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sampling(model: nn.Module, *, whole_passes: bool = False) -> Iterator[None]:
+def sampling(model: nn.Module, *, naive: bool = False) -> Iterator[None]:
     """Evaluation mode, no gradients, and one thread unless steps are forward passes."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), contextlib.nullcontext() if whole_passes else one_thread():
+        with torch.no_grad(), contextlib.nullcontext() if naive else one_thread():
             yield
     finally:
         model.train(training)
