@@ -27,7 +27,7 @@ LAYERS = [
     {"scoring"},
     {"evaluation"},
     {"trust"},
-    {"construct", "exported", "pictures"},
+    {"construct", "exported", "parts", "pictures"},
     {"charts"},
     {"views"},
     {"loggers"},

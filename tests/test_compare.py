@@ -21,10 +21,11 @@ from tiny import Tiny
 from armodels import baselines
 from armodels.checkpoints import load_model
 from armodels.density.completion import DISTRUST, Completion
+from armodels.parts import KNOWN, known_part, read_image, read_mask
 from armodels.run import RunDirectory
 from armodels.spec import DataSpec, Standardization, bits_per_dim
 from armodels.tasks import complete
-from armodels.tasks.complete import KNOWN, distrusted, known_part, read_image, read_mask
+from armodels.tasks.complete import distrusted
 
 VECTOR = ("data.kind=vector", "data.shape=[4]", "data.levels=null")
 REAL = [item for item in TINY if "hidden" not in item]

@@ -35,8 +35,8 @@ from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.masked_transformer import MaskedTransformer
 from armodels.networks.sigma_gpt import Places, SigmaGPT
 from armodels.notes import RATE, Notes, held, played
+from armodels.parts import known_part
 from armodels.spec import DataSpec
-from armodels.tasks.complete import known_part
 from armodels.waveform import Waveform, wav
 
 ROOT = Path(__file__).resolve().parents[1]
