@@ -11,6 +11,7 @@ from torch import Tensor
 
 from armodels import heads, objectives, orders
 from armodels.checks import checked, require_class
+from armodels.density import query
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.walk import (
@@ -179,6 +180,9 @@ class AutoregressiveModel(DensityModel):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)
+
+    def _weights_of(self, one: query.Query) -> query.Weights:
+        return query.by_steps(self, one)
 
     def require_causal(self, x: Tensor, context: Tensor | None = None) -> None:
         """Look whether the network hears a value before its step, as far as some steps tell.

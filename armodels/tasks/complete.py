@@ -25,6 +25,7 @@ LARGEST_BATCH = 100_000
 TABLE_PARTICLES = 100
 """Of a table, whose rows are short; pictures take as many only where it is said."""
 
+
 def _context_of(
     x: Tensor, label: int | None, wanted: ContextSpec | None, spec: DataSpec
 ) -> Tensor | None:
