@@ -18,7 +18,7 @@ TEXT = frozenset(
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
-LISTS = frozenset("runs words tags columns drop known trust logger".split())
+LISTS = frozenset("runs words tags columns drop known of given trust logger".split())
 """Last parts of the keys that hold several names; a whole number counts columns."""
 
 VALUE_FLAGS = frozenset(

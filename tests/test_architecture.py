@@ -32,7 +32,7 @@ LAYERS = [
     {"views"},
     {"loggers"},
     {"checkpoints", "tracking", "memory"},
-    {"examples", "prompts", "training", "resuming", "search", "failing"},
+    {"examples", "imputation", "prompts", "training", "resuming", "search", "failing"},
     {"candidates", "blending", "study", "named"},
     {"tasks"},
     {"sweeps"},

@@ -1,15 +1,18 @@
 """Log-probabilities of parts: against enumeration, closed forms, and their own stated errors."""
 
+import csv
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, every, every_event, random_events
+from command import QUICK, TINY, armodels, done
 from scipy.stats import multivariate_normal
 
-from armodels import heads, orders
-from armodels.baselines import GMM, Histogram
+from armodels import heads, imputation, orders
+from armodels.baselines import GMM, Histogram, Independent
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
@@ -319,7 +322,7 @@ def test_the_least_model_tells_of_whole_events_alone():
 
 
 def test_a_pixel_of_a_resampled_model_moves_as_a_whole():
-    """It was trained on orders of pixels: a channel that comes later is summed out by particles."""
+    """It was trained on orders of pixels: particles sum out a channel that comes before."""
     case = CASES["nade-resampled"]
     model, x = case.build(0), case.events(1)
     pixel, channel = (torch.zeros(case.spec.shape, dtype=torch.bool) for _ in range(2))
@@ -327,3 +330,127 @@ def test_a_pixel_of_a_resampled_model_moves_as_a_whole():
     channel[1, 0, 1] = True
     assert model.log_prob_of(x, pixel, ~pixel).method == "exact"
     assert model.log_prob_of(x, channel, ~pixel).method == "likelihood weighting"
+
+
+def test_one_noise_for_both_parts_leaves_less_error():
+    """Of what both walks draw alike, the ratio keeps nothing."""
+    model = reversed_made()
+    x = torch.tensor([[1, 0, 1, 1, 0]], dtype=torch.uint8).expand(20, -1)
+    asked, known = torch.tensor([1, 0, 0, 0, 0]).bool(), torch.tensor([0, 0, 0, 0, 1]).bool()
+    errors = [
+        model.log_prob_of(x, *masks, generator=torch.Generator().manual_seed(1)).standard_error
+        for masks in ((asked, known), (asked | known,), (known,))
+    ]
+    assert float(errors[0].mean()) < 0.7 * float(torch.hypot(errors[1], errors[2]).mean())
+
+
+# The verb
+
+
+def column(path, name: str) -> list[float]:
+    with open(path, newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Gaussian mixture of a table in units of its own, and a MADE of pictures."""
+    folder = tmp_path_factory.mktemp("query")
+    noise = np.random.default_rng(0).normal(size=(90, 3)).cumsum(1)
+    rows = noise * [1, 50, 1e-3] + [0, 2000, 5]
+    np.savetxt(folder / "mine.csv", rows, delimiter=",", header="a,b,c", comments="")
+    done(folder, "train", "data=table", "data.path=mine.csv", "model=gmm", "recipe=default",
+         "model.num_components=2", *QUICK, "out=table")  # fmt: skip
+    done(folder, "train", *TINY, "data.kind=image", "data.shape=[1,4,3]", "data.levels=3",
+         "trainer.max_steps=3", "out=pictures")  # fmt: skip
+    return folder
+
+
+def test_parts_of_a_table_add_up_to_its_score(folder):
+    """In the table's own units: conditional, marginal and whole."""
+    shown = done(folder, "query", "table", "of=[a]", "given=[b,c]", "out=given.csv")
+    assert "nats of p(a | b, c), 1 value of an example (exact)\n" in shown
+    done(folder, "query", "table", "of=[b,c]", "out=marginal.csv")
+    done(folder, "score", "table", "out=whole.csv")
+    parts, marginals, whole = (
+        column(folder / f"{name}.csv", "nats") for name in ("given", "marginal", "whole")
+    )
+    assert len(whole) == 9
+    assert np.add(parts, marginals) == pytest.approx(whole, abs=1e-9)
+    mean = np.mean(parts)
+    assert f"mean   {mean:.4f} nats" in shown
+
+
+@pytest.mark.slow
+def test_parts_of_pictures(folder):
+    """By words and by masks; what is given, and all the rest, where nothing else is asked."""
+    shown = done(folder, "query", "pictures", "given=top", "device=cpu")
+    assert "nats of p(rest | top, 0.5), 6 values of an example (exact)\n" in shown
+    (path,) = folder.glob("pictures/query-rest-given-top-0.5-*.csv")
+    np.save(folder / "below.npy", np.arange(12).reshape(4, 3) >= 6)
+    words = ("query", "pictures", "device=cpu", "of=below.npy", "given=top", "out=mask.csv")
+    done(folder, *words)
+    assert column(folder / "mask.csv", "nats") == pytest.approx(column(path, "nats"))
+    shown = done(folder, "query", "pictures", "of=bottom", "keep=0.25", "num_examples=5",
+                 "num_particles=300", "device=cpu", "out=below.csv")  # fmt: skip
+    assert "(estimated by particles, standard error 0." in shown
+    assert len(column(folder / "below.csv", "nats")) == 5
+    assert all(0 < error < 0.5 for error in column(folder / "below.csv", "standard_error"))
+
+
+def test_hidden_cells_are_filled_beside_imputers(folder):
+    shown = done(folder, "query", "table", "impute=0.3", "num_completions=20", "out=cells.csv")
+    with open(folder / "cells.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert [*rows] == ["the model", "SimpleImputer", "KNNImputer", "IterativeImputer"]
+    assert rows["SimpleImputer"]["nats_per_cell"] == ""
+    assert float(rows["the model"]["rmse"]) < float(rows["SimpleImputer"]["rmse"])
+    assert f"{float(rows['the model']['nats_per_cell']):.4f} nats a cell\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing is asked: say of what, such as of=[alcohol] given=[pH] of a table, "
+             "of=bottom given=top of pictures, or given=top alone, which asks for all the rest"),
+        (("of=[a,b]", "given=[b]"), "of and given share 1 value of an example, and what is given "
+             "has probability 1; name other parts, or choose a smaller keep"),
+        (("of=[A]",), "of names 'A'; the columns are a, b, c"),
+        (("of=top", "keep=0"), "of=top is no value of an example, so that nothing is asked; of a "
+             "word, keep=0 says how much it stands for"),
+        (("of=[a]", "impute=0.1"),
+             "of=[a] goes with of=PART, not with impute=SHARE; leave it out"),
+        (("impute=1.5",), "impute is 1.5; it must be above 0 and below 1"),
+        (("of=[a]", "num_particles=1"), "num_particles is 1; it must be at least 2, as the "
+             "standard error is that of several"),
+        (("of=none.png",), "mask none.png does not exist"),
+    ],
+)  # fmt: skip
+def test_a_query_that_makes_no_sense_is_refused(folder, words, message):
+    assert armodels(folder, "query", "table", *words, "out=refused.csv").error == message
+    assert not (folder / "refused.csv").exists()
+
+
+def test_hidden_cells_by_hand():
+    """RMSE of the mean of train is that of numpy; nats are those of the hidden cells alone."""
+    generator = torch.Generator().manual_seed(0)
+    train, x = (
+        3 * torch.randn(n, 4, generator=generator, dtype=torch.double) + 1 for n in (200, 50)
+    )
+    known = imputation.hide(x, 0.3, 1)
+    assert 0.6 < float(known.double().mean()) < 0.8
+    simple = imputation.by_imputers(x, known, train)[0]
+    errors = ((train.mean(0) - x) / train.std(0, correction=0))[~known]
+    assert simple.rmse == pytest.approx(float(errors.square().mean().sqrt()), abs=1e-9)
+    spec = DataSpec("tiny", "vector", (4,), None, "density")
+    model = Independent(spec).double()
+    model.initialize([train])
+    config = {"num_completions": 300, "num_particles": 2, "seed": 0}
+    own = imputation.by_model(model.eval(), spec, x, known, train, config)
+    normal = torch.distributions.Normal(train.mean(0), train.std(0, correction=0))
+    nats = -float(normal.log_prob(x)[~known].mean())
+    assert own.nats == pytest.approx(nats, abs=1e-9)
+    assert own.standard_error == 0
+    assert own.rmse == pytest.approx(simple.rmse, rel=0.01)
+    with pytest.raises(ValueError, match="hides none of the 200 cells; raise it$"):
+        imputation.hide(x, 1e-9, 0)
