@@ -118,7 +118,7 @@ def by_model(
     """
     start, draws = time.perf_counter(), config["num_completions"]
     generator = torch.Generator().manual_seed(config["seed"])
-    filled = x.double()
+    filled = x.double().clone()
     log_probs, squares = [], []
     size = max(1, LARGEST_BATCH // (draws * config["num_particles"]))
     rows = (~known).any(1).nonzero()[:, 0]
