@@ -7,12 +7,12 @@ import torch
 
 from armodels import checkpoints, checks, construct, contexts, disk, show
 from armodels.data.rows import Batch, Examples
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 from armodels.trust import Trust
 
 
 def load_split(
-    restored: checkpoints.Restored, data: Mapping, split: str
+    restored: checkpoints.Restored, data: Mapping, split: str, beside: ContextSpec | None = None
 ) -> tuple[DataSpec, Examples]:
     """A split of the run's own data, or of other data of the same shape and levels.
 
@@ -24,6 +24,8 @@ def load_split(
         data: The ``data`` of a verb's config: other data, or none, which is the run's own.
         split: ``"train"``, ``"valid"`` or ``"test"``; of a table also ``"all"``: every row, in
             the order of the file.
+        beside: What stands beside the values of examples of a model that is conditioned on
+            nothing, such as a label.
 
     Returns:
         What a datum is, and the values with what the model is conditioned on, if anything.
@@ -62,7 +64,7 @@ def load_split(
             f"the levels of {spec.name} stand for other {spec.unit}s than those of {own.name}, on "
             f"which the model was trained, so it cannot score them"
         )
-    wanted = restored.model.context
+    wanted = restored.model.context or beside
     if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
         raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
     if rows is None:

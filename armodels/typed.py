@@ -14,11 +14,13 @@ from armodels import show
 
 TEXT = frozenset(
     "run resume background out image mask table file prompt prompt_file logdir path root cache "
-    "name split group game array storage delimiter decimal thousands encoding".split()
+    "name split target group game array storage delimiter decimal thousands encoding".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
-LISTS = frozenset("runs words tags columns drop known of given against trust logger".split())
+LISTS = frozenset(
+    "runs words tags columns drop known of given against layers trust logger".split()
+)
 """Last parts of the keys that hold several names; a whole number counts columns."""
 
 VALUE_FLAGS = frozenset(

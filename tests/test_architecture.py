@@ -23,7 +23,7 @@ LAYERS = [
     {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
-    {"baselines", "partial"},
+    {"baselines", "features", "partial"},
     {"scoring"},
     {"evaluation"},
     {"trust"},
