@@ -89,7 +89,7 @@ def test_the_least_size_counts():
         simple = anomalies.compressed_nats(flat, spec) / math.log(2)
         complex_ = anomalies.compressed_nats(random, spec) / math.log(2)
         assert (complex_ >= bits * random[0].numel()).all()
-        assert (complex_ < 1.35 * bits * random[0].numel() + 400).all()
+        assert (complex_ < 1.1 * bits * random[0].numel() + 120).all()
         assert (simple < complex_ / 2).all()
     with pytest.raises(ValueError, match="^the values of real are no bytes"):
         anomalies.compressed_nats(x, DataSpec("real", "vector", (40,), None, "density"))
