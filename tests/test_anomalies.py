@@ -197,6 +197,8 @@ def test_typicality_compares_with_valid(folder):
          "that the model's own are set against; other sets are constant, blurred, inverted"),
         ("run", ("against=inverted", "by=line"),
          "by=line goes with file=FILE or a split, not with against=SETS; leave it out"),
+        ("run", ("against=inverted", "split=all"),
+         "split=all holds what was trained on; against=... takes split=test"),
         ("run", ("background=run",),
          "background=run goes with against=SETS, not with a split; leave it out"),
         ("run", ("against=inverted", "background=real"), "background=real is a model of "

@@ -11,7 +11,7 @@ from torch import Tensor
 from armodels import checkpoints, disk, features, show
 from armodels.data.base import PARTS
 from armodels.data.rows import Examples, Rows
-from armodels.examples import load_split
+from armodels.examples import load_splits
 from armodels.networks.base import Network
 from armodels.spec import ContextSpec, DataSpec
 
@@ -32,9 +32,11 @@ def main(config: Mapping) -> None:
             f"its features would hold; train one without a context"
         )
     net = features.network_of(restored.model)
-    spec, _ = load_split(restored, config["data"], "valid")
-    target = _target(spec, config["target"])
-    splits = {part: load_split(restored, config["data"], part, target)[1] for part in PARTS}
+    name = config["target"]
+    spec, splits = load_splits(
+        restored, config["data"], PARTS, beside=lambda spec: _target(spec, name)
+    )
+    target = _target(spec, name)
     chosen = _chosen(net, splits["valid"], config["layers"])
     if chosen is None:
         return

@@ -20,8 +20,8 @@ from armodels.spec import DataSpec
 COLUMNS = ("index", "nats", "standard_error", "method")
 OF_CELLS = ("method", "rmse", "nats_per_cell", "standard_error", "seconds")
 
-LARGEST_BATCH = 20_000
-"""So many examples, each as often as it has particles, are asked about at a time."""
+LARGEST_BATCH = 10_000_000
+"""So many values, each as often as it has particles, are asked about at a time: noise of 80 MB."""
 
 DOUBTFUL = 0.5
 """Nats. A standard error above it says that few particles hold most of the weight."""
@@ -92,7 +92,7 @@ def _ask(restored: Restored, spec: DataSpec, examples: Examples, config: Mapping
     if config["of"] is not None:
         asked, what = part_of(config["of"], "of", config, spec)
     _require_apart(asked, known, config)
-    size = max(1, LARGEST_BATCH // config["num_particles"])
+    size = max(1, LARGEST_BATCH // (config["num_particles"] * spec.num_dims))
     generator = torch.Generator().manual_seed(config["seed"])
     log_det = spec.log_det_of(asked)
     rows: list[tuple[int, float, float, str]] = []

@@ -18,7 +18,7 @@ from armodels.data.sound import CLIPS
 from armodels.data.text import files_of, read_symbols
 from armodels.density.stream import Contexts, Piece, reads
 from armodels.evaluation import is_whole
-from armodels.examples import asked_for, load_split
+from armodels.examples import asked_for, load_split, load_splits
 from armodels.prompts import given_label, levels_of
 from armodels.scoring import log_probs, piece_log_probs
 from armodels.spec import DataSpec, bits_per_dim, described, nats
@@ -268,11 +268,13 @@ def _detect(config: Mapping) -> None:
             "against=data and data=... go together: data= names the data that the model's own are "
             f"set against; other sets are {', '.join(anomalies.DERIVED)}"
         )
+    if config["split"] == "all":
+        raise ValueError("split=all holds what was trained on; against=... takes split=test")
     restored = checkpoints.from_config(config)
     background = _background(restored, config)
-    _, own = load_split(restored, {}, config["split"])
-    _, valid = load_split(restored, {}, "valid")
-    spec = restored.spec
+    split, spec = config["split"], restored.spec
+    _, mine = load_splits(restored, {}, [*{split, "valid"}])
+    own, valid = mine[split], mine["valid"]
     others = {}
     for name in sets:
         if name == "data":
@@ -302,11 +304,11 @@ def _detect(config: Mapping) -> None:
             compressed=_compressed(examples, spec),
         )
 
-    mine = scores_of(own, config["split"])
+    ours = scores_of(own, split)
     done = []
     for name, examples in others.items():
         theirs = scores_of(examples, name)
-        done += [anomalies.Detection(name, one, mine[one], theirs[one]) for one in mine]
+        done += [anomalies.Detection(name, one, ours[one], theirs[one]) for one in ours]
     _write_detections(restored, background, spec, done, config)
 
 
