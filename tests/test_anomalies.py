@@ -39,15 +39,16 @@ def test_auroc_and_delong_by_pairs():
 
 
 def test_delongs_interval_covers():
-    """Of normals one deviation apart, in 95 % of 400 draws."""
+    """Of normals one deviation apart, in 95 % of 200 draws."""
     draws, truth = np.random.default_rng(1), norm.cdf(1 / math.sqrt(2))
-    found = [anomalies.auroc(draws.normal(size=70), draws.normal(1, size=50)) for _ in range(400)]
+    found = [anomalies.auroc(draws.normal(size=70), draws.normal(1, size=50)) for _ in range(200)]
     covered = np.mean([one.low <= truth <= one.high for one in found])
-    assert 0.92 < covered < 0.98
+    assert 0.91 < covered < 0.985
 
 
-def test_auprc_resamples_each_class_by_itself():
+def test_auprc_resamples_each_class_by_itself(monkeypatch):
     """So that chance, which is their ratio, does not move; and an area that is 1 stays 1."""
+    monkeypatch.setattr(anomalies, "RESAMPLES", 100)
     same = anomalies.auprc(np.zeros(30), np.zeros(10))
     assert same == pytest.approx((0.25, 0.25, 0.25))
     assert anomalies.auprc(np.zeros(30), np.ones(10)) == pytest.approx((1, 1, 1))
@@ -168,8 +169,9 @@ def test_a_split_is_set_against_other_data(folder):
     assert f"{'inverted':<10}  likelihood  {float(rows[4]['auroc']):.4f} (" in shown
 
 
-def test_typicality_compares_with_valid(folder):
+def test_typicality_compares_with_valid(folder, monkeypatch):
     """Not with test: the numbers of the file are those that its definition gives."""
+    monkeypatch.setattr(anomalies, "RESAMPLES", 5)  # whose intervals are not looked at
     done(folder, "score", "run", "against=inverted", "device=cpu", "out=typical.csv")
     done(folder, "score", "run", "device=cpu", "split=valid", "out=valid.csv")
     done(folder, "score", "run", "device=cpu", "out=test.csv")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import CASES, every, every_event, random_events
+from cases import CASES, LABEL, every, every_event, random_events
 from command import QUICK, TINY, armodels, done
 from scipy.stats import multivariate_normal
 
@@ -342,6 +342,29 @@ def test_one_noise_for_both_parts_leaves_less_error():
         for masks in ((asked, known), (asked | known,), (known,))
     ]
     assert float(errors[0].mean()) < 0.7 * float(torch.hypot(errors[1], errors[2]).mean())
+
+
+def test_a_query_hears_the_context():
+    """Of each event its own, in closed form and by particles."""
+    model = CASES["made"].build(0, LABEL)
+    x = CASES["made"].events(1, seed=3).expand(3, -1)
+    labels = torch.tensor([0, 1, 2])
+    first, last = torch.arange(6) < 2, torch.arange(6) > 3
+    events = every_event(model.spec)
+    for asked in (first, last):
+        found = model.log_prob_of(
+            x, asked, context=labels, num_particles=500,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert found.method == ("exact" if asked is first else "likelihood weighting")
+        assert len({*found.log_prob.tolist()}) == 3
+        for i in range(3):
+            of_label = model.log_prob(events, labels[i].expand(len(events))).detach()
+            truth = float(of_label[matching(events, x[:1], asked)].logsumexp(0))
+            bound = 1e-9 + 5 * float(found.standard_error[i])
+            assert float(found.log_prob[i]) == pytest.approx(truth, abs=bound)
+    with pytest.raises(ValueError, match="is conditioned on label: give one for each event$"):
+        model.log_prob_of(x, first)
 
 
 # The verb
