@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,14 @@ class Probe(NamedTuple):
     valid: float
     test: float
     interval: float
+
+
+@runtime_checkable
+class HasHidden(Protocol):
+    """A network with hidden units that no module puts out, such as those of compiled code."""
+
+    def hidden_units(self, x: Tensor) -> dict[str, Tensor]:
+        """They, by name: (B, *event) -> (B, F)."""
 
 
 def network_of(model: DensityModel) -> Network:
@@ -86,6 +94,9 @@ def _activations(net: Network, x: Tensor) -> dict[str, Tensor]:
     for name, outputs in heard.items():
         for k, output in enumerate(outputs):
             found[name if len(outputs) == 1 else f"{name}:{k + 1}"] = output
+    if isinstance(net, HasHidden):
+        with torch.no_grad():
+            found |= net.hidden_units(x)
     return found
 
 

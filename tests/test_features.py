@@ -58,6 +58,21 @@ def test_hidden_units_of_made_by_hand():
     assert torch.allclose(found["activation:2"], outputs[1].float())
 
 
+def test_hidden_units_of_nade_are_those_that_its_outputs_read():
+    """After the last value; where that one has no weight, the last step reads the same units."""
+    case = CASES["nade"]
+    net, x = case.build(0).net, case.events(5, seed=2)
+    last = int(net.order_table[-1, 0])
+    with torch.no_grad():
+        before = features.extract(net, x, {"hidden": 0}, batch_size=2)["hidden"].double()
+        net.weight[last] = 0
+        found = features.extract(net, x, {"hidden": 0}, batch_size=2)["hidden"].double()
+        params = found @ net.output[net.slots[-1]].T + net.bias[net.slots[-1]]
+        assert torch.allclose(params, net(x)[:, -1], atol=1e-5)
+    changed = (before - found).abs().amax(1) > 1e-3
+    assert changed.any()
+
+
 def test_maps_keep_their_channels():
     case = CASES["pixelcnn-rgb"]
     net, x = case.build(0).net, case.events(4, seed=2)

@@ -98,7 +98,7 @@ def _chosen(
         raise ValueError(
             f"network {type(net).__name__} has no module with activations to listen to"
         )
-    if named is None:
+    if not named:
         show.say(f"layers of {type(net).__name__}, of which layers=[...] names some:")
         for name in there:
             show.say(f"  {name}")
