@@ -304,6 +304,35 @@ def completions(truth: Tensor, known: Tensor, values: Tensor, spec: DataSpec) ->
     return _drawn(figure)
 
 
+def histograms(
+    panels: Sequence[Sequence[tuple[str, np.ndarray, np.ndarray]]], title: str
+) -> Tensor:
+    """Pairs of histograms, one panel each: of two sets on the same axis.
+
+    Args:
+        panels: By row: the title of each panel, and its two sets of values.
+        title: Above all.
+    """
+    across = max(map(len, panels))
+    figure, axes = _figure(2.9 * across, 2.1 * len(panels) + 0.5, len(panels), across)
+    for row, line in zip(axes, panels, strict=True):
+        for one in row[len(line) :]:
+            one.set_axis_off()
+        for one, (name, first, second) in zip(row, line, strict=False):
+            # What lies far out is drawn at the edge: the bulk would vanish beside it.
+            low, high = np.quantile(np.concatenate([first, second]), [0.005, 0.995])
+            edges = np.linspace(low, high, 41) if high > low else np.array([low - 0.5, low + 0.5])
+            for values, colour in ((first, _DATA), (second, _DRAWN)):
+                counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+                share = counts / len(values)
+                one.stairs(share, edges, fill=True, color=colour, alpha=0.6)
+            one.set_title(_short(name, 40), fontsize=8)
+            one.set_yticks([])
+            _ticks(one)
+    figure.suptitle(title, fontsize=9)
+    return _drawn(figure)
+
+
 def _values(x: Tensor, spec: DataSpec) -> np.ndarray:
     return spec.original(x.detach().cpu()).double().numpy()
 

@@ -43,6 +43,8 @@ VERBS = {
     "sample": Verb("sample", "draw samples from a trained model", "run"),
     "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
     "score": Verb("score", "nats and bits/dim of every example, as CSV", "run"),
+    "query": Verb("query", "exact log-probability of part of every example, as CSV", "run"),
+    "features": Verb("features", "hidden activations of a network, and linear probes", "run"),
     "export": Verb("export", "write a trained model as safetensors, JSON and a card", "run"),
     "compare": Verb("compare", "table over run directories", "runs", many=True),
     "list": Verb("list", "models, data, heads and experiments"),

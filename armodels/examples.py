@@ -1,13 +1,13 @@
 """Examples of a run's own data, or of other data that suit its model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from armodels import checkpoints, checks, construct, contexts, disk, show
 from armodels.data.rows import Batch, Examples
-from armodels.spec import DataSpec
+from armodels.spec import ContextSpec, DataSpec
 from armodels.trust import Trust
 
 
@@ -16,17 +16,43 @@ def load_split(
 ) -> tuple[DataSpec, Examples]:
     """A split of the run's own data, or of other data of the same shape and levels.
 
+    Args:
+        restored: The model.
+        data: As in ``load_splits``.
+        split: As in ``load_splits``.
+
+    Returns:
+        What a datum is, and the values with what the model is conditioned on, if anything.
+
+    Raises:
+        ValueError: The model cannot score such data.
+    """
+    spec, found = load_splits(restored, data, (split,))
+    return spec, found[split]
+
+
+def load_splits(
+    restored: checkpoints.Restored,
+    data: Mapping,
+    splits: Sequence[str],
+    beside: Callable[[DataSpec], ContextSpec | None] = lambda spec: None,
+) -> tuple[DataSpec, dict[str, Examples]]:
+    """Splits of the run's own data, or of other data of the same shape and levels; loaded once.
+
     Values are as the model knows them: a table is standardized by the run's own mean and standard
     deviation, which are in its checkpoint, whatever those of the table are.
 
     Args:
         restored: The model.
         data: The ``data`` of a verb's config: other data, or none, which is the run's own.
-        split: ``"train"``, ``"valid"`` or ``"test"``; of a table also ``"all"``: every row, in
-            the order of the file.
+        splits: ``"train"``, ``"valid"`` or ``"test"``; of a table also ``"all"`` alone: every
+            row, in the order of the file.
+        beside: What stands beside the values of data, such as a label, where the model itself is
+            conditioned on nothing.
 
     Returns:
-        What a datum is, and the values with what the model is conditioned on, if anything.
+        What a datum is, and the values of each split with what the model is conditioned on, if
+        anything, or with what is ``beside``.
 
     Raises:
         ValueError: The model cannot score such data.
@@ -39,7 +65,7 @@ def load_split(
     else:
         source = construct.source(restored.config["data"], restored.trust)
         found = construct.same_data(own, source.spec)
-    if split == "all":  # which may be too few rows to be split
+    if "all" in splits:  # which may be too few rows to be split
         spec, rows = source.whole()
     else:
         spec, rows = source.spec if other else found, None
@@ -62,20 +88,21 @@ def load_split(
             f"the levels of {spec.name} stand for other {spec.unit}s than those of {own.name}, on "
             f"which the model was trained, so it cannot score them"
         )
-    wanted = restored.model.context
+    wanted = restored.model.context or beside(spec)
     if wanted is not None and contexts.available(spec).get(wanted.name) != wanted:
         raise ValueError(f"the model is conditioned on {wanted.name}, which {spec.name} lacks")
     if rows is None:
-        splits = source.load()
+        loaded = source.load()
         if not other:
-            construct.same_data(own, splits.spec)
-        examples = splits.examples(split, wanted)
+            construct.same_data(own, loaded.spec)
+        examples_of = {split: loaded.examples(split, wanted) for split in splits}
     else:
-        examples = Examples(rows)
+        examples_of = {"all": Examples(rows)}
     if (asked.standardization, asked.coding) != (own.standardization, own.coding):
-        x = own.encoded(asked.original(examples.x[:])).to(own.dtype)
-        examples = replace(examples, x=x)
-    return spec, examples
+        for split, examples in examples_of.items():
+            x = own.encoded(asked.original(examples.x[:])).to(own.dtype)
+            examples_of[split] = replace(examples, x=x)
+    return spec, examples_of
 
 
 def draw_examples(restored: checkpoints.Restored, num: int, seed: int) -> Batch:

@@ -341,6 +341,19 @@ class DataSpec:
         mean, std = _scale(self.standardization, x)
         return x.double() * std + mean
 
+    def log_det_of(self, part: Tensor) -> Tensor:
+        """log|dz/dx| of some values (..., *shape) bool of an example, nats: (...).
+
+        Raises:
+            ValueError: It is known of whole examples alone.
+        """
+        each = torch.zeros(self.shape, dtype=torch.double, device=part.device)
+        if self.standardization is not None:
+            each -= _scale(self.standardization, part)[1].log()
+        elif self.log_det:
+            raise ValueError(f"the preprocessing of {self.name} is known for whole examples alone")
+        return (part * each).flatten(part.ndim - len(self.shape)).sum(-1)
+
     def coded_like(self, other: "DataSpec") -> "DataSpec":
         """The same data in the values of another table with the same columns."""
         return replace(

@@ -13,12 +13,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from armodels import show
 
 TEXT = frozenset(
-    "run resume out image mask table file draft prompt prompt_file logdir path root cache name "
-    "split group game array storage delimiter decimal thousands encoding".split()
+    "run resume background out image mask table file draft prompt prompt_file logdir path root "
+    "cache name split target group game array storage delimiter decimal thousands encoding".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 
-LISTS = frozenset("runs words tags columns drop known trust logger".split())
+LISTS = frozenset(
+    "runs words tags columns drop known of given against layers trust logger".split()
+)
 """Last parts of the keys that hold several names; a whole number counts columns."""
 
 VALUE_FLAGS = frozenset(

@@ -16,7 +16,10 @@ from armodels import __version__, cli
 from armodels.data.mnist import MNIST
 from armodels.run import RunDirectory
 
-VERBS = "train, tune, eval, sample, complete, score, export, compare, list, tensorboard"
+VERBS = (
+    "train, tune, eval, sample, complete, score, query, features, export, compare, list, "
+    "tensorboard"
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,11 @@ def test_nothing_is_imported_before_a_verb(tmp_path):
 def test_every_verb_has_a_config_and_a_task(tmp_path):
     for name, verb in cli.VERBS.items():
         assert (Path(cli.__file__).parent / "tasks" / f"{verb.module}.py").is_file()
-        flags = () if name not in ("eval", "sample", "complete", "score") else ("run=x",)
+        flags = (
+            ()
+            if name not in ("eval", "sample", "complete", "score", "query", "features")
+            else ("run=x",)
+        )
         shown = done(tmp_path, name, *flags, "--cfg", "job")
         assert "hydra:\n" not in shown
         assert verb.path_key is None or f"{verb.path_key}:" in shown

@@ -101,7 +101,9 @@ ENDS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
-@pytest.mark.parametrize("verb", ["eval", "sample", "complete", "score", "compare"])
+@pytest.mark.parametrize(
+    "verb", ["eval", "sample", "complete", "score", "query", "features", "compare"]
+)
 def test_a_signal_ends_a_verb_with_a_word_and_the_way_to_go_on(verb, name, folder, monkeypatch):
     task = importlib.import_module(f"armodels.tasks.{cli.VERBS[verb].module}")
 

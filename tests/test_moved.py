@@ -18,6 +18,8 @@ VERBS = {
     "score": ("score", "run", "device=cpu"),
     "sample": ("sample", "run", "device=cpu", "num=2", "num_neighbours=1"),
     "complete": ("complete", "run", "device=cpu", "num=2", "num_completions=1"),
+    "query": ("query", "run", "device=cpu", "of=top"),
+    "features": ("features", "run", "device=cpu", "layers=[activation]"),
     "resume": ("train", "resume=run", "trainer.max_steps=3"),
 }
 

@@ -133,9 +133,12 @@ REFUSED = {
     "latin": (("file=latin.txt",), "text latin.txt is not UTF-8: byte 2 is 0xe4"),
     "both": (
         ("file=test.txt", "data=text"),
-        "data=text goes with a split, not with file=FILE; leave it out",
+        "data=text goes with a split or against=SETS, not with file=FILE; leave it out",
     ),
-    "split": (("file=test.txt", "split=valid"), "split=valid goes with a split, not with file"),
+    "split": (
+        ("file=test.txt", "split=valid"),
+        "split=valid goes with a split or against=SETS, not with file",
+    ),
     "by": (("by=word",), "by is 'word'"),
 }
 

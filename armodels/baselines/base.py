@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from armodels.checks import Count, require_types
+from armodels.density import query
 from armodels.density.base import DensityModel
 from armodels.density.completion import IMPOSSIBLE, Completion, as_mask, disagreement
 from armodels.density.walk import check_draw
@@ -73,6 +74,33 @@ class Baseline(DensityModel):
             (B, D) values, of any kind where known, and the log-weights (B, M, N) of the
             particles, not normalized, or None where the draw is exact.
         """
+
+    @abstractmethod
+    def _part_log_prob(self, x: Tensor, part: Tensor) -> Tensor | None:
+        """log p of some values, nats, the others summed out; None: there is no closed form.
+
+        Args:
+            x: (B, D), zero outside of the part.
+            part: Boolean (B, D).
+
+        Returns:
+            (B,).
+        """
+
+    def _estimate(self, one: query.Query) -> query.Weights:
+        """What the parts of a query weigh where they have no closed form."""
+        raise NotImplementedError
+
+    @final
+    def _weights_of(self, one: query.Query) -> query.Weights:
+        self._require_ready()
+        found = []
+        for part in (one.both, one.known):
+            each = self._part_log_prob(one.x.masked_fill(~part, 0).flatten(1), part.flatten(1))
+            if each is None:
+                return self._estimate(one)
+            found.append(each)
+        return query.exactly(*found)
 
     def _value_log_prob(self, x: Tensor) -> Tensor | None:
         """log p of each value, nats, (B, D) -> (B, D); None where values depend on each other."""
@@ -212,6 +240,10 @@ class SeparateValues(Baseline):
     @final
     def _flat_log_prob(self, x: Tensor) -> Tensor:
         return self._value_log_prob(x).sum(1)
+
+    @final
+    def _part_log_prob(self, x: Tensor, part: Tensor) -> Tensor:
+        return torch.where(part, self._value_log_prob(x), 0).sum(1)
 
 
 def require_spread(x: Tensor, spec: DataSpec) -> None:

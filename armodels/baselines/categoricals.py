@@ -138,6 +138,9 @@ class MixtureOfCategoricals(Baseline):
     def _flat_log_prob(self, x: Tensor) -> Tensor:
         return self._joint(x, None).logsumexp(1)
 
+    def _part_log_prob(self, x: Tensor, part: Tensor) -> Tensor:
+        return self._joint(x, part).logsumexp(1)
+
     def _fill(
         self,
         x: Tensor,

@@ -292,6 +292,21 @@ class Histogram(Baseline):
         cells = self._cells(x)
         return self.log_mass[self._joint_cell(cells)] + self._within(x, cells).sum(1)
 
+    def _part_log_prob(self, x: Tensor, part: Tensor) -> Tensor:
+        each = self._value_log_prob(x)
+        if each is not None:
+            return torch.where(part, each, 0).sum(1)
+        cells = self._cells(x)
+        log_mass = torch.where(part, self._within(x, cells), 0).sum(1)
+        whole = self.log_mass.view((self.num_cells,) * self.spec.num_dims)
+        masks, group = torch.unique(part, dim=0, return_inverse=True)
+        for i, mask in enumerate(masks):  # a table of the marginal serves all events of a part
+            rows = (group == i).nonzero()[:, 0]
+            dims, others = (m.nonzero()[:, 0].tolist() for m in (mask, ~mask))
+            table = whole.logsumexp(others) if others else whole
+            log_mass[rows] += table[tuple(cells[rows, d] for d in dims)]
+        return log_mass
+
     def _fill(
         self,
         x: Tensor,

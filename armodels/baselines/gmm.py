@@ -21,6 +21,7 @@ from armodels.baselines.normal import (
     truncated_normal,
 )
 from armodels.checks import Count, NotNegative, Seed, checked
+from armodels.density import query
 from armodels.density.walk import draw_noise, one_thread
 from armodels.heads import pick
 from armodels.spec import DataSpec
@@ -239,6 +240,67 @@ class GMM(Baseline):
             joint.append(torch.where(known, value, 0).sum(1))
         return torch.stack(joint, 1) + self.log_weights
 
+    def _part_log_prob(self, x: Tensor, part: Tensor) -> Tensor | None:
+        if self._diagonal:
+            return self._diagonal_joint(x, part).logsumexp(1)
+        if self.spec.levels is not None:
+            return None
+        found = x.new_zeros(len(x), dtype=self.means.dtype)
+        masks, group = torch.unique(part, dim=0, return_inverse=True)
+        for i, mask in enumerate(masks):
+            rows = (group == i).nonzero()[:, 0]
+            dims = mask.nonzero()[:, 0]
+            factor = self._factor(dims)
+            _, log_weights = self._within_gaussians(x[rows][:, dims], self.means[:, dims], factor)
+            found[rows] = (log_weights.T + self.log_weights).logsumexp(1)
+        return found
+
+    def _estimate(self, one: query.Query) -> query.Weights:
+        """By the draws that complete: the known cells first, then those that are asked."""
+        both = one.x.new_zeros(
+            len(one.x), len(self.means), one.num_particles, dtype=self.means.dtype
+        )
+        known = torch.zeros_like(both)
+        masks = torch.stack([one.known.flatten(1), one.asked.flatten(1)], 1)
+        parts, group = torch.unique(masks, dim=0, return_inverse=True)
+        for i, part in enumerate(parts):
+            rows = (group == i).nonzero()[:, 0]
+            first = part[0].nonzero()[:, 0]
+            dims = torch.cat([first, part[1].nonzero()[:, 0]])
+            _, each = self._draw_within_cells(
+                one.x.flatten(1)[rows][:, dims],
+                self.means[:, dims],
+                self._factor(dims),
+                one.num_particles,
+                one.generator,
+                one.progress,
+            )  # (M, B, N, K)
+            prior = self.log_weights[:, None, None] + math.log(len(self.means))
+            both[rows] = (each.sum(-1) + prior).transpose(0, 1)
+            known[rows] = (each[..., : len(first)].sum(-1) + prior).transpose(0, 1)
+        return query.Weights(both, known, False)
+
+    def _factor(self, dims: Tensor) -> Tensor:
+        """Lower Cholesky factors (M, K, K) of the covariances of some values (K,)."""
+        rows = self.scale.expand(len(self.means), -1, -1)[:, dims]
+        return torch.linalg.cholesky(rows @ rows.mT)
+
+    def _within_gaussians(self, x: Tensor, means: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise behind real values, and their log-density under each component.
+
+        Args:
+            x: (B, K).
+            means: (M, K).
+            factor: (M, K, K), lower Cholesky factors.
+
+        Returns:
+            (M, K, B) and (M, B).
+        """
+        shift = (self._to_real(x) - means[:, None]).mT  # (M, K, B)
+        z = torch.linalg.solve_triangular(factor, shift, upper=False)
+        diagonal = factor.diagonal(dim1=1, dim2=2)
+        return z, log_normal(z, diagonal[..., None]).sum(1)
+
     def _fill(
         self,
         x: Tensor,
@@ -285,19 +347,16 @@ class GMM(Baseline):
         k = int(known.sum())
         # With the known values first, the blocks of the factor are all that conditioning takes:
         # y_known = mean + A z, y_unknown = mean + C z + E noise.
-        permuted = self.scale.expand(len(self.means), -1, -1)[:, perm]
-        factor = torch.linalg.cholesky(permuted @ permuted.mT)  # (M, D, D)
+        factor = self._factor(perm)  # (M, D, D)
         means = self.means[:, perm]
         if self.spec.levels is None:
-            shift = (self._to_real(x)[:, perm[:k]] - means[:, None, :k]).mT  # (M, K, B)
-            z = torch.linalg.solve_triangular(factor[:, :k, :k], shift, upper=False)
-            diagonal = factor[:, :k, :k].diagonal(dim1=1, dim2=2)
-            log_weights = log_normal(z, diagonal[..., None]).sum(1)[..., None]  # (M, B, N)
-            z = z.mT[:, :, None]  # (M, B, N, K)
+            z, each = self._within_gaussians(x[:, perm[:k]], means[:, :k], factor[:, :k, :k])
+            z, log_weights = z.mT[:, :, None], each[..., None]  # (M, B, N, K), (M, B, N)
         else:
-            z, log_weights = self._draw_within_cells(
+            z, each = self._draw_within_cells(
                 x[:, perm[:k]], means[:, :k], factor[:, :k, :k], num_particles, generator, progress
             )
+            log_weights = each.sum(-1)
         log_weights = (log_weights + self.log_weights[:, None, None]).transpose(0, 1)  # (B, M, N)
         uniforms = draw_noise((2, len(x)), generator, x.device)
         events = torch.arange(len(x), device=x.device)
@@ -333,11 +392,12 @@ class GMM(Baseline):
             progress: Show a bar.
 
         Returns:
-            (M, B, N, K) standard normal noise, and the log of its weight (M, B, N): the mean
-            weight estimates the probability of the cells under each component, without bias.
+            (M, B, N, K) standard normal noise, and the logs of its weights (M, B, N, K): the mean
+            of the product of the first k estimates the probability of the first k cells under
+            each component, without bias.
         """
         z = means.new_zeros(len(means), len(x), num_particles, x.shape[1])
-        log_weights = z.new_zeros(z.shape[:-1])
+        log_weights = torch.zeros_like(z)
         steps = range(x.shape[1])
         for i in tqdm(
             steps, desc="conditioning", unit="value", delay=1, disable=None if progress else True
@@ -347,7 +407,7 @@ class GMM(Baseline):
             )
             values = x[:, i, None].to(mean.dtype)
             lower, upper = self._edges(values.expand_as(mean), mean, factor[:, i, i, None, None])
-            log_weights += log_cell(lower, upper)
+            log_weights[..., i] = log_cell(lower, upper)
             uniform = draw_noise(tuple(mean.shape), generator, x.device).to(mean.dtype)
             z[..., i] = truncated_normal(lower, upper, uniform)
         return z, log_weights

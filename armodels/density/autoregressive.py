@@ -11,6 +11,7 @@ from torch import Tensor
 
 from armodels import heads, objectives, orders
 from armodels.checks import checked, require_class
+from armodels.density import query
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
 from armodels.density.entropy import entropies
@@ -168,6 +169,9 @@ class AutoregressiveModel(DensityModel):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._conditional_log_prob(x, context).sum(1)
+
+    def _weights_of(self, one: query.Query) -> query.Weights:
+        return query.by_steps(self, one)
 
     def log_prob_given_known(
         self, x: Tensor, known: Tensor, context: Tensor | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from armodels.checks import require_class
+from armodels.density import query
 from armodels.density.completion import Completion
 from armodels.objectives import Likelihood, Objective
 from armodels.spec import ContextSpec, DataSpec
@@ -166,6 +167,71 @@ class DensityModel(nn.Module, ABC):
             >>> completion.method  # known values come first in the order
             'exact'
         """
+
+    @final
+    def log_prob_of(
+        self,
+        x: Tensor,
+        asked: Tensor,
+        known: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        num_particles: int = query.PARTICLES,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> query.LogProbOf:
+        """log p(part of x | another part), nats, what is in neither summed out; no gradient.
+
+        Of a model with steps it is exact where the order writes what is known, then what is asked,
+        then the rest; a model for all orders takes such an order, and the baselines have closed
+        forms. Elsewhere particles estimate it, with a standard error.
+
+        Args:
+            x: (B, *event); values that are neither asked nor known are ignored.
+            asked: Boolean, (*event) or (B, *event).
+            known: The same; None: nothing, so that the answer is a marginal.
+            context: What the model is conditioned on.
+            num_particles: Particles per event where there is no closed form, 2 or more.
+            generator: Seeds them.
+            progress: Show a bar with an ETA once a second has passed.
+
+        Raises:
+            ValueError: A value is both asked and known, nothing is asked, what is known is
+                impossible, or the model cannot tell of such a part.
+
+        Examples:
+            >>> import armodels
+            >>> import torch
+            >>> spec = armodels.DataSpec("bits", "vector", (4,), 2, "probability")
+            >>> model = armodels.build("made", spec, hidden_sizes=[8])
+            >>> x, first = torch.tensor([[1, 0, 1, 1]]), torch.tensor([True, True, False, False])
+            >>> rest = model.log_prob_of(x, ~first, first)
+            >>> rest.method, rest.standard_error.item()
+            ('exact', 0.0)
+            >>> both = rest.log_prob + model.log_prob_of(x, first).log_prob
+            >>> torch.allclose(both.float(), model.log_prob(x))
+            True
+        """
+        self.check_context(context, len(x))
+        one = query.make(
+            self.spec,
+            x,
+            asked,
+            known,
+            context=context,
+            num_particles=num_particles,
+            generator=generator,
+            progress=progress,
+        )
+        with torch.no_grad():
+            return query.answer(self._weights_of(one))
+
+    def _weights_of(self, one: query.Query) -> query.Weights:
+        """What the parts of a query weigh; of a model that knows no better, of whole events."""
+        if not one.asked.all():
+            raise ValueError(f"{self.description} tells nothing of a part of an event")
+        whole = self._log_prob(one.x, one.context)
+        return query.exactly(whole, torch.zeros_like(whole))
 
     @final  # type: ignore[misc]  # PyTorch declares forward as an attribute.
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from armodels import orders
+from armodels.density import query
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, as_mask, complete, known_first
@@ -69,6 +70,9 @@ class OrderMixture(DensityModel):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         joint = torch.stack([model._log_prob(x, context) for model in self._components()])
         return joint.logsumexp(0) - torch.log(torch.tensor(len(self.orders), dtype=joint.dtype))
+
+    def _weights_of(self, one: query.Query) -> query.Weights:
+        return query.together([query.by_steps(model, one) for model in self._components()])
 
     def default_objective(self) -> Objective:
         """One order's log-probability; a model for all orders draws from all of them.

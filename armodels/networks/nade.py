@@ -121,6 +121,12 @@ class NADE(FreeOrderNetwork):
         )
         return params + bias
 
+    def hidden_units(self, x: Tensor) -> dict[str, Tensor]:
+        """The hidden units once the last value is read, (B, H): no module puts them out."""
+        values = self.encode(x.flatten(1), self.weight.dtype)  # (B, D, E)
+        total = self.hidden_bias + torch.einsum("bde,deh->bh", values, self.weight)
+        return {"hidden": self.activation(total)}
+
     def pack(self) -> NADEPack:
         """Weights in generation order."""
         hidden_bias, bias = self._biases(None)

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import checkpoints, disk, show
+from armodels import anomalies, charts, checkpoints, disk, pictures, show
 from armodels.checkpoints import Restored
 from armodels.checks import require_together
 from armodels.data.collections import Tree
@@ -17,27 +18,42 @@ from armodels.data.sound import CLIPS
 from armodels.data.text import files_of, read_symbols
 from armodels.density.stream import Contexts, Piece, reads
 from armodels.evaluation import is_whole
-from armodels.examples import asked_for
+from armodels.examples import asked_for, load_split, load_splits
 from armodels.prompts import given_label, levels_of
 from armodels.scoring import log_probs, piece_log_probs
 from armodels.spec import DataSpec, bits_per_dim, described, nats
 
-WAYS = {"file=FILE": ("file", "label"), "a split": ("split", "data")}
+WAYS = {
+    "file=FILE": ("file", "label", "by"),
+    "a split": ("split", "data", "by"),
+    "against=SETS": ("against", "background", "split", "data"),
+}
 """What may be scored, and the keys that say how."""
 
 COLUMNS = ("index", "nats", "bits_per_dim")
+AREA = ("", "_low", "_high")
+ROW = ("against", "score", *(f"{area}{end}" for area in ("auroc", "auprc") for end in AREA),
+       "num_own", "num_other", "source")  # fmt: skip
+"""Columns of what tells data apart."""
+
 OF_PIECES = (*COLUMNS, "symbols", "nats_per_symbol")
 
 
 def main(config: Mapping) -> None:
     """Write one row an example: index, nats, bits/dim; of a text also symbols and nats of each.
 
+    With ``against`` the examples are set against other data, and a row is a score.
+
     Raises:
         ValueError: The model cannot score what is named.
     """
     mark, by, label = ",".join(COLUMNS), config["by"], config["label"]
     way = "a split" if config["file"] is None else "file=FILE"
+    way = way if config["against"] is None else "against=SETS"
     require_together(config["overrides"], way, WAYS)
+    if config["against"] is not None:
+        _detect(config)
+        return
     if config["file"] is not None:
         disk.require_place(config["out"], mark=mark)
         restored = checkpoints.from_config(config)
@@ -236,3 +252,145 @@ def _score_pieces(
         f"({number:,} {unit}s, each given all before it)"
     )
     show.say(f"wrote  {path} ({len(rows):,} row{'s' * (len(rows) != 1)}, by {by})")
+
+
+def _detect(config: Mapping) -> None:
+    """Write how well scores tell other data from the model's own: CSV, JSON and histograms.
+
+    Raises:
+        ValueError: The other data, or the background, do not suit the model.
+    """
+    disk.require_place(config["out"], mark=",".join(ROW))
+    sets = [config["against"]] if isinstance(config["against"], str) else config["against"]
+    other = "_target_" in config["data"]
+    if not sets or other != ("data" in sets):
+        raise ValueError(
+            "against=data and data=... go together: data= names the data that the model's own are "
+            f"set against; other sets are {', '.join(anomalies.DERIVED)}"
+        )
+    if config["split"] == "all":
+        raise ValueError("split=all holds what was trained on; against=... takes split=test")
+    restored = checkpoints.from_config(config)
+    background = _background(restored, config)
+    split, spec = config["split"], restored.spec
+    _, mine = load_splits(restored, {}, [*{split, "valid"}])
+    own, valid = mine[split], mine["valid"]
+    others = {}
+    for name in sets:
+        if name == "data":
+            found, examples = load_split(restored, config["data"], config["split"])
+            others[found.name] = examples
+        else:
+            others[name] = anomalies.derived(name, own, spec)
+    if min(map(len, [own, *others.values()])) < 2:
+        raise ValueError(f"{config['split']} has fewer than 2 examples to tell apart")
+    batch_size = config["eval"]["batch_size"]
+
+    def nats_of(one: Restored, examples: Examples, name: str) -> np.ndarray:
+        values = log_probs(one.model, examples, batch_size, progress=True, name=name)
+        return nats(values, spec).numpy()
+
+    typical = nats_of(restored, valid, "valid")
+    entropy = float(typical[np.isfinite(typical)].mean())
+
+    def scores_of(examples: Examples, name: str) -> Mapping[str, np.ndarray]:
+        shared = None
+        if background is not None:
+            shared = nats_of(background, examples, f"{name} (background)")
+        return anomalies.scores(
+            nats_of(restored, examples, name),
+            entropy=entropy,
+            background=shared,
+            compressed=_compressed(examples, spec),
+        )
+
+    ours = scores_of(own, split)
+    done = []
+    for name, examples in others.items():
+        theirs = scores_of(examples, name)
+        done += [anomalies.Detection(name, one, ours[one], theirs[one]) for one in ours]
+    _write_detections(restored, background, spec, done, config)
+
+
+def _background(restored: Restored, config: Mapping) -> Restored | None:
+    """The model of what the data share with others; None: none is named.
+
+    Raises:
+        ValueError: It is of other data.
+    """
+    if config["background"] is None:
+        return None
+    found = checkpoints.restore(
+        config["background"],
+        weights=config["eval"]["weights"],
+        device=str(restored.device),
+        trust=config["trust"],
+    )
+    own, other = restored.spec, found.spec
+    if (own.kind, own.shape, own.levels) != (other.kind, other.shape, other.levels):
+        raise ValueError(
+            f"background={config['background']} is a model of {other.name} ({other.kind} "
+            f"{other.shape}, levels {other.levels}), but the run is of {own.name} ({own.kind} "
+            f"{own.shape}, levels {own.levels})"
+        )
+    if found.model.context != restored.model.context:
+        raise ValueError(
+            f"background={config['background']} is conditioned on something else than the run"
+        )
+    return found
+
+
+def _compressed(examples: Examples, spec: DataSpec) -> np.ndarray | None:
+    """Sizes of examples, nats; None: values are no bytes."""
+    if spec.levels is None or spec.levels > 256:
+        return None
+    return anomalies.compressed_nats(examples.x[:], spec, progress=True)
+
+
+def _write_detections(
+    restored: Restored,
+    background: Restored | None,
+    spec: DataSpec,
+    done: Sequence[anomalies.Detection],
+    config: Mapping,
+) -> None:
+    """Write rows, the same as JSON with what they mean, and a picture.
+
+    Args:
+        restored: The model.
+        background: Of the likelihood ratio, if there is one.
+        spec: What a datum is.
+        done: Each score against each other set.
+        config: Of the verb.
+    """
+    rows = anomalies.rows(done)
+    folder = restored.folder_for(None).parent
+    path = Path(config["out"] or folder / f"anomalies-{spec.name}-{config['split']}.csv")
+    disk.write_csv(path, ROW, [row.values() for row in rows])
+    facts = {"run": restored.origin, "background": background and background.origin}
+    facts |= {"data": spec.name, "split": config["split"], "positive": "the other data"}
+    disk.write_json(
+        path.with_suffix(".json"), {**facts, "intervals": anomalies.INTERVALS, "rows": rows}
+    )
+    names = list(dict.fromkeys(one.against for one in done))
+    panels = [
+        [
+            (f"{one.score} against {one.against}, AUROC {row['auroc']:.3f}", one.own, one.other)
+            for one, row in zip(done, rows, strict=True)
+            if one.against == name
+        ]
+        for name in names
+    ]
+    title = f"{spec.name} (blue) and other data (orange), nats: higher is less like the data"
+    with disk.atomic(path.with_suffix(".png")) as file:
+        pictures.save(charts.histograms(panels, title), file)
+    show.say(f"from   {restored.origin}")
+    wide = max(len("against"), *map(len, names))
+    show.say(f"{'against':<{wide}}  {'score':<10}  AUROC (95 %)             AUPRC (95 %)")
+    for row in rows:
+        areas = (
+            f"{row[name]:.4f} ({row[f'{name}_low']:.4f} to {row[f'{name}_high']:.4f})"
+            for name in ("auroc", "auprc")
+        )
+        show.say(f"{row['against']:<{wide}}  {row['score']:<10}  {'  '.join(areas)}")
+    show.say(f"wrote  {path}, and .json and .png beside it")
