@@ -43,6 +43,8 @@ VERBS = {
     "sample": Verb("sample", "draw samples from a trained model", "run"),
     "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
     "score": Verb("score", "nats and bits/dim of every example, as CSV", "run"),
+    "compress": Verb("compress", "examples, or files of your own, as a small file", "run"),
+    "decompress": Verb("decompress", "what compress wrote, as it was, bit for bit", "run"),
     "export": Verb("export", "write a trained model as safetensors, JSON and a card", "run"),
     "compare": Verb("compare", "table over run directories", "runs", many=True),
     "list": Verb("list", "models, data, heads and experiments"),

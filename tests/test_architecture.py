@@ -17,13 +17,24 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "notes", "waveform", "show", "checks", "disk", "draws", "earlier", "frugal"}
+    {
+        "alphabet",
+        "archive",
+        "notes",
+        "waveform",
+        "show",
+        "checks",
+        "disk",
+        "draws",
+        "earlier",
+        "frugal",
+    }
     | {"licences", "limits", "lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
     {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
-    {"baselines", "partial"},
+    {"baselines", "coding", "partial"},
     {"scoring"},
     {"evaluation"},
     {"trust"},
@@ -32,8 +43,8 @@ LAYERS = [
     {"views"},
     {"loggers"},
     {"checkpoints", "tracking", "memory"},
-    {"examples", "prompts", "training", "resuming", "search", "failing"},
-    {"candidates", "blending", "study", "named"},
+    {"compression", "examples", "prompts", "training", "resuming", "search", "failing"},
+    {"candidates", "blending", "originals", "study", "named"},
     {"tasks"},
     {"sweeps"},
     {"launchers"},
@@ -65,6 +76,8 @@ ONLY = {
         "spec",
     },
     "partial": {"__version__", "disk", "show"},
+    "archive": set(),
+    "coding": {"density", "heads", "networks.stream"},
     "scoring": {"data.rows", "density", "partial", "show"},
     "evaluation": {
         "checks",
@@ -109,6 +122,7 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
+    "constriction": {"coding"},
     "hydra": {"cli", "construct", "launchers", "named", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation", "scoring"},
     "matplotlib": {"charts"},
