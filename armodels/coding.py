@@ -21,7 +21,7 @@ from armodels.networks.stream import StreamNetwork
 PRECISION = 24
 """Bits of a frequency: those of a level's row sum to about 2^24, as the range coder has them."""
 
-Tell = Callable[[], None]
+Tell = Callable[[], object]
 """Is called after each step."""
 
 
@@ -203,14 +203,14 @@ def _walk(
         tell: Is called after each step.
     """
 
-    def told(s: int, params: Tensor) -> Tensor:
+    def choose_and_tell(s: int, params: Tensor) -> Tensor:
         values = choose(s, params)
         if tell is not None:
             tell()
         return values
 
     with sampling(model), torch.autocast("cpu", enabled=False):
-        return walk(_steps_of(model, lengths, adapt), len(lengths), told)
+        return walk(_steps_of(model, lengths, adapt), len(lengths), choose_and_tell)
 
 
 def encode(

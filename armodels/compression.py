@@ -1,11 +1,10 @@
 """Examples as a file of a few bits, and back: chunks, checks, and what a decoder must have.
 
-A chunk is one walk: its examples lie side by side, for the encoder as for the decoder, so that both
-make the same sums in the same order. Nothing else promises the same bits of a sum of floats.
+A chunk is one walk: its examples lie side by side, for the encoder as for the decoder, so that
+both make the same sums in the same order. Nothing else promises the same bits of a sum of floats.
 """
 
 import copy
-import functools
 import hashlib
 import json
 import math
@@ -13,7 +12,7 @@ import platform
 import re
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -34,6 +33,9 @@ CHUNK = 48 * 1024
 
 WIDEST = 2048
 """Examples of a chunk at most, where nothing is said of it."""
+
+MOST_VALUES = 2**31
+"""Values of a chunk at most, with what pads the shorter of its examples."""
 
 STATE = 2**30
 """Bytes at most that the state of a chunk's walk takes, where nothing is said of it."""
@@ -138,7 +140,8 @@ def require_same(header: Header, restored: Restored, *, anyway: bool = False) ->
     if header.model != fingerprint(restored):
         raise ValueError(
             "it was written by another model (other weights, another order or config) than "
-            f"{restored.path}; name the run that wrote it, and the same checkpoint and eval.weights"
+            f"{restored.path}; name the run that wrote it, "
+            "and the same checkpoint and eval.weights"
         )
     here, there = machine_of(restored.model), header.machine
     if here == there or anyway:
@@ -282,8 +285,8 @@ def _require_back(
         same = False
     if not same:
         raise ValueError(
-            f"model {model.description} says other numbers when it is asked a second time, so that "
-            f"what it codes cannot be decoded (chunk {chunk}); no file is written"
+            f"model {model.description} says other numbers when it is asked a second time, so "
+            f"that what it codes cannot be decoded (chunk {chunk}); no file is written"
         )
 
 
@@ -323,7 +326,7 @@ def decompress(
                 continue
             some = _decoded(model, header, chunk, chunks[chunk], bar.update)
             if some is None:
-                why = "its bytes are whole, but this machine rounds otherwise than the one that wrote it"
+                why = "its bytes are whole, but this machine rounds otherwise than its writer"
                 lost.append(Lost(chunk, header.rows(chunk), why))
                 if not keep_going:
                     raise Damaged(described(lost, header))
@@ -353,7 +356,7 @@ def _decoded(
 
 
 def _require_possible(model: AutoregressiveModel, header: Header) -> None:
-    """Raise Damaged where a file states more than so few bits can hold, or not what the model has."""
+    """Raise Damaged where a file states more than its bits hold, or not what the model has."""
     width = model.net.order_table.shape[1]
     if header.sizes and (not reads(model) or any(size % width for size in header.sizes)):
         raise Damaged("its sizes are none that the model has")
@@ -365,7 +368,8 @@ def _require_possible(model: AutoregressiveModel, header: Header) -> None:
         rows = header.rows(chunk)
         values = sum(header.sizes[i] for i in rows) if header.sizes else 0
         values = values or len(rows) * model.spec.num_dims * (not header.sizes)
-        if values * least > 8 * (length + 8):
+        widest = len(rows) * header.sizes[rows[0]] if header.sizes else values
+        if values * least > 8 * (length + 8) or widest > MOST_VALUES:
             raise Damaged("it states more values than so few bytes can hold")
 
 

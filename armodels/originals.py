@@ -64,15 +64,15 @@ def read(path: Path, spec: DataSpec, *, resize: bool = False) -> Originals:
     suffix = _suffix(spec)
     if suffix is None:
         raise ValueError(
-            f"path={path} is of pictures, texts, sounds or music, but the model is of {spec.name}; "
-            f"compress a split of it: split=test"
+            f"path={path} is of pictures, texts, sounds or music, but the model is of "
+            f"{spec.name}; compress a split of it: split=test"
         )
     files, left_out = _files(path, spec)
     if not files:
         raise ValueError(f"{path} holds no file that the model could code")
     parent = path if path.is_dir() else path.parent
-    given = [PurePosixPath(one.relative_to(parent).as_posix()) for one in files]
-    names = _renamed(given, suffix)
+    below = [PurePosixPath(one.relative_to(parent).as_posix()) for one in files]
+    names = _renamed(below, suffix)
     notes = [f"in {path}, left out are {one}" for one in left_out]
     for name in names:
         if not archive.safe_name(name):

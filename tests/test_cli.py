@@ -16,7 +16,10 @@ from armodels import __version__, cli
 from armodels.data.mnist import MNIST
 from armodels.run import RunDirectory
 
-VERBS = "train, tune, eval, sample, complete, score, compress, decompress, export, compare, list, tensorboard"
+VERBS = (
+    "train, tune, eval, sample, complete, score, compress, decompress, export, compare, list, "
+    "tensorboard"
+)
 
 
 @pytest.fixture(scope="module")

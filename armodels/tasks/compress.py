@@ -74,8 +74,8 @@ def _require_adaptable(restored: checkpoints.Restored, config: Mapping[str, Any]
         )
     if config["batch_size"] not in (None, 1):
         raise ValueError(
-            f"batch_size is {config['batch_size']}, but a model that learns (adapt=true) reads one "
-            f"sequence after the other; leave batch_size out"
+            f"batch_size is {config['batch_size']}, but a model that learns (adapt=true) reads "
+            f"one sequence after the other; leave batch_size out"
         )
 
 
@@ -99,8 +99,8 @@ def _events(
         sequences = reads(model)
         if not sequences and any(tuple(one.shape) != spec.shape for one in events):
             raise ValueError(
-                f"model {model.description} takes events of one length alone; compress by one that "
-                f"reads, such as model=rnn"
+                f"model {model.description} takes events of one length alone; compress by one "
+                f"that reads, such as model=rnn"
             )
         return archive.FILES, found.names, events, found.num_bytes
     _, examples = load_split(restored, config["data"], config["split"])
