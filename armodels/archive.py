@@ -94,6 +94,10 @@ class Header:
     sums: tuple[int, ...] = field(default=())
     value_sums: tuple[int, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        # The encoder learns by the very rate that the decoder reads.
+        object.__setattr__(self, "adapt", struct.unpack("<f", struct.pack("<f", self.adapt))[0])
+
     def rows(self, chunk: int) -> list[int]:
         """Which examples a chunk holds: those of similar length together, the longest first."""
         order: Sequence[int] = range(self.count)

@@ -358,7 +358,9 @@ def _decoded(
 def _require_possible(model: AutoregressiveModel, header: Header) -> None:
     """Raise Damaged where a file states more than its bits hold, or not what the model has."""
     width = model.net.order_table.shape[1]
-    if header.sizes and (not reads(model) or any(size % width for size in header.sizes)):
+    dims = model.spec.num_dims
+    wrong = [size for size in header.sizes if size % width or not (reads(model) or size == dims)]
+    if wrong:
         raise Damaged("its sizes are none that the model has")
     if header.adapt and header.batch > 1:
         raise Damaged("a model that learns codes one sequence after the other")
