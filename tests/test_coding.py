@@ -177,12 +177,12 @@ def test_names_that_lie_on_each_other_are_refused():
             archive.require_names(names)
 
 
-@pytest.mark.parametrize("levels", range(2, 257))
-def test_a_picture_of_any_levels_comes_back(levels):
-    spec = DataSpec("x", "image", (1, 1, levels), levels, "probability")
-    x = torch.arange(levels).view(1, 1, -1).to(spec.dtype)
-    picture = Image.open(originals.io.BytesIO(originals.contents(x, spec)))
-    assert quantize(np.asarray(picture), levels).tolist() == x[0].tolist()
+def test_a_picture_of_any_levels_comes_back():
+    for levels in range(2, 257):
+        spec = DataSpec("x", "image", (1, 1, levels), levels, "probability")
+        x = torch.arange(levels).view(1, 1, -1).to(spec.dtype)
+        picture = Image.open(originals.io.BytesIO(originals.contents(x, spec)))
+        assert quantize(np.asarray(picture), levels).tolist() == x[0].tolist()
 
 
 def test_a_split_comes_back(folder):
@@ -201,7 +201,7 @@ def test_one_bad_byte_loses_one_chunk(folder):
     data[len(data) - len(chunks[2]) - len(chunks[1]) // 2] ^= 1
     (folder / "bad.arm").write_bytes(data)
     error = armodels(folder, "decompress", "made", "path=bad.arm", "out=all").error
-    assert "chunk 1 (examples 30 to 59 of test) is lost" in error
+    assert "chunk 1 (examples 30 to 59 of test) is lost: its bytes are not those" in error
     assert "keep_going=true" in error
     assert not (folder / "all").exists()
     result = armodels(folder, "decompress", "made", "path=bad.arm", "out=some", "keep_going=true")
