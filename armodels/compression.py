@@ -29,7 +29,7 @@ from armodels.density.base import DensityModel
 from armodels.density.stream import reads
 
 CHUNK = 48 * 1024
-"""Bytes that a chunk is meant to have: its own checksums and the coder's end add about 30 to them."""
+"""Bytes that a chunk is meant to have: its checksums and the coder's end add about 30 to them."""
 
 WIDEST = 2048
 """Examples of a chunk at most, where nothing is said of it."""
