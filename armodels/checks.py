@@ -152,6 +152,7 @@ KEYS: dict[str, Any] = {
     "checkpoint": Literal["best", "last"],
     "num": Count,
     "num_examples": Count | None,
+    "batch_size": Count | None,
     "num_inputs": Count,
     "num_neighbours": Number,
     "num_completions": Count | None,

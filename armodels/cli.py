@@ -45,6 +45,8 @@ VERBS = {
     "score": Verb("score", "nats and bits/dim of every example, as CSV", "run"),
     "query": Verb("query", "exact log-probability of part of every example, as CSV", "run"),
     "features": Verb("features", "hidden activations of a network, and linear probes", "run"),
+    "compress": Verb("compress", "examples, or files of your own, as a small file", "run"),
+    "decompress": Verb("decompress", "what compress wrote, as it was, bit for bit", "run"),
     "export": Verb("export", "write a trained model as safetensors, JSON and a card", "run"),
     "compare": Verb("compare", "table over run directories", "runs", many=True),
     "list": Verb("list", "models, data, heads and experiments"),

@@ -87,11 +87,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         part.mkdir()
         try:
             yield part
-            for file in part.iterdir():
+            for file in filter(Path.is_file, part.rglob("*")):
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
         finally:
-            written = sum(file.stat().st_size for file in part.iterdir())
+            written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
         if path.is_dir():
             path.rmdir()  # where it is empty: Windows renames onto none
         os.rename(part, path)

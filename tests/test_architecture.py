@@ -17,13 +17,24 @@ ROOT = Path(armodels.__file__).parent
 
 # Lowest first: a module imports lower layers only, or its own package.
 LAYERS = [
-    {"alphabet", "notes", "waveform", "show", "checks", "disk", "draws", "earlier", "frugal"}
+    {
+        "alphabet",
+        "archive",
+        "notes",
+        "waveform",
+        "show",
+        "checks",
+        "disk",
+        "draws",
+        "earlier",
+        "frugal",
+    }
     | {"licences", "limits", "lines", "names"},
     {"spec", "schedules", "run", "machine", "optimizers"},
     {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
-    {"baselines", "features", "partial"},
+    {"baselines", "coding", "features", "partial"},
     {"scoring"},
     {"evaluation"},
     {"trust"},
@@ -35,6 +46,7 @@ LAYERS = [
     {"roads"},
     {
         "anomalies",
+        "compression",
         "examples",
         "imputation",
         "prompts",
@@ -43,7 +55,7 @@ LAYERS = [
         "search",
         "failing",
     },
-    {"candidates", "blending", "study", "named"},
+    {"candidates", "blending", "originals", "study", "named"},
     {"tasks"},
     {"sweeps"},
     {"launchers"},
@@ -75,6 +87,8 @@ ONLY = {
         "spec",
     },
     "partial": {"__version__", "disk", "show"},
+    "archive": set(),
+    "coding": {"density", "heads", "networks.stream"},
     "scoring": {"data.rows", "density", "partial", "show"},
     "evaluation": {
         "checks",
@@ -119,6 +133,7 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
+    "constriction": {"coding"},
     "hydra": {"cli", "construct", "launchers", "named", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation", "scoring"},
     "matplotlib": {"charts"},

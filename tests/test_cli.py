@@ -17,8 +17,8 @@ from armodels.data.mnist import MNIST
 from armodels.run import RunDirectory
 
 VERBS = (
-    "train, tune, eval, sample, complete, score, query, features, export, compare, list, "
-    "tensorboard"
+    "train, tune, eval, sample, complete, score, query, features, compress, decompress, export, "
+    "compare, list, tensorboard"
 )
 
 

@@ -1,0 +1,286 @@
+"""What is compressed comes back bit for bit, is as small as it says, and damage is named."""
+
+import dataclasses
+import math
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES
+from command import armodels, done
+from PIL import Image
+from test_export import DIGITS, train
+
+from armodels import archive, coding, compression, originals
+from armodels.checkpoints import restore
+from armodels.data.images import quantize
+from armodels.density.adaptive import Adaptive
+from armodels.density.stream import reads
+from armodels.examples import load_split
+from armodels.spec import DataSpec
+
+pytest.importorskip("constriction")
+
+STEPPED = [
+    name for name, case in CASES.items()
+    if case.steps and case.spec.levels is not None and case.build(0).context is None
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """MADE's run over digits of two levels, and what it compressed in three chunks."""
+    place = tmp_path_factory.mktemp("coding")
+    done(place, "train", *DIGITS, "model.hidden_sizes=[4]", "out=made")
+    done(place, "compress", "made", "num_examples=90", "batch_size=30", "out=digits.arm")
+    return place
+
+
+def header_of(model, events, batch):
+    kind = archive.PIECES if reads(model) else archive.SPLIT
+    sizes = tuple(map(len, events)) if kind == archive.PIECES else ()
+    machine = compression.machine_of(model)
+    return archive.Header(kind, bytes(8), machine, batch, len(events), ("test",), sizes)
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_every_model_gives_back_what_it_coded(name):
+    """In chunks, whatever the order, the head, and the number of values a step."""
+    model = CASES[name].build(0)
+    events = list(model.sample(7, generator=torch.Generator().manual_seed(0)))
+    found = compression.compress(model, events, header_of(model, events, 3), check=False)
+    header, chunks = archive.unpack(found.data)
+    assert header == found.header
+    back, lost = compression.decompress(model, header, chunks)
+    assert not lost
+    assert all(torch.equal(back[i], one) for i, one in enumerate(events))
+    with torch.no_grad():
+        exact = -float(model.log_prob(torch.stack(events)).double().sum())
+    assert found.nats == pytest.approx(exact, rel=1e-6, abs=1e-6)
+
+
+def test_the_size_is_that_of_the_likelihood():
+    model = CASES["nade"].build(0)
+    events = list(model.sample(20_000, generator=torch.Generator().manual_seed(0)))
+    found = compression.compress(model, events, header_of(model, events, 20_000), check=False)
+    with torch.no_grad():
+        exact = -float(model.log_prob(torch.stack(events)).double().sum()) / math.log(2) / 8
+    assert exact - 8 < len(found.data) <= 1.001 * exact + 64
+
+
+def test_no_level_is_impossible():
+    """A probability of zero becomes a frequency of one, so that any value can be coded."""
+    sure = torch.tensor([[0.0, -math.inf, -200.0]])
+    assert coding.frequencies(sure).tolist() == [[2**24 - 3 + 1, 1, 1]]
+
+
+def test_what_sums_to_no_probability_is_refused():
+    for wrong in ([[math.nan, 0.0]], [[0.0, 0.0]]):
+        with pytest.raises(ValueError, match="no probabilities that sum to 1"):
+            coding.frequencies(torch.tensor(wrong))
+
+
+def test_a_text_of_several_lengths(tmp_path):
+    model = CASES["rnn"].build(0)
+    levels = model.spec.levels
+    events = [torch.arange(size).remainder(levels).to(model.spec.dtype) for size in (3, 0, 9, 5)]
+    header = header_of(model, events, 2)
+    found = compression.compress(model, events, header)
+    back, _ = compression.decompress(model, *archive.unpack(found.data))
+    assert all(torch.equal(back[i], one) for i, one in enumerate(events))
+
+
+@pytest.mark.parametrize("name", ["rnn", "ngram"])
+def test_a_model_that_learns_gives_back_what_it_coded(name):
+    """By the numbers of the evaluation that learns: more than one step of the gradient."""
+    model = CASES[name].build(0)
+    text = torch.randint(model.spec.levels, (80,), generator=torch.Generator().manual_seed(1))
+    events = [text.to(model.spec.dtype)]
+    header = dataclasses.replace(header_of(model, events, 1), adapt=0.01)
+    found = compression.compress(model, events, header)
+    exact = -float(torch.cat(list(Adaptive(model, 0.01).log_probs(events[0]))).double().sum())
+    assert found.nats == pytest.approx(exact, rel=1e-4)
+    back, _ = compression.decompress(model, *archive.unpack(found.data))
+    assert torch.equal(back[0], events[0])
+
+
+def test_a_model_that_says_other_numbers_fails_when_it_encodes():
+    model = CASES["made"].build(0)
+    events = list(model.sample(50, generator=torch.Generator().manual_seed(0)))
+    before, calls = model.head.level_log_probs, iter(range(10**6))
+
+    def drifting(params, earlier):  # as of another device, or of sums in another order
+        return before(params * (1 + 0.1 * next(calls)), earlier)
+
+    model.head.level_log_probs = drifting
+    with pytest.raises(ValueError, match="says other numbers when it is asked a second time"):
+        compression.compress(model, events, header_of(model, events, 50))
+
+
+def test_every_flipped_byte_is_seen():
+    model = CASES["made"].build(0)
+    events = list(model.sample(40, generator=torch.Generator().manual_seed(0)))
+    data = compression.compress(model, events, header_of(model, events, 20), check=False).data
+    for at in range(len(data)):
+        wrong = bytearray(data)
+        wrong[at] ^= 0x10
+        with pytest.raises(archive.Damaged):
+            compression.decompress(model, *archive.unpack(bytes(wrong)))
+    for size in range(len(data)):
+        with pytest.raises(archive.Damaged):
+            compression.decompress(model, *archive.unpack(data[:size]))
+    with pytest.raises(archive.Damaged):
+        archive.unpack(data + b"\0")
+
+
+def test_random_bytes_are_refused():
+    """Also where a stranger has made the checksums right."""
+    model, source = CASES["made"].build(0), random.Random(0)
+    events = list(model.sample(4, generator=torch.Generator().manual_seed(0)))
+    good = compression.compress(model, events, header_of(model, events, 4), check=False)
+    start = archive.pack(good.header)[:-4]
+    for _ in range(500):
+        wrong = bytearray(start)
+        for _ in range(source.randint(1, 4)):
+            wrong[source.randrange(5, len(wrong))] = source.randrange(256)
+        sealed = bytes(wrong) + archive.zlib.crc32(wrong).to_bytes(4, "little")
+        try:
+            header, chunks = archive.unpack(sealed + good.data[len(start) + 4 :])
+            compression.decompress(model, header, chunks, keep_going=True)
+        except archive.Damaged:
+            continue
+
+
+def test_a_file_cannot_state_more_than_it_holds():
+    model = CASES["rnn"].build(0)
+    header = dataclasses.replace(
+        header_of(model, [torch.zeros(2)], 1),
+        sizes=(2**39,), lengths=(4,), sums=(0,), value_sums=(0,),
+    )  # fmt: skip
+    with pytest.raises(archive.Damaged, match="more values than so few bytes can hold"):
+        compression.decompress(model, header, [bytes(4)])
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a\\x", "", "a//x", "c:x", "a\x01"])
+def test_no_file_is_written_outside_the_folder(name):
+    with pytest.raises(archive.Damaged, match="outside the folder"):
+        archive.require_names(["good", name])
+
+
+def test_names_that_lie_on_each_other_are_refused():
+    for names in (["a", "a"], ["a", "a/b"]):
+        with pytest.raises(archive.Damaged):
+            archive.require_names(names)
+
+
+def test_a_picture_of_any_levels_comes_back():
+    for levels in range(2, 257):
+        spec = DataSpec("x", "image", (1, 1, levels), levels, "probability")
+        x = torch.arange(levels).view(1, 1, -1).to(spec.dtype)
+        picture = Image.open(originals.io.BytesIO(originals.contents(x, spec)))
+        assert quantize(np.asarray(picture), levels).tolist() == x[0].tolist()
+
+
+def test_a_split_comes_back(folder):
+    out = done(folder, "decompress", "made", "path=digits.arm", "out=back")
+    assert "90 examples, every checksum right" in out
+    restored = restore(folder / "made")
+    _, examples = load_split(restored, {}, "test")
+    x = np.load(folder / "back" / "test.npz")["x"]
+    assert x.dtype == np.uint8
+    assert np.array_equal(x, examples.x[:90].numpy())
+
+
+def test_one_bad_byte_loses_one_chunk(folder):
+    data = bytearray((folder / "digits.arm").read_bytes())
+    header, chunks = archive.unpack(bytes(data))
+    data[len(data) - len(chunks[2]) - len(chunks[1]) // 2] ^= 1
+    (folder / "bad.arm").write_bytes(data)
+    error = armodels(folder, "decompress", "made", "path=bad.arm", "out=all").error
+    assert "chunk 1 (examples 30 to 59 of test) is lost: its bytes are not those" in error
+    assert "keep_going=true" in error
+    assert not (folder / "all").exists()
+    result = armodels(folder, "decompress", "made", "path=bad.arm", "out=some", "keep_going=true")
+    assert "chunk 1 (examples 30 to 59 of test) is lost" in result.error
+    found = np.load(folder / "some" / "test.npz")
+    assert found["rows"].tolist() == [*range(30), *range(60, 90)]
+    done(folder, "decompress", "made", "path=digits.arm", "out=good")
+    good = np.load(folder / "good" / "test.npz")["x"]
+    assert np.array_equal(found["x"], good[found["rows"]])
+
+
+def test_another_model_is_refused(folder):
+    done(folder, "train", *DIGITS, "model.hidden_sizes=[4]", "seed=1", "out=other")
+    error = armodels(folder, "decompress", "other", "path=digits.arm", "out=x").error
+    assert "it was written by another model" in error
+
+
+def test_another_machine_is_refused(folder):
+    header, chunks = archive.unpack((folder / "digits.arm").read_bytes())
+    versions = (1, 2, 3, *header.machine.versions[3:])
+    machine = dataclasses.replace(header.machine, versions=versions, vectors="AVX2")
+    other = dataclasses.replace(header, machine=machine)
+    (folder / "there.arm").write_bytes(b"".join([archive.pack(other), *chunks]))
+    error = armodels(folder, "decompress", "made", "path=there.arm", "out=x").error
+    assert "torch 1.2.3 (here " in error
+    done(folder, "decompress", "made", "path=there.arm", "out=anyway", "anyway=true")
+
+
+def test_own_pictures_come_back(folder):
+    (folder / "mine" / "deep").mkdir(parents=True)
+    rows = np.random.default_rng(0).integers(0, 2, (2, 8, 8), np.uint8) * 255
+    Image.fromarray(rows[0]).save(folder / "mine" / "a.png")
+    Image.fromarray(rows[1]).save(folder / "mine" / "deep" / "b.bmp")
+    done(folder, "compress", "made", "path=mine", "out=mine.arm")
+    done(folder, "decompress", "made", "path=mine.arm", "out=mine-back")
+    back = folder / "mine-back"
+    assert np.array_equal(np.asarray(Image.open(back / "a.png")), rows[0])
+    assert np.array_equal(np.asarray(Image.open(back / "deep" / "b.png")), rows[1])
+    Image.new("L", (9, 9)).save(folder / "large.png")
+    error = armodels(folder, "compress", "made", "path=large.png", "out=no.arm").error
+    assert "has 9x9 pixels, but the model is of 8x8; resize=true" in error
+    assert not (folder / "no.arm").exists()
+
+
+@pytest.mark.slow
+def test_own_texts_come_back(tmp_path):
+    train(tmp_path, "rnn")
+    text = tmp_path / "mine.txt"
+    text.write_bytes(b"to be or not to be")
+    done(tmp_path, "compress", "rnn", "path=mine.txt", "out=text.arm")
+    done(tmp_path, "decompress", "rnn", "path=text.arm", "out=back")
+    assert (tmp_path / "back" / "mine.txt").read_bytes() == text.read_bytes()
+    text.write_bytes(b"\xef\xbb\xbfto be")
+    error = armodels(tmp_path, "compress", "rnn", "path=mine.txt", "out=x.arm").error
+    assert "would not come back byte for byte" in error
+
+
+def test_what_cannot_be_coded_is_refused(tmp_path):
+    for name, why in (("independent", "not walked step by step"), ("gmm", "not walked")):
+        model = CASES[name].build(0)
+        with pytest.raises(ValueError, match=why):
+            coding.require_codable(model)
+    real = next(c for c in CASES.values() if c.steps and c.spec.levels is None).build(0)
+    with pytest.raises(ValueError, match="real values|conditioned"):
+        coding.require_codable(real)
+
+
+@pytest.mark.slow
+def test_processes_started_apart_on_one_and_two_threads_agree(folder):
+    program = [sys.executable, "-m", "armodels"]
+    files = []
+    for threads in "12":
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        for words in (
+            ["compress", "made", "num_examples=90", f"out=t{threads}.arm"],
+            ["decompress", "made", "path=digits.arm", f"out=t{threads}"],
+        ):
+            subprocess.run([*program, *words], cwd=folder, env=environment, check=True)
+        files.append((folder / f"t{threads}.arm").read_bytes())
+    assert files[0] == files[1]
+    one, two = (np.load(folder / f"t{t}" / "test.npz")["x"] for t in "12")
+    assert np.array_equal(one, two)
