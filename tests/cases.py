@@ -332,6 +332,7 @@ def logistics(spec):
 
 BITS = data("vector", 6, levels=2)
 GREY = data("image", 1, 2, 3, levels=2)
+WIDE = data("image", 1, 1, 6, levels=2)
 SQUARE = data("image", 1, 2, 2, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
 SMALL_RGB = data("image", 3, 1, 2, levels=2)
@@ -485,6 +486,7 @@ CASES: dict[str, Case] = {
     "made-random": made(BITS, BERNOULLI, 40, 40, connectivity="random", activation="sigmoid"),
     "made-sequence": made(data("sequence", 5, levels=2), BERNOULLI, 8, activation="elu"),
     "made-image": made(GREY, BERNOULLI, 12, order="columns"),
+    "made-subscale": made(WIDE, BERNOULLI, 12, order="subscale"),
     "made-levels": made(LEVELS, CATEGORICAL, 12, order="random", order_seed=1),
     "made-scaled": made(LEVELS, CATEGORICAL, 12, encoding="scaled"),
     "made-rgb": made(RGB, CATEGORICAL, 14, order="reverse", direct_connections=True),
