@@ -25,7 +25,7 @@ OrderName = Literal[
 ]
 
 SUBSCALE = 4
-"""Every so many rows and columns make a sub-image, of which there are 16: of 28 x 28, 7 x 7 each."""
+"""Every so many rows and columns make a sub-image: there are 16, of 28 x 28 with 7 x 7 each."""
 
 
 @final

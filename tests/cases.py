@@ -34,6 +34,7 @@ from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.masked_transformer import MaskedTransformer
+from armodels.networks.multiscale import MultiScale
 from armodels.networks.nade import NADE
 from armodels.networks.ngram import NGram
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
@@ -387,6 +388,12 @@ def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
     return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
 
 
+def multiscale(spec, head, size, **keys) -> Case:
+    sizes = {"base_layers": 2, "base_channels": size, "num_blocks": 1, "num_channels": size}
+    keys = {"base_size": 1, "activation": "tanh", "scale": 0.5} | keys
+    return autoregressive(spec, head, MultiScale, **sizes, **keys)
+
+
 def deep_nade(spec, head, *sizes, activation="tanh", **keys) -> Case:
     return autoregressive(
         spec, head, DeepNADE, hidden_sizes=list(sizes), activation=activation, **keys
@@ -542,6 +549,12 @@ CASES: dict[str, Case] = {
     "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
     "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
     "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
+    "multiscale": multiscale(GREY, BERNOULLI, 4, dropout=0.5),
+    "multiscale-tall": multiscale(TALL, CATEGORICAL, 3, base_size=2),
+    "multiscale-rgb": multiscale(RGB, CATEGORICAL, 4, encoding="scaled"),
+    "multiscale-rgb-joint": multiscale(RGB_BITS, logistics, 4),
+    "multiscale-base": multiscale(SQUARE, BERNOULLI, 3, base_size=4),
+    "multiscale-given": given(multiscale(GREY, BERNOULLI, 4)),
     "rnn": rnn(TEXT, CATEGORICAL, 6),
     "rnn-gru": rnn(data("sequence", 6, levels=2), BERNOULLI, 5, cell="gru", num_layers=2),
     "rnn-vanilla": rnn(TEXT, CATEGORICAL, 7, cell="vanilla", embedding_size=3, dropout=0.5),

@@ -13,6 +13,7 @@ from armodels import heads, objectives, orders
 from armodels.checks import checked, require_class
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete, known_first
+from armodels.density.grouped import draw_groups
 from armodels.density.walk import (
     Scored,
     check_draw,
@@ -25,6 +26,7 @@ from armodels.density.walk import (
 )
 from armodels.heads import Head
 from armodels.networks.base import AnyOrderNetwork, Network, check_params
+from armodels.networks.grouped import GroupedNetwork
 from armodels.networks.stream import FeatureStream
 from armodels.objectives import Objective, ObjectiveName
 from armodels.orders import Order
@@ -310,6 +312,10 @@ class AutoregressiveModel(DensityModel):
             if fused is not None:
                 values, params = fused
                 return values, score(self.head, params, values)
+            if isinstance(self.net, GroupedNetwork):
+                return draw_groups(
+                    self.net, self.head, noise, temperature, context, progress=progress
+                )
         chooser = Scored(self.head, draw(self.head, noise, temperature))
         values = walk(self.net, len(noise), chooser, context, naive=naive, progress=progress)
         return values, chooser.log_probs()
