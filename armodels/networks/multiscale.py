@@ -184,7 +184,7 @@ class MultiScale(GroupedNetwork):
         base_layers: Depth = 4,
         base_channels: Count = 32,
         num_blocks: Count = 3,
-        num_channels: Count = 48,
+        num_channels: Count = 32,
         activation: layers.Activation = "elu",
         dropout: Share = 0.0,
         encoding: layers.EncodingName = "auto",
