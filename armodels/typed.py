@@ -14,7 +14,7 @@ from armodels import show
 
 TEXT = frozenset(
     "run resume out image mask table file prompt prompt_file logdir path root cache name split "
-    "group game array storage delimiter decimal thousands encoding".split()
+    "group game array storage teacher delimiter decimal thousands encoding".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 

@@ -25,6 +25,7 @@ from armodels.density.base import DensityModel
 from armodels.density.completion import Completion
 from armodels.density.mixture import OrderMixture
 from armodels.density.walk import draw_noise
+from armodels.flows import InverseFlow
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.blend import Blend
 from armodels.networks.conv_nade import ConvNADE
@@ -276,6 +277,23 @@ def order_mixture(
     kinds = {"any_order": resample or own, "reads_known": own, "canonical": canonical}
     shows = _shows(network, head, mixture=True, resample=resample, canonical=canonical)
     return Case(shows, spec, build, num_orders=num_orders, **kinds)
+
+
+def flow(spec, *sizes, num_layers=2) -> Case:
+    """An inverse autoregressive flow with random weights."""
+
+    def build(seed):
+        model = InverseFlow(
+            spec, num_layers=num_layers, hidden_sizes=list(sizes), activation="tanh"
+        ).double()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn(weight.shape, generator=generator, dtype=torch.double)
+                weight.copy_(0.3 * noise)
+        return model.eval()
+
+    return Case(("InverseFlow",), spec, build)
 
 
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:
@@ -702,6 +720,9 @@ CASES: dict[str, Case] = {
     "orders-lmconv": order_mixture(
         SQUARE, BERNOULLI, LMConv, num_orders=2, num_blocks=1, num_channels=2, dilations=[1]
     ),
+    "inverse-flow": flow(PLANE, 8),
+    "inverse-flow-space": flow(SPACE, 7, 6, num_layers=3),
+    "inverse-flow-sequence": flow(data("sequence", 2, levels=None), 5),
     "least": fitted(LEVELS, Least),
     "uniform": fitted(RGB, Uniform),
     "uniform-real": fitted(PLANE, Uniform, jumps=True),

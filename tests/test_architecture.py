@@ -23,7 +23,7 @@ LAYERS = [
     {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
-    {"baselines", "partial"},
+    {"baselines", "flows", "partial"},
     {"scoring"},
     {"evaluation"},
     {"trust"},
@@ -33,7 +33,7 @@ LAYERS = [
     {"loggers"},
     {"checkpoints", "tracking", "memory"},
     {"examples", "prompts", "training", "resuming", "search", "failing"},
-    {"candidates", "blending", "study", "named"},
+    {"candidates", "blending", "distilling", "study", "named"},
     {"tasks"},
     {"sweeps"},
     {"launchers"},
@@ -58,6 +58,7 @@ ONLY = {
     "density": {
         "checks",
         "networks.base",
+        "networks.grouped",
         "networks.stream",
         "heads",
         "objectives",
@@ -104,6 +105,7 @@ ONLY = {
         "views",
     },  # fmt: skip
     "resuming": {"checks", "construct", "run"},
+    "flows": {"checks", "density", "networks.layers", "networks.made", "orders", "spec"},
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}
