@@ -5,21 +5,21 @@ Shapes: B batch, D values per example, N particles.
 
 import math
 from collections.abc import Iterable
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
 from armodels import orders
-from armodels.checks import Count, checked
+from armodels.checks import Count, Range, checked
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete
 from armodels.density.walk import check_draw, draw_noise, sampling
-from armodels.networks import layers
+from armodels.networks import layers, splines
 from armodels.networks.made import MADE
 from armodels.spec import DataSpec
 
-LIMIT = 3.0
+LIMIT = 2.0
 """Of the log-scales of a layer: early in training too, draws stay finite and have an inverse."""
 
 WIDER = 1.5
@@ -28,10 +28,11 @@ WIDER = 1.5
 
 @final
 class InverseFlow(DensityModel):
-    """Normal noise, shifted and scaled layer by layer by what the noise before it says.
+    """Normal noise, bent, scaled and shifted layer by layer by what the noise before it says.
 
-    A layer maps z to z exp(s) + m, where s and m of a value are those of a MADE that reads the
-    values of z before it; the order is turned round from layer to layer. So a draw, and its own
+    A layer maps z to g(z) exp(s) + m, where the spline g, s and m of a value are those of a MADE
+    that reads the values of z before it; the order is turned round from layer to layer. So a draw,
+    and its own
     log-probability, take one pass of each layer. The log-probability of another event takes the
     inverse, value after value: up to D passes of each layer, exact.
 
@@ -43,6 +44,7 @@ class InverseFlow(DensityModel):
         spec: What a datum is.
         num_layers: Layers.
         hidden_sizes: Units of each hidden layer of each MADE.
+        num_bins: Of the splines.
         activation: relu, sigmoid, tanh or elu.
 
     Raises:
@@ -56,9 +58,11 @@ class InverseFlow(DensityModel):
         https://arxiv.org/abs/1606.04934
         Parallel WaveNet: Fast High-Fidelity Speech Synthesis (van den Oord et al., 2017)
         https://arxiv.org/abs/1711.10433
+        Neural Spline Flows (Durkan et al., 2019) https://arxiv.org/abs/1906.04032
 
-    Differs from the papers: layers are MADEs, also of sequences; scales are exp(3 tanh(s / 3)); a
-    last layer without a network starts at mean and deviation of the data.
+    Differs from the papers: layers are MADEs, also of sequences; each bends values by a spline, so
+    that one layer has several modes; scales are exp(2 tanh(s / 2)); a last layer without a
+    network starts at mean and deviation of the data.
     """
 
     @checked
@@ -68,6 +72,7 @@ class InverseFlow(DensityModel):
         *,
         num_layers: Count = 4,
         hidden_sizes: list[Count] = [64, 64],  # noqa: B006  # read, never written
+        num_bins: Annotated[int, Range(2, 500)] = 8,
         activation: layers.Activation = "elu",
     ):
         super().__init__()
@@ -81,7 +86,7 @@ class InverseFlow(DensityModel):
         self.nets: layers.ModuleListOf[MADE] = layers.ModuleListOf(
             MADE(
                 spec,
-                2,
+                2 + splines.num_params(num_bins),
                 order,
                 hidden_sizes=hidden_sizes,
                 activation=activation,
@@ -99,10 +104,10 @@ class InverseFlow(DensityModel):
             self.mean.copy_(x.mean(0))
             self.log_std.copy_(x.std(0, correction=0).clamp_min(1e-3).log())
 
-    def _shift_and_scale(self, net: MADE, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What a layer does to each value: (B, D) -> (B, D) shifts and (B, D) log-scales."""
+    def _change(self, net: MADE, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer does to each value: shifts and log-scales (B, D), and splines (B, D, P)."""
         params = net(z).index_select(1, orders.ranks(net.order_table))
-        return params[..., 0], LIMIT * torch.tanh(params[..., 1] / LIMIT)
+        return params[..., 0], LIMIT * torch.tanh(params[..., 1] / LIMIT), params[..., 2:]
 
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Events that normal noise becomes, and their log-probabilities, with gradients.
@@ -115,32 +120,35 @@ class InverseFlow(DensityModel):
         """
         z, log_prob = noise, _log_normal(noise)
         for net in self.nets:
-            shift, log_scale = self._shift_and_scale(net, z)
-            z = z * log_scale.exp() + shift
-            log_prob = log_prob - log_scale.sum(1)
+            shift, log_scale, params = self._change(net, z)
+            bent, log_slope = splines.forward(z, params)
+            z = bent * log_scale.exp() + shift
+            log_prob = log_prob - (log_slope + log_scale).sum(1)
         x = z * self.log_std.exp() + self.mean
         return x.view(-1, *self.spec.shape), log_prob - self.log_std.sum()
 
     def _inverse(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What a layer made ``y`` of, and its log-scales: each (B, D).
+        """What a layer made ``y`` of, and the log of its slope at each value: each (B, D).
 
         A pass settles at least one more value, the next in the order: after D of them all are
         what the layer read, and without gradients it ends where a pass changes nothing.
         """
-        z, log_scale = y, torch.zeros_like(y)
+        z, total = y, torch.zeros_like(y)
         for _ in range(self.spec.num_dims):
-            shift, log_scale = self._shift_and_scale(net, z)
-            before, z = z, (y - shift) * torch.exp(-log_scale)
+            shift, log_scale, params = self._change(net, z)
+            before = z
+            z, log_slope = splines.inverse((y - shift) * torch.exp(-log_scale), params)
+            total = log_slope + log_scale
             if not torch.is_grad_enabled() and torch.equal(before, z):
                 break
-        return z, log_scale
+        return z, total
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         z = (x.flatten(1).to(self.mean) - self.mean) * torch.exp(-self.log_std)
         log_prob = -self.log_std.sum()
         for net in reversed(self.nets):
-            z, log_scale = self._inverse(net, z)
-            log_prob = log_prob - log_scale.sum(1)
+            z, log_slope = self._inverse(net, z)
+            log_prob = log_prob - log_slope.sum(1)
         return log_prob + _log_normal(z)
 
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

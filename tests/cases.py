@@ -290,10 +290,10 @@ def flow(spec, *sizes, num_layers=2) -> Case:
         with torch.no_grad():
             for weight in model.parameters():
                 noise = torch.randn(weight.shape, generator=generator, dtype=torch.double)
-                weight.copy_(0.3 * noise)
+                weight.copy_(0.2 * noise)
         return model.eval()
 
-    return Case(("InverseFlow",), spec, build)
+    return Case(("InverseFlow",), spec, build, jumps=True)  # kinks, at the knots of splines
 
 
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:

@@ -105,7 +105,15 @@ ONLY = {
         "views",
     },  # fmt: skip
     "resuming": {"checks", "construct", "run"},
-    "flows": {"checks", "density", "networks.layers", "networks.made", "orders", "spec"},
+    "flows": {
+        "checks",
+        "density",
+        "networks.layers",
+        "networks.made",
+        "networks.splines",
+        "orders",
+        "spec",
+    },
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}
