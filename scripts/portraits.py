@@ -147,7 +147,7 @@ def portrait(name: str, minutes: float) -> None:
             (z.T @ z / len(z)).abs(), cmap=blues, vmin=0, vmax=1, interpolation="nearest"
         )
         matrix.set(xlabel="value", ylabel="value", title="correlations of its values")
-        top = model.spec.num_levels - 1
+        top = (model.spec.levels or 17) - 1  # real digits have as many
         one.imshow(x.mean(0).view(SIZE, SIZE), cmap="gray_r", vmin=0, vmax=top)
         one.set(title="their means", xticks=[], yticks=[])
     matrix.set(xticks=[0, 63], yticks=[0, 63])
