@@ -16,7 +16,7 @@ from armodels import __version__, cli
 from armodels.data.mnist import MNIST
 from armodels.run import RunDirectory
 
-VERBS = "train, tune, eval, sample, complete, score, export, compare, list, tensorboard"
+VERBS = "train, tune, distill, eval, sample, complete, score, export, compare, list, tensorboard"
 
 
 @pytest.fixture(scope="module")

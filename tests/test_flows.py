@@ -30,8 +30,9 @@ def noise_of(n, d=3, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
-def test_the_log_probability_of_a_draw_is_that_of_the_event():
-    model = flow(num_layers=3)
+@pytest.mark.parametrize("num_bins", [0, 1, 5])
+def test_the_log_probability_of_a_draw_is_that_of_the_event(num_bins):
+    model = flow(num_layers=3, num_bins=num_bins)
     x, log_prob = model.draw(noise_of(50))
     torch.testing.assert_close(model.log_prob(x), log_prob, rtol=0, atol=1e-9)
     with torch.no_grad():  # where the inverse ends early

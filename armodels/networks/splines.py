@@ -80,8 +80,10 @@ def forward(z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         z: (...).
-        params: (..., 3 K - 1); zeros make the identity.
+        params: (..., 3 K - 1), of which zeros make the identity; or (..., 0): there is no spline.
     """
+    if not params.shape[-1]:
+        return z, torch.zeros_like(z)
     inside = z.abs() < BOUND
     clamped = z.clamp(-BOUND, BOUND)
     one = _bins(clamped, params, inverse=False)
@@ -98,8 +100,10 @@ def inverse(y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         y: (...), what they become.
-        params: (..., 3 K - 1).
+        params: (..., 3 K - 1), or (..., 0): there is no spline.
     """
+    if not params.shape[-1]:
+        return y, torch.zeros_like(y)
     inside = y.abs() < BOUND
     clamped = y.clamp(-BOUND, BOUND)
     one = _bins(clamped, params, inverse=True)
