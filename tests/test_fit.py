@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from cases import CASES
-from command import QUICK, armodels, done, snapshot
+from command import CONFIGS, QUICK, armodels, done, snapshot
 from tiny import Tiny
 from torch import nn
 
@@ -175,9 +175,6 @@ def test_what_is_trained_is_the_objective_that_the_model_names(name):
 
 
 def test_default_settings_are_those_of_the_configs():
-    import yaml
-    from test_config import CONFIGS
-
     shipped = yaml.safe_load((CONFIGS / "trainer/default.yaml").read_text())
     assert vars(api.Settings()) == shipped
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import QUICK, armodels, done
-from test_config import CONFIGS
+from command import CONFIGS, QUICK, armodels, done
 
 import armodels as api
 from armodels import show

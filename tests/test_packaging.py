@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import TREE
 
 import armodels
 
@@ -192,3 +193,16 @@ def test_the_changelog_keeps_its_form():
 def test_the_oldest_python_can_read_every_file(folder):
     for path in (ROOT / folder).rglob("*.py"):
         ast.parse(path.read_text(), str(path), feature_version=(3, 10))
+
+
+def test_tests_of_the_wheel_import_no_test_of_the_tree():
+    """Those of the two rooms that are left read the installed package alone."""
+    imported = {
+        node.module
+        for path in Path(__file__).parent.glob("test_*.py")
+        if path.stem.removeprefix("test_") not in TREE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
+    of_the_tree = {f"test_{name}" for name in TREE}
+    assert imported & of_the_tree == {"test_architecture", "test_docstrings"}
