@@ -313,9 +313,7 @@ class AutoregressiveModel(DensityModel):
                 values, params = fused
                 return values, score(self.head, params, values)
             if isinstance(self.net, GroupedNetwork):
-                return draw_groups(
-                    self.net, self.head, noise, temperature, context, progress=progress
-                )
+                return draw_groups(self.net, self.head, noise, temperature, context, progress)
         chooser = Scored(self.head, draw(self.head, noise, temperature))
         values = walk(self.net, len(noise), chooser, context, naive=naive, progress=progress)
         return values, chooser.log_probs()

@@ -15,7 +15,6 @@ def draw_groups(
     noise: Tensor,
     temperature: float,
     context: Tensor | None = None,
-    *,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What a walk draws under the noise, all values of a group at once.

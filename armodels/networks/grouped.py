@@ -50,7 +50,13 @@ class GroupedNetwork(Network):
         """
 
     def write(self, values: Tensor, steps: slice, state: State) -> None:
-        """Write values (B, n, K) of some steps into the event so far."""
+        """Write values into the event so far.
+
+        Args:
+            values: (B, n, K).
+            steps: Of them, n.
+            state: In which the event stands.
+        """
         state["x"][:, self.order_table[steps].flatten()] = values.flatten(1)
 
     @final

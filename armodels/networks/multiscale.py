@@ -119,7 +119,13 @@ class Between(nn.Module):
         return h
 
     def params(self, h: Tensor, earlier: Tensor, channel: int) -> Tensor:
-        """(B, F, h, w) and earlier channels (B, ., h, w) -> (B, P, h, w)."""
+        """Of one channel, less the biases of its steps: (B, P, h, w).
+
+        Args:
+            h: (B, F, h, w), what ``features`` gave.
+            earlier: (B, ., h, w) features of the channels before it.
+            channel: Its number.
+        """
         if channel:
             h = h + self.earlier[channel - 1](earlier)
         return self.output[channel](self.activation(self.mix[channel](self.activation(h))))
