@@ -39,6 +39,7 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("train", "train a model, evaluate it exactly, draw samples"),
     "tune": Verb("tune", "search the values of a training by which valid nats are least"),
+    "distill": Verb("distill", "train a student that draws as a run does, in one pass", "teacher"),
     "eval": Verb("evaluate", "exact likelihood of a split under a trained model", "run"),
     "sample": Verb("sample", "draw samples from a trained model", "run"),
     "complete": Verb("complete", "fill in the unknown part of given examples", "run"),
@@ -52,6 +53,9 @@ VERBS = {
     "list": Verb("list", "models, data, heads and experiments"),
     "tensorboard": Verb("tensorboard", "open TensorBoard on run directories", "logdir"),
 }
+COMPOSING = ("tune", "distill")
+"""Verbs that train: what is not their own key is one of ``train``."""
+
 _FLAGS = {"compare": {"--csv": "format=csv", "--markdown": "format=markdown"}}
 
 USAGE = f"""armodels {__version__}: autoregressive density models with exact likelihoods
@@ -68,6 +72,7 @@ examples:
   armodels train -m model=made,nade,gmm seed=1,2   # sweep: every combination
   armodels train resume=outputs/digits/made/...    # go on, bit for bit
   armodels tune model=nade num_trials=30           # search rate, width and weight decay
+  armodels distill outputs/toy/made/...            # a student that draws in one pass
   armodels compare outputs                         # table of all runs
   armodels export outputs/digits/made/... out=made # safetensors, JSON and a card, for others
   armodels list                                    # what there is to choose from
@@ -240,7 +245,7 @@ def _job(name: str, config: "DictConfig") -> tuple[float | None, dict]:
         _require_types(name, plain)
         task = importlib.import_module(f"armodels.tasks.{VERBS[name].module}")
         others = {}
-        if name == "tune":
+        if name in COMPOSING:
             train = importlib.import_module("armodels.tasks.train")
             others = {"compose": _composed, "train": train.main}
         with limits.unhidden(), show.quiet() if swept else contextlib.nullcontext():
@@ -337,11 +342,11 @@ def _translate(name: str, args: list[str]) -> list[str]:
         many=verb.many,
         flags=flags,
         suggest=lambda key, value: errors.suggest(
-            key, value, "train" if name == "tune" else name, args
+            key, value, "train" if name in COMPOSING else name, args
         ),
     )
-    if name == "tune":
-        return search.packed(words, errors.read_verb(name)[0])
+    if name in COMPOSING:
+        return search.packed(words, errors.read_verb(name)[0], name)
     values = dict(word.partition("=")[::2] for word in words)
     if all(values.get(key, "null") != "null" for key in ("resume", "out")):
         raise ValueError(

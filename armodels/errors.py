@@ -266,7 +266,7 @@ def _bad_key(key: str, name: str, args: list[str]) -> str:
             several = " or another" if len(others) > 3 else ""
             hint = f"; use {group}={', '.join(others[:3])}{several} for it" if others else ""
             if raster:
-                return f"{group}={choice} follows the raster order only: it has no {key}{hint}"
+                return f"{group}={choice} follows one order only: it has no {key}{hint}"
             return f"{group}={choice} has no key {last}, only {', '.join(own)}{hint}"
     if group == "hydra.launcher":
         chosen = f"hydra/launcher={typed.get('hydra/launcher', 'basic')}"

@@ -7,7 +7,7 @@ Shapes: B batch, S steps.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, final
 
 import torch
@@ -402,6 +402,60 @@ def for_orders(model: TrainedByOrder, several: Sequence[Order] | None = None) ->
     if model.net.any_order:
         return Canonical(model, several) if model.canonical else AllOrders(model)
     return CanonicalOrder(model, several) if model.canonical else RandomOrder(model)
+
+
+class Drawing(Trained, Protocol):
+    """A model that turns noise into events by which it learns, see ``flows.InverseFlow``."""
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a datum is."""
+        ...
+
+    def parameters(self) -> Iterator[Tensor]:
+        """What is trained."""
+        ...
+
+    def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Events and their log-probabilities, with gradients.
+
+        Args:
+            noise: (B, D), normal.
+        """
+        ...
+
+
+@final
+class Distillation(Objective):
+    """log p(x) under a teacher less log p(x) under the model, at draws x of the model.
+
+    Its mean is -KL(model || teacher), in nats: 0 at most, and reached where the two are the same.
+    Of the data only the number of examples counts, and no more.
+
+    Source: van den Oord et al., 2017, https://arxiv.org/abs/1711.10433.
+    Differs from the paper: the log-probability of one draw stands for the cross-entropy of each
+    conditional; no other losses.
+
+    Args:
+        model: It turns noise into events.
+        teacher: Stays as it is, and where it is.
+    """
+
+    model: Drawing
+
+    def __init__(self, model: Drawing, teacher: Trained) -> None:
+        super().__init__(model)
+        self._teacher = (teacher,)  # no part of what is trained, saved or switched to training
+
+    def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
+        like = next(iter(self.model.parameters()))
+        num_dims = self.model.spec.num_dims
+
+        def normal(size: int) -> Tensor:
+            return torch.randn(size, num_dims, dtype=like.dtype, device=like.device)
+
+        drawn, own = self.model.draw(draws.drawn(normal, len(x)))
+        return self._teacher[0]._log_prob(drawn, None).to(own) - own
 
 
 @final

@@ -5,6 +5,8 @@ For an image of shape (C, H, W) the flat index of channel c at row h, column w i
 one another: R, G, B of one pixel, then the next pixel.
 
 ``s_curve`` runs to and fro, row by row (Jain et al., 2020, https://arxiv.org/abs/2006.12486).
+``subscale`` writes one interleaved sub-image after another (Menick & Kalchbrenner, 2019,
+https://arxiv.org/abs/1812.01608).
 """
 
 import zlib
@@ -18,7 +20,12 @@ from torch import Tensor
 
 from armodels.checks import Seed, checked
 
-OrderName = Literal["raster", "reverse", "columns", "spiral", "s_curve", "hilbert", "random"]
+OrderName = Literal[
+    "raster", "reverse", "columns", "spiral", "s_curve", "hilbert", "subscale", "random"
+]
+
+SUBSCALE = 4
+"""Every so many rows and columns make a sub-image: there are 16, of 28 x 28 with 7 x 7 each."""
 
 
 @final
@@ -124,6 +131,16 @@ def _hilbert(height: int, width: int) -> np.ndarray:
     return positions @ [width, 1]
 
 
+def _subscale(height: int, width: int, seed: int) -> np.ndarray:
+    """Every fourth pixel of every fourth row, then the same from the next column on, and so forth.
+
+    A side of fewer pixels has as many offsets as pixels, so that nothing is written twice.
+    """
+    grid = np.arange(height * width).reshape(height, width)
+    offsets = np.ndindex(min(SUBSCALE, height), min(SUBSCALE, width))
+    return np.concatenate([grid[i::SUBSCALE, j::SUBSCALE].ravel() for i, j in offsets])
+
+
 def _symmetric(curve: Callable[[int, int], np.ndarray]) -> Callable[..., np.ndarray]:
     """The eight symmetries of a curve, by the seed's last three bits; 0 is the curve itself."""
 
@@ -147,6 +164,7 @@ ORDERS: dict[OrderName, Callable[[int, int, int], np.ndarray]] = {
     "spiral": _spiral,
     "s_curve": _symmetric(_s_curve),
     "hilbert": _symmetric(_hilbert),
+    "subscale": _subscale,
     "random": _random,
 }
 

@@ -30,7 +30,7 @@ def take_up(config: Mapping[str, Any]) -> tuple[dict, run.RunDirectory, list[str
     for name in names:
         if name in paths or name == "model.allow_large":
             continue
-        if name.split(".")[0] in ("data", "model", "head", "seed"):
+        if name.split(".")[0] in ("data", "model", "head", "seed", "teacher"):
             raise ValueError(
                 f"resume continues the same run, whose {name} cannot change; "
                 f"start a new run instead"

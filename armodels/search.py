@@ -66,18 +66,20 @@ class Knob:
         return value if self.low <= value <= self.high and not apart else None
 
 
-def packed(words: Sequence[str], own: Collection[str]) -> list[str]:
+def packed(words: Sequence[str], own: Collection[str], verb: str) -> list[str]:
     """Hydra's words with those of a training in one list, ``words=[...]``.
 
     Args:
         words: Of the command line, after ``typed.translate``.
         own: Keys of the verb itself, which stay; flags and Hydra's own keys stay, too.
+        verb: The verb, for the sentence.
 
     Raises:
         ValueError: A sweep is asked for.
     """
     if typed.is_sweep(words):
-        raise ValueError("armodels tune chooses its trials itself; leave -m away")
+        what = "chooses its trials itself" if verb == "tune" else "trains one student"
+        raise ValueError(f"armodels {verb} {what}; leave -m away")
     stay: list[str] = []
     train: list[str] = []
     after_flag = False

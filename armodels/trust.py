@@ -95,7 +95,9 @@ PACKAGE = Trust()
 @functools.cache
 def _modules() -> frozenset[str]:
     """Names of the modules that hold what a config may name."""
-    found = {f"armodels.{one}" for one in ("baselines", "heads", "optimizers", "schedules")}
+    found = {
+        f"armodels.{one}" for one in ("baselines", "flows", "heads", "optimizers", "schedules")
+    }
     for package in (data, networks):
         found |= {
             f"{package.__name__}.{one.name}" for one in pkgutil.iter_modules(package.__path__)

@@ -14,7 +14,8 @@ from armodels import show
 
 TEXT = frozenset(
     "run resume background out image mask table file draft prompt prompt_file logdir path root "
-    "cache name split target group game array storage delimiter decimal thousands encoding".split()
+    "cache name split target group game array storage teacher delimiter decimal thousands "
+    "encoding".split()
 )
 """Last parts of the keys that hold one name or path, in the configs of verbs and of data."""
 

@@ -29,6 +29,7 @@ from armodels.data.rows import Windows
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.samplers import Sampler
 from armodels.density.walk import draw_noise, one_thread, walk
+from armodels.flows import InverseFlow
 from armodels.kernels import nade as kernels
 from armodels.machine import processor
 from armodels.networks.base import Network
@@ -36,6 +37,7 @@ from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
+from armodels.networks.multiscale import MultiScale
 from armodels.networks.nade import NADE
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from armodels.networks.pixel_snail import PixelSNAIL
@@ -443,6 +445,53 @@ FAMILIES = {
 }
 
 
+def levels(n: int) -> None:
+    """Colour pictures pixel by pixel, and level by level: the processor's clock of one thread."""
+    spec = DataSpec("random colour images", "image", (3, 64, 64), 256, "probability")
+    head = heads.DiscretizedLogisticMixture(spec)
+    order = orders.make("raster", spec.shape, joint=True)
+    torch.manual_seed(0)
+    by_pixel = PixelCNN(spec, head.num_params, order, num_layers=7, num_channels=32)
+    by_level = MultiScale(spec, head.num_params, order)
+    models = {
+        f"PixelCNN (7 x 32), cached, {by_pixel.num_steps:,} steps": by_pixel,
+        f"multiscale (as it ships), {len(by_level.groups)} passes": by_level,
+    }
+    with one_thread():
+        seconds = alternate(
+            {
+                name: functools.partial(AutoregressiveModel(net, head).sample, n)
+                for name, net in models.items()
+            },
+            repeats=1,
+            warm_up=False,
+            clock=time.process_time,
+        )
+    table(f"Sampling {n} images of 64 x 64 x 3, 256 levels", seconds, n)
+
+
+def student(num_dims: int, n: int) -> None:
+    """Real values drawn by a MADE, step by step, and by an inverse flow in one pass."""
+    spec = DataSpec("random vectors", "vector", (num_dims,), None, "density")
+    head = heads.GaussianMixture(spec)
+    torch.manual_seed(0)
+    order = orders.make("raster", spec.shape)
+    net = MADE(spec, head.num_params, order, hidden_sizes=[max(100, num_dims)])
+    teacher, flow = AutoregressiveModel(net, head), InverseFlow(spec)
+    affine = InverseFlow(spec, num_bins=0)
+    with one_thread():
+        seconds = alternate(
+            {
+                f"MADE with 10 Gaussians, {num_dims} steps": lambda: teacher.sample(n),
+                "inverse flow (as it ships), one pass": lambda: flow.sample(n),
+                "inverse flow without splines, one pass": lambda: affine.sample(n),
+            },
+            repeats=5,
+            clock=time.process_time,
+        )
+    table(f"Drawing {n:,} vectors of {num_dims} real values", seconds, n)
+
+
 def comparisons() -> dict[str, Callable[[], None]]:
     """Each by its name."""
     chosen: dict[str, Callable[[], None]] = {}
@@ -455,6 +504,10 @@ def comparisons() -> dict[str, Callable[[], None]]:
         chosen[f"throughput of {name}"] = lambda family=family, title=title: throughput(
             family.build(), title, family.batch_size
         )
+    for n in (1, 16):
+        chosen[f"levels of {n} colour images"] = functools.partial(levels, n)
+    for num_dims, n in ((11, 1), (11, 64), (11, 1000), (512, 1), (512, 64), (512, 1000)):
+        chosen[f"student, {n} draws of {num_dims}"] = functools.partial(student, num_dims, n)
     chosen["training the transformer"] = transformer_training
     chosen["training NADE"] = lambda: nade_training(build(NADE, hidden_size=500))
     chosen["training MADE"] = lambda: made_training(build(MADE, hidden_sizes=[500]))

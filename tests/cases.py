@@ -25,6 +25,7 @@ from armodels.density.base import DensityModel
 from armodels.density.completion import Completion
 from armodels.density.mixture import OrderMixture
 from armodels.density.walk import draw_noise
+from armodels.flows import InverseFlow
 from armodels.networks.base import AnyOrderNetwork, Network
 from armodels.networks.blend import Blend
 from armodels.networks.conv_nade import ConvNADE
@@ -34,6 +35,7 @@ from armodels.networks.gated_pixelcnn import GatedPixelCNN
 from armodels.networks.lmconv import LMConv
 from armodels.networks.made import MADE
 from armodels.networks.masked_transformer import MaskedTransformer
+from armodels.networks.multiscale import MultiScale
 from armodels.networks.nade import NADE
 from armodels.networks.ngram import NGram
 from armodels.networks.pixel_rnn import DiagonalBiLSTM, RowLSTM
@@ -277,6 +279,23 @@ def order_mixture(
     return Case(shows, spec, build, num_orders=num_orders, **kinds)
 
 
+def flow(spec, *sizes, num_layers=2) -> Case:
+    """An inverse autoregressive flow with random weights."""
+
+    def build(seed):
+        model = InverseFlow(
+            spec, num_layers=num_layers, hidden_sizes=list(sizes), activation="tanh"
+        ).double()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn(weight.shape, generator=generator, dtype=torch.double)
+                weight.copy_(0.2 * noise)
+        return model.eval()
+
+    return Case(("InverseFlow",), spec, build, jumps=True)  # kinks, at the knots of splines
+
+
 def fitted(spec, kind, *, jumps=False, **keys) -> Case:
     """A DensityModel without steps, fitted to random events."""
 
@@ -332,6 +351,7 @@ def logistics(spec):
 
 BITS = data("vector", 6, levels=2)
 GREY = data("image", 1, 2, 3, levels=2)
+WIDE = data("image", 1, 1, 6, levels=2)
 SQUARE = data("image", 1, 2, 2, levels=2)
 RGB = data("image", 3, 1, 2, levels=3)
 SMALL_RGB = data("image", 3, 1, 2, levels=2)
@@ -384,6 +404,12 @@ def pixelcnn_pp(spec, head, num_stages, num_channels=2, **keys) -> Case:
 def pixel_snail(spec, head, num_blocks=1, **keys) -> Case:
     sizes = {"num_channels": 2, "num_key_channels": 2, "num_value_channels": 3, "num_resnets": 1}
     return autoregressive(spec, head, PixelSNAIL, num_blocks=num_blocks, **sizes | keys)
+
+
+def multiscale(spec, head, size, **keys) -> Case:
+    sizes = {"base_layers": 2, "base_channels": size, "num_blocks": 1, "num_channels": size}
+    keys = {"base_size": 1, "activation": "tanh", "scale": 0.5} | keys
+    return autoregressive(spec, head, MultiScale, **sizes, **keys)
 
 
 def deep_nade(spec, head, *sizes, activation="tanh", **keys) -> Case:
@@ -485,6 +511,7 @@ CASES: dict[str, Case] = {
     "made-random": made(BITS, BERNOULLI, 40, 40, connectivity="random", activation="sigmoid"),
     "made-sequence": made(data("sequence", 5, levels=2), BERNOULLI, 8, activation="elu"),
     "made-image": made(GREY, BERNOULLI, 12, order="columns"),
+    "made-subscale": made(WIDE, BERNOULLI, 12, order="subscale"),
     "made-levels": made(LEVELS, CATEGORICAL, 12, order="random", order_seed=1),
     "made-scaled": made(LEVELS, CATEGORICAL, 12, encoding="scaled"),
     "made-rgb": made(RGB, CATEGORICAL, 14, order="reverse", direct_connections=True),
@@ -540,6 +567,12 @@ CASES: dict[str, Case] = {
     "pixel-snail-rgb": pixel_snail(RGB, CATEGORICAL),
     "pixel-snail-rgb-joint": pixel_snail(RGB_BITS, logistics, num_key_channels=4),
     "pixel-snail-given": given(pixel_snail(GREY, BERNOULLI), VECTOR),
+    "multiscale": multiscale(GREY, BERNOULLI, 4, dropout=0.5),
+    "multiscale-tall": multiscale(TALL, CATEGORICAL, 3, base_size=2),
+    "multiscale-rgb": multiscale(RGB, CATEGORICAL, 4, encoding="scaled"),
+    "multiscale-rgb-joint": multiscale(RGB_BITS, logistics, 4),
+    "multiscale-base": multiscale(SQUARE, BERNOULLI, 3, base_size=4),
+    "multiscale-given": given(multiscale(GREY, BERNOULLI, 4)),
     "rnn": rnn(TEXT, CATEGORICAL, 6),
     "rnn-gru": rnn(data("sequence", 6, levels=2), BERNOULLI, 5, cell="gru", num_layers=2),
     "rnn-vanilla": rnn(TEXT, CATEGORICAL, 7, cell="vanilla", embedding_size=3, dropout=0.5),
@@ -687,6 +720,9 @@ CASES: dict[str, Case] = {
     "orders-lmconv": order_mixture(
         SQUARE, BERNOULLI, LMConv, num_orders=2, num_blocks=1, num_channels=2, dilations=[1]
     ),
+    "inverse-flow": flow(PLANE, 8),
+    "inverse-flow-space": flow(SPACE, 7, 6, num_layers=3),
+    "inverse-flow-sequence": flow(data("sequence", 2, levels=None), 5),
     "least": fitted(LEVELS, Least),
     "uniform": fitted(RGB, Uniform),
     "uniform-real": fitted(PLANE, Uniform, jumps=True),

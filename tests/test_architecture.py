@@ -34,7 +34,7 @@ LAYERS = [
     {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},
-    {"baselines", "coding", "features", "partial"},
+    {"baselines", "coding", "features", "flows", "partial"},
     {"scoring"},
     {"evaluation"},
     {"trust"},
@@ -55,7 +55,7 @@ LAYERS = [
         "search",
         "failing",
     },
-    {"candidates", "blending", "originals", "study", "named"},
+    {"candidates", "blending", "distilling", "originals", "study", "named"},
     {"tasks"},
     {"sweeps"},
     {"launchers"},
@@ -80,6 +80,7 @@ ONLY = {
     "density": {
         "checks",
         "networks.base",
+        "networks.grouped",
         "networks.stream",
         "heads",
         "objectives",
@@ -128,6 +129,15 @@ ONLY = {
         "views",
     },  # fmt: skip
     "resuming": {"checks", "construct", "run"},
+    "flows": {
+        "checks",
+        "density",
+        "networks.layers",
+        "networks.made",
+        "networks.splines",
+        "orders",
+        "spec",
+    },
     "baselines": {"checks", "density", "networks.base", "heads", "orders", "spec"},
 }
 NEVER = {"tasks.train": {"networks", "heads"}}

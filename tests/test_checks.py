@@ -32,7 +32,7 @@ NOTHING_SENSIBLE = ("text", {}, [[1]], True, float("nan"), float("inf"), -float(
 ZERO = {
     "seed", "order_seed", "connectivity_seed", "split_seed", "fold", "warmup_steps", "final",
     "weight_decay", "momentum", "rho", "dropout", "smoothing", "margin", "tolerance",
-    "regularization", "num_blocks", "num_resnets", "min_log_scale", "max_log_scale",
+    "regularization", "num_blocks", "num_resnets", "num_bins", "min_log_scale", "max_log_scale",
     "valid", "test", "repeat",
     "num_noops", "betas", "max_epochs", "max_steps", "max_minutes", "checkpoint_every",
     "samples.num", "samples.temperature", "temperature", "num_neighbours", "keep", "label",
@@ -125,7 +125,7 @@ def test_no_wrong_number_is_taken(name, tmp_path, monkeypatch):
     group, config, key, kinds = TRIED[name]
     config = {k: SMALL.get(k, v) if group == "model" and v else v for k, v in config.items()}
     real = group == "head" and "gaussian" in name or name.startswith("head/auto")
-    real = real or name.startswith("model/gmm")
+    real = real or name.startswith(("model/gmm", "model/inverse_flow"))
     spec = SPECS["real" if real else "binary"]
     several = isinstance(config[key], list)
     wrong = [*NOTHING_SENSIBLE]

@@ -17,8 +17,8 @@ from armodels.data.mnist import MNIST
 from armodels.run import RunDirectory
 
 VERBS = (
-    "train, tune, eval, sample, complete, score, query, features, compress, decompress, export, "
-    "compare, list, tensorboard"
+    "train, tune, distill, eval, sample, complete, score, query, features, compress, decompress, "
+    "export, compare, list, tensorboard"
 )
 
 
@@ -97,12 +97,12 @@ BAD = {
     ),
     "order-of-a-raster-network": (
         ("train", "model=pixelcnn", "model.order=random"),
-        "model=pixelcnn follows the raster order only: it has no model.order; use "
+        "model=pixelcnn follows one order only: it has no model.order; use "
         "model=conv_nade, deep_nade, fvsbn or another for it",
     ),
     "orders-of-a-raster-network": (
         ("train", "model=pixelcnn", "model.num_orders=4"),
-        "model=pixelcnn follows the raster order only: it has no model.num_orders; use "
+        "model=pixelcnn follows one order only: it has no model.num_orders; use "
         "model=conv_nade, deep_nade, fvsbn or another for it",
     ),
     "key-of-another-default": (

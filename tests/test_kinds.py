@@ -37,11 +37,13 @@ SMALL = {
     "frames": {"hidden_size": 4, "context_size": 3, "inner_size": 4},
     "gated_pixelcnn": {"num_layers": 2, "num_channels": 4},
     "gmm": {"num_components": 2},
+    "inverse_flow": {"num_layers": 2, "hidden_sizes": [4]},
     "lmconv": {"num_blocks": 1, "num_channels": 4},
     "made": {"hidden_sizes": [4]},
     "masked_transformer": {"num_layers": 1, "hidden_size": 4, "num_heads": 1},
     "mixture_of_categoricals": {"num_components": 2},
     "mog_ar": {"hidden_sizes": [4]},
+    "multiscale": {"base_layers": 1, "base_channels": 4, "num_blocks": 1, "num_channels": 4},
     "nade": {"hidden_size": 4},
     "pixel_snail": {"num_channels": 4, "num_blocks": 1, "num_resnets": 1, "num_value_channels": 4},
     "pixelcnn": {"num_layers": 2, "num_channels": 4},
@@ -66,6 +68,7 @@ ONLY_IMAGES = {
     "diagonal_bilstm": "DiagonalBiLSTM",
     "gated_pixelcnn": "GatedPixelCNN",
     "lmconv": "LMConv",
+    "multiscale": "MultiScale",
     "pixel_snail": "PixelSNAIL",
     "pixelcnn": "PixelCNN",
     "pixelcnn_pp": "PixelCNNPP",
@@ -106,6 +109,12 @@ for _kind, (_name, _, _levels) in KINDS.items():
         REFUSED["mixture_of_categoricals", _kind] = (
             f"model MixtureOfCategoricals needs data with levels, but tiny-{_name} has real "
             f"values; use model=gmm"
+        )
+
+    else:
+        REFUSED["inverse_flow", _kind] = (
+            f"model InverseFlow needs real values, but tiny-{_name} has {_levels} levels; "
+            f"use model=made"
         )
 
 PAIRS = [(model, kind) for model in MODELS for kind in KINDS]

@@ -78,6 +78,20 @@ def test_hilbert_goes_from_neighbour_to_neighbour(size):
     assert int(moves.max()) == 1
 
 
+def test_subscale_by_hand():
+    assert ranks_by_place("subscale", 5, 6) == [
+        [0, 4, 8, 10, 1, 5],
+        [12, 14, 16, 17, 13, 15],
+        [18, 20, 22, 23, 19, 21],
+        [24, 26, 28, 29, 25, 27],
+        [2, 6, 9, 11, 3, 7],
+    ]
+    assert ranks_by_place("subscale", 1, 6) == [[0, 2, 4, 5, 1, 3]]
+    assert ranks_by_place("subscale", 2, 1) == [[0], [1]]
+    colours = orders.make("subscale", (3, 1, 5)).table.flatten().tolist()
+    assert colours == [0, 5, 10, 4, 9, 14, 1, 6, 11, 2, 7, 12, 3, 8, 13]
+
+
 def test_colour_values_follow_one_another():
     # Channel planes of a 1 x 2 image: R at 0 1, G at 2 3, B at 4 5.
     assert orders.make("raster", (3, 1, 2)).table.flatten().tolist() == [0, 2, 4, 1, 3, 5]

@@ -1,7 +1,7 @@
 """Ways to draw the same samples: which walk is taken, and what it took.
 
-``auto`` takes compiled code where the network offers it, else the network's own steps; a network
-that has none but whole forward passes is drawn by its fixed point, which takes as many passes as
+``auto`` takes compiled code where the network offers it, else a pass for each of its groups of steps
+where it has groups, else the network's own steps; a network that has none but whole forward passes is drawn by its fixed point, which takes as many passes as
 it has steps at most. Shapes: B batch, S steps, K values per step.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from armodels.checks import Count, require_types
 from armodels.density import speculative
 from armodels.density.fixed_point import BLOCK, Passes, ReadPasses, Tally, WholePasses, settle
+from armodels.density.grouped import walk_groups
 from armodels.density.speculative import (
     EVENT_STEPS,
     READ_STEPS,
@@ -34,6 +35,7 @@ from armodels.density.walk import (
 )
 from armodels.heads import Head
 from armodels.networks.base import AnyOrderNetwork, NaiveSteps, Network
+from armodels.networks.grouped import GroupedNetwork
 from armodels.networks.stream import AfterPrompt, StreamNetwork
 
 SamplerName = Literal["auto", "cached", "naive", "fixed_point", "speculative"]
@@ -202,6 +204,8 @@ def take(
         if fused is not None:
             values, params = fused
             return values, score(draws.head, params, values)
+    if sampler.name == "auto" and watch is None and isinstance(net, GroupedNetwork):
+        return walk_groups(net, draws.head, n, draws.chooser(), context, progress=progress)
     name = road(net, sampler.name)
     if name in ("naive", "cached"):
         scored = Scored(draws.head, draws.chooser())

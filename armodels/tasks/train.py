@@ -18,6 +18,7 @@ from armodels import (
     checkpoints,
     checks,
     construct,
+    distilling,
     limits,
     machine,
     resuming,
@@ -78,14 +79,16 @@ def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -
     first = fabric.is_global_zero
     loggers = require_loggers(config["logger"]) if first else ()
     with directory.claimed(new=not resuming_run) if first else contextlib.nullcontext():
-        trainer = _begin(
+        trainer, teacher = _begin(
             config, settings, budget, fabric, directory, trust, changed, hopeless, loggers
         )
         if first:
             log.open(directory.path / "train.log")
             _announce(trainer)
         trust_again = trusting(trainer.learner.candidate.config)
-        trainer.run(functools.partial(_conclude, trust=trust_again) if first else None)
+        trainer.run(
+            functools.partial(_conclude, trust=trust_again, teacher=teacher) if first else None
+        )
         return trainer.state.best_nats
 
 
@@ -99,7 +102,7 @@ def _begin(
     changed: list[str] | None,
     hopeless: Hopeless | None,
     loggers: Sequence[str],
-) -> Trainer:
+) -> tuple[Trainer, distilling.Teacher | None]:
     """What trains in a directory that is claimed; ``changed`` keys of a run that goes on."""
     last, path = None, directory.checkpoint("last")
     read_rows(directory.path)  # refused before anything of the run is written
@@ -116,8 +119,11 @@ def _begin(
     def guard(tried: Mapping[str, Any]) -> contextlib.AbstractContextManager:
         return checkpoints.guard(tried, last, path) if last else contextlib.nullcontext()
 
+    config, teacher = distilling.take_up(config, spec, settings, fabric.device)
     # Whatever cannot be trained is refused before any load.
     model = candidates.first_model(config, settings, fabric.device, spec, trust, guard)
+    if teacher:
+        distilling.require_student(model)
     blending.warn(config, spec, members)
     splits = source.load()  # which may make the folder of the data
     candidates.require_learnable(config, model, splits, fabric.device)
@@ -127,7 +133,7 @@ def _begin(
     go_on = _go_on(config, directory, fabric.world_size)
     several = candidates.candidates(config, settings, splits.spec, trust)
     trainer = Trainer(
-        [blending.filled(one, members) for one in several],
+        [distilling.taught(blending.filled(one, members), teacher) for one in several],
         splits,
         settings,
         watching_of(config),
@@ -146,7 +152,7 @@ def _begin(
         show.say(f"resuming with a changed {', '.join(changed)}")
     if fabric.is_global_zero:
         directory.begin({**config, "resume": None, "trust": None})
-    return trainer
+    return trainer, teacher
 
 
 def watching_of(config: Mapping[str, Any]) -> Watching:
@@ -197,7 +203,9 @@ def _announce(trainer: Trainer) -> None:
         show.say(f"going on from step {trainer.state.step}")
 
 
-def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
+def _conclude(
+    result: Result, trust: Mapping[str, Any], teacher: distilling.Teacher | None
+) -> None:
     metrics, path = result.metrics, os.path.relpath(str(result.directory))
     best = f"{metrics['weights']} weights of step {metrics['best_step']}"
     show.say()
@@ -208,6 +216,9 @@ def _conclude(result: Result, trust: Mapping[str, Any]) -> None:
         of = " a sequence" if result.model.spec.num_units else ""
         gap = f"{metrics['gap_to_truth']:.4f} nats{of} above the true entropy of the test split"
         show.say(f"gap    {gap}")
+    if teacher and result.directory:
+        found = distilling.report(result.model, teacher)
+        run.RunDirectory(result.directory).write_metrics({**metrics, **found})
     if "warning" in metrics:
         show.warn(metrics["warning"])
     show.say()

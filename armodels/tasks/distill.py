@@ -1,0 +1,63 @@
+"""armodels distill: train a student on what a trained run says, in place of data."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from armodels import checkpoints, construct, errors, names, show
+
+Compose = Callable[[Sequence[str], str], dict]
+"""Words of a training, its directory -> its config."""
+
+Train = Callable[[Mapping[str, Any]], float]
+"""What trains a config."""
+
+STUDENT = "model=inverse_flow"
+
+
+def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
+    """Train a student, or go on with one.
+
+    Args:
+        config: Of the verb.
+        compose: From words to the config of a training.
+        train: What trains.
+
+    Raises:
+        ValueError: There is no teacher, or what was typed does not suit one.
+    """
+    words = list(config["words"])
+    if config["resume"]:
+        if config["teacher"]:
+            raise ValueError("a student's run knows its teacher; leave teacher away")
+        path = os.path.abspath(config["resume"])
+        train(_composed(compose, [f"resume={show.hydra(path)}", *words], path))
+        return
+    if not config["teacher"]:
+        raise ValueError(
+            "teacher=... is missing; name the run to learn from: armodels distill RUN"
+        )
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        if key.split(".")[0] == "data":
+            raise ValueError(f"{key} is no key of armodels distill: a student has its teacher's")
+    if not any(word.startswith("model=") for word in words):
+        words = [STUDENT, *words]
+    teacher = os.path.abspath(config["teacher"])
+    first = _composed(compose, [*words, f"teacher={show.hydra(teacher)}"], "outputs")
+    taken = checkpoints.restore(teacher, trust=first["trust"])
+    # The teacher's run may be a stranger's: its data are not what this command names itself.
+    construct.source(taken.config["data"], taken.trust)
+    choices = {**first["choices"], "data": taken.config["choices"]["data"]}
+    name = names.run_name(first["overrides"], first["seed"], name=first["name"])
+    place = config["out"] or os.path.join("outputs", choices["data"], choices["model"], name)
+    train({**first, "data": taken.config["data"], "choices": choices, "directory": place})
+
+
+def _composed(compose: Compose, words: Sequence[str], directory: str) -> dict:
+    """The config of these words; what is wrong with them is said as of a training."""
+    try:
+        return compose(words, directory)
+    except Exception as error:
+        sentence = errors.explain(error, "train", [*words])
+    raise ValueError(sentence)

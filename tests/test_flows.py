@@ -1,0 +1,163 @@
+"""Inverse autoregressive flows against what their definition says."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from cases import data
+from scipy import stats
+
+from armodels.flows import InverseFlow
+from armodels.networks import splines
+
+SPACE = data("vector", 3, levels=None)
+
+
+def flow(spec=SPACE, seed=0, scale=0.2, **keys) -> InverseFlow:
+    """With random weights, in float64."""
+    model = InverseFlow(
+        spec, **{"num_layers": 2, "hidden_sizes": [8], "activation": "tanh"} | keys
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.double().parameters():
+            weight.copy_(scale * torch.randn(weight.shape, generator=generator).double())
+    return model.eval()
+
+
+def noise_of(n, d=3, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+@pytest.mark.parametrize("num_bins", [0, 1, 5])
+def test_the_log_probability_of_a_draw_is_that_of_the_event(num_bins):
+    model = flow(num_layers=3, num_bins=num_bins)
+    x, log_prob = model.draw(noise_of(50))
+    torch.testing.assert_close(model.log_prob(x), log_prob, rtol=0, atol=1e-9)
+    with torch.no_grad():  # where the inverse ends early
+        torch.testing.assert_close(model.log_prob(x), log_prob, rtol=0, atol=1e-9)
+
+
+def test_the_log_probability_is_by_the_jacobian():
+    """log p(x) = log p(z) - log |det dx/dz|, the Jacobian by automatic differentiation."""
+    model = flow(num_layers=3)
+    for z in noise_of(5, seed=1):
+        jacobian = torch.autograd.functional.jacobian(lambda one: model.draw(one[None])[0][0], z)
+        normal = torch.distributions.Normal(0, 1).log_prob(z).sum()
+        expected = normal - torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(model.draw(z[None])[1][0], expected, rtol=0, atol=1e-9)
+
+
+def test_a_layer_hears_the_noise_before_it_alone_and_the_next_turns_round():
+    model = flow(num_layers=1)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda one: model.draw(one[None])[0][0], noise_of(1)[0]
+    )
+    assert torch.equal(jacobian, jacobian.tril())
+    assert (jacobian.tril() != 0).sum() == 6
+    assert [net.order.name for net in flow(num_layers=3).nets] == ["raster", "reverse", "raster"]
+
+
+def test_splines_and_their_inverse():
+    """Slopes by automatic differentiation; nothing changes beyond the bound, nor by zeros."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.linspace(-5, 5, 41, dtype=torch.double)[:, None].expand(-1, 3).clone()
+    params = 2 * torch.randn(41, 3, splines.num_params(5), generator=generator).double()
+    y, log_slope = splines.forward(z.requires_grad_(), params)
+    slope = torch.autograd.grad(y.sum(), z)[0]
+    torch.testing.assert_close(log_slope, slope.log(), rtol=0, atol=1e-9)
+    back, same_slope = splines.inverse(y, params)
+    torch.testing.assert_close(back, z, rtol=0, atol=1e-9)
+    torch.testing.assert_close(same_slope, log_slope, rtol=0, atol=1e-8)
+    outside = z.abs() >= splines.BOUND
+    assert torch.equal(y[outside], z[outside])
+    assert ((y - z)[~outside].abs() > 1e-3).double().mean() > 0.9
+    unchanged, log_slope = splines.forward(z, 0 * params)
+    torch.testing.assert_close(unchanged, z, rtol=0, atol=1e-12)
+    torch.testing.assert_close(log_slope, 0 * z, rtol=0, atol=1e-12)
+
+
+def test_a_spline_by_hand():
+    """Two bins, the first a quarter of the width and half of the height, slopes 1, 3 and 1."""
+    quarter = math.log(1 / 3)  # before a share of LEAST is set aside for each bin
+    slope = math.log(math.expm1(3 - splines.LEAST)) - splines.ONE
+    params = torch.tensor([quarter, 0.0, 0.0, 0.0, slope], dtype=torch.double)
+    first = splines.LEAST + (1 - 2 * splines.LEAST) / 4  # of the width of 8
+    knot = -4 + 8 * first
+    at = torch.tensor([-4.0, knot, 4.0, (-4 + knot) / 2]).double()
+    y, log_slope = splines.forward(at, params.expand(4, 5))
+    mean = 4 / (8 * first)
+    bent = mean + (1 + 3 - 2 * mean) / 4
+    middle = -4 + 4 * (mean / 4 + 1 / 4) / bent
+    expected = torch.tensor([-4, 0, 4, middle], dtype=torch.double)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+    assert abs(float(log_slope[1]) - math.log(3)) < 1e-6
+
+
+@pytest.mark.parametrize("num_dims", [1, 2])
+def test_the_density_integrates_to_one(num_dims):
+    model = flow(data("vector", num_dims, levels=None), scale=0.1)
+    grid = torch.linspace(-9, 9, 301 if num_dims == 2 else 4001, dtype=torch.double)
+    with torch.no_grad():
+        total = model.log_prob(torch.cartesian_prod(*[grid] * num_dims).view(-1, num_dims)).exp()
+    # Knots of splines are kinks of the density, where quadrature is as fine as its grid.
+    assert abs(float(total.sum()) * float(grid[1] - grid[0]) ** num_dims - 1) < 1e-3
+
+
+def test_samples_follow_the_density():
+    """Chi-square over cells of the plane, the probability of each by quadrature."""
+    model = flow(data("vector", 2, levels=None), scale=0.2)
+    n, per_cell = 4000, 20
+    x, _ = model.sample_with_log_prob(n, generator=torch.Generator().manual_seed(0))
+    edges = torch.tensor([-1.5, -0.75, 0.0, 0.75, 1.5], dtype=torch.double)
+    cells = torch.stack([torch.bucketize(x[:, i].contiguous(), edges) for i in range(2)])
+    counts, expected = [], []
+    inner = [(edges[i], edges[i + 1]) for i in range(4)]
+    for (i, (a, b)), (j, (c, d)) in itertools.product(enumerate(inner, 1), enumerate(inner, 1)):
+        middles = (torch.arange(per_cell, dtype=torch.double) + 0.5) / per_cell
+        grid = torch.cartesian_prod(a + (b - a) * middles, c + (d - c) * middles)
+        with torch.no_grad():
+            mean = model.log_prob(grid).exp().mean()
+        expected.append(float(mean * (b - a) * (d - c)) * n)
+        counts.append(int(((cells[0] == i) & (cells[1] == j)).sum()))
+    large = [i for i, number in enumerate(expected) if number >= 10]
+    counts, expected = [counts[i] for i in large], [expected[i] for i in large]
+    assert len(large) > 5
+    counts.append(n - sum(counts))
+    expected.append(n - sum(expected))
+    assert stats.chisquare(counts, expected).pvalue > 1e-3
+    assert stats.chisquare([*counts[1:], counts[0]], expected).pvalue < 1e-6  # the test can fail
+
+
+def test_training_starts_at_mean_and_deviation():
+    model = InverseFlow(SPACE, num_layers=2).double()
+    x = noise_of(500) * torch.tensor([2.0, 1.0, 0.1]) + torch.tensor([3.0, -1.0, 0.0])
+    model.initialize([x[:300], x[300:]])
+    drawn = model.sample(4000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), x.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(drawn.std(0), x.std(0), rtol=0.1, atol=0)
+
+
+def test_particles_follow_the_conditional():
+    """Of two values the second given the first, against the density on a grid."""
+    model = flow(data("vector", 2, levels=None), scale=0.3)
+    first = 0.3
+    x = torch.tensor([[first, 0.0]], dtype=torch.double).expand(500, 2)
+    known = torch.tensor([True, False])
+    options = {"num_particles": 400, "generator": torch.Generator().manual_seed(0)}
+    done = model.complete(x, known, **options)
+    assert done.method == "likelihood weighting"
+    assert torch.equal(done.values[:, 0], x[:, 0])
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.double)
+    with torch.no_grad():
+        weights = model.log_prob(torch.stack([torch.full_like(grid, first), grid], 1)).softmax(0)
+    mean = float((weights * grid).sum())
+    deviation = math.sqrt(float((weights * (grid - mean) ** 2).sum()))
+    assert abs(float(done.values[:, 1].mean()) - mean) < 4 * deviation / math.sqrt(500)
+    assert abs(float(done.values[:, 1].std()) / deviation - 1) < 0.15
+
+
+def test_levels_are_refused():
+    with pytest.raises(ValueError, match="InverseFlow needs real values, but tiny-vector has 5"):
+        InverseFlow(data("vector", 4, levels=5))
