@@ -14,6 +14,7 @@ from armodels import orders
 from armodels.checks import Count, Range, checked
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete
+from armodels.density.samplers import Sampler
 from armodels.density.walk import check_draw, draw_noise, sampling
 from armodels.networks import layers, splines
 from armodels.networks.made import MADE
@@ -181,6 +182,7 @@ class InverseFlow(DensityModel):
         temperature: float,
         generator: torch.Generator | None,
         progress: bool,
+        sampler: Sampler,
     ) -> Particles:
         """Events whose unknown values are independent normal ones, weighted by the flow.
 
@@ -192,6 +194,7 @@ class InverseFlow(DensityModel):
             temperature: Of the normal ones.
             generator: Seeds the draws.
             progress: There is nothing to show.
+            sampler: There is no walk.
         """
         known = as_mask(known, x)
         self.spec.check(x.masked_fill(~known, 0))
@@ -235,6 +238,7 @@ class InverseFlow(DensityModel):
             temperature=temperature,
             generator=generator,
             progress=progress,
+            sampler=Sampler(),
         )
 
 

@@ -1,8 +1,9 @@
 """Ways to draw the same samples: which walk is taken, and what it took.
 
-``auto`` takes compiled code where the network offers it, else a pass for each of its groups of steps
-where it has groups, else the network's own steps; a network that has none but whole forward passes is drawn by its fixed point, which takes as many passes as
-it has steps at most. Shapes: B batch, S steps, K values per step.
+``auto`` takes compiled code where the network offers it, a pass for each group of steps where it
+has groups, else the network's own steps; a network that has none but whole forward passes is drawn
+by its fixed point, which takes as many passes as it has steps at most. Shapes: B batch, S steps,
+K values per step.
 """
 
 from collections.abc import Callable
