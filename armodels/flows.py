@@ -12,6 +12,7 @@ from torch import Tensor
 
 from armodels import orders
 from armodels.checks import Count, Range, checked
+from armodels.density import query
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete
 from armodels.density.samplers import Sampler
@@ -199,15 +200,36 @@ class InverseFlow(DensityModel):
         known = as_mask(known, x)
         self.spec.check(x.masked_fill(~known, 0))
         self.check_context(context, len(x))
-        flat, mask = x.flatten(1)[:, None].to(self.mean), known.flatten(1)[:, None]
         noise = self._normal((len(x), num_particles, self.spec.num_dims), generator)
+        values, log_weights = self._weighted(x, known, noise, temperature)
+        values = values.to(x).unflatten(2, self.spec.shape)
+        return Particles(values, log_weights, bool(known.all()), False)
+
+    def _weighted(
+        self, x: Tensor, known: Tensor, noise: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """What noise (B, N, D) puts beside the known values: (B, N, D) and log-weights (B, N)."""
+        flat, mask = x.flatten(1)[:, None].to(self.mean), known.flatten(1)[:, None]
         spread = WIDER * math.sqrt(temperature) * self.log_std.exp()
         values = torch.where(mask, flat, (self.mean + spread * noise).detach())
         with sampling(self, naive=True):
             log_weights = self._log_prob(values.flatten(0, 1), None).unflatten(0, noise.shape[:2])
-        log_weights = log_weights - _log_normal(noise.masked_fill(mask, 0))
-        values = values.to(x).unflatten(2, self.spec.shape)
-        return Particles(values, log_weights, bool(known.all()), False)
+        drawn = torch.distributions.Normal(0, 1).log_prob(noise) - spread.log()
+        return values, log_weights - drawn.masked_fill(mask, 0).sum(-1)
+
+    def _weights_of(self, one: query.Query) -> query.Weights:
+        """By the particles of a completion, under the same noise for both parts."""
+        noise = self._normal((len(one.x), one.num_particles, self.spec.num_dims), one.generator)
+        parts = one.both, one.known
+        # p of nothing is 1.
+        found = [
+            self._weighted(one.x, part, noise)[1].double()
+            if part.any()
+            else torch.zeros(noise.shape[:2], dtype=torch.double, device=noise.device)
+            for part in parts
+        ]
+        exact = all(part.all() or not part.any() for part in parts)
+        return query.Weights(found[0][:, None], found[1][:, None], exact)
 
     def complete(
         self,

@@ -158,6 +158,29 @@ def test_particles_follow_the_conditional():
     assert abs(float(done.values[:, 1].std()) / deviation - 1) < 0.15
 
 
+def test_a_query_estimates_the_integral():
+    """Of the first of two values, against the density on a grid, within its stated error."""
+    model = flow(data("vector", 2, levels=None), scale=0.3)
+    x = torch.tensor([[0.3, 0.0], [0.1, -1.0], [0.8, 0.4]], dtype=torch.double)
+    asked = torch.tensor([True, False])
+    options = {"num_particles": 2000, "generator": torch.Generator().manual_seed(0)}
+    found = model.log_prob_of(x, asked, **options)
+    assert found.method == "likelihood weighting"
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.double)
+    for row, log_prob, error in zip(x, found.log_prob, found.standard_error, strict=True):
+        with torch.no_grad():
+            density = model.log_prob(torch.stack([row[0].expand_as(grid), grid], 1))
+        truth = float(density.logsumexp(0) + (grid[1] - grid[0]).log())
+        assert 0 < float(error) < 0.1
+        assert abs(float(log_prob) - truth) < 4 * float(error)
+    second = model.log_prob_of(x, ~asked, asked, **options)
+    whole = model.log_prob_of(x, torch.tensor([True, True]))
+    assert (whole.method, float(whole.standard_error.sum())) == ("exact", 0)
+    torch.testing.assert_close(
+        second.log_prob + found.log_prob, whole.log_prob, rtol=0, atol=1e-9
+    )  # the same noise weighs what is known
+
+
 def test_levels_are_refused():
     with pytest.raises(ValueError, match="InverseFlow needs real values, but tiny-vector has 5"):
         InverseFlow(data("vector", 4, levels=5))

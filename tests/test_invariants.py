@@ -1222,8 +1222,8 @@ REFUSALS = {
     "num_components is -1; it must be at least 1": lambda: heads.DiscretizedLogisticMixture(
         RGB, num_components=-1
     ),
-    "name is 'zigzag'; choose raster, reverse, columns, spiral, s_curve, hilbert or "
-    "random": lambda: orders.make("zigzag", (4,)),
+    "name is 'zigzag'; choose raster, reverse, columns, spiral, s_curve, hilbert, "
+    "subscale or random": lambda: orders.make("zigzag", (4,)),
     "activation is 'swish'; choose relu, sigmoid, tanh or elu": lambda: build_made(
         activation="swish"
     ),

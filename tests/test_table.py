@@ -21,6 +21,7 @@ from armodels.checkpoints import load_checkpoint, restore
 from armodels.data import files
 from armodels.data.base import PARTS
 from armodels.data.tables import Table
+from armodels.density.samplers import Sampler
 from armodels.spec import Coding, DataSpec, Standardization, nats
 from armodels.tasks.complete import fill
 
@@ -986,7 +987,7 @@ def test_rows_that_lack_the_same_are_filled_together(tmp_path):
     x = torch.from_numpy(BITS[:9].astype(np.uint8))
     known = torch.tensor([[True, False, True, True], [True, True, False, True]]).repeat(5, 1)[:9]
     how = {"num_completions": 3, "num_particles": 1, "temperature": 1.0, "seed": 0}
-    answers, _ = fill(restore(tmp_path / "run"), x, known, how)
+    answers, _ = fill(restore(tmp_path / "run"), x, known, how, Sampler())
     assert answers.shape == (9, 3, 4)
     assert ((answers == x[:, None]) | ~known[:, None]).all()
 
