@@ -163,8 +163,12 @@ def test_a_query_estimates_the_integral():
     model = flow(data("vector", 2, levels=None), scale=0.3)
     x = torch.tensor([[0.3, 0.0], [0.1, -1.0], [0.8, 0.4]], dtype=torch.double)
     asked = torch.tensor([True, False])
-    options = {"num_particles": 2000, "generator": torch.Generator().manual_seed(0)}
-    found = model.log_prob_of(x, asked, **options)
+
+    def asks(*masks):
+        generator = torch.Generator().manual_seed(0)
+        return model.log_prob_of(x, *masks, num_particles=2000, generator=generator)
+
+    found = asks(asked)
     assert found.method == "likelihood weighting"
     grid = torch.linspace(-12, 12, 4001, dtype=torch.double)
     for row, log_prob, error in zip(x, found.log_prob, found.standard_error, strict=True):
@@ -173,8 +177,8 @@ def test_a_query_estimates_the_integral():
         truth = float(density.logsumexp(0) + (grid[1] - grid[0]).log())
         assert 0 < float(error) < 0.1
         assert abs(float(log_prob) - truth) < 4 * float(error)
-    second = model.log_prob_of(x, ~asked, asked, **options)
-    whole = model.log_prob_of(x, torch.tensor([True, True]))
+    second = asks(~asked, asked)
+    whole = asks(torch.tensor([True, True]))
     assert (whole.method, float(whole.standard_error.sum())) == ("exact", 0)
     torch.testing.assert_close(
         second.log_prob + found.log_prob, whole.log_prob, rtol=0, atol=1e-9
