@@ -13,6 +13,7 @@ from torch import Tensor
 from armodels.density.adaptive import Learning
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
+from armodels.density.mixture import OrderMixture
 from armodels.density.stream import with_length
 from armodels.density.walk import Choose, Countable, sampling, walk
 from armodels.heads import Head
@@ -50,10 +51,14 @@ def require_codable(model: DensityModel) -> AutoregressiveModel:
         ValueError: It has no steps of its own, is conditioned on something, or is of real values.
         ModuleNotFoundError: The entropy coder is not installed.
     """
+    if isinstance(model, OrderMixture) and model.num_terms == 1:
+        model = model.component(0)
     if not isinstance(model, AutoregressiveModel):
+        one = "one of its orders, eval.num_orders=1"
+        way = one if isinstance(model, OrderMixture) else "a model that is, such as model=nade"
         raise ValueError(
-            f"model {model.description} is not walked step by step, as coding does; compress by a "
-            f"model of one order, such as model=nade (of a mixture of orders: eval.num_orders=1)"
+            f"model {model.description} is not walked step by step, as coding does; compress by "
+            f"{way}"
         )
     if model.context is not None:
         raise ValueError(
@@ -62,8 +67,8 @@ def require_codable(model: DensityModel) -> AutoregressiveModel:
         )
     if model.spec.levels is None:
         raise ValueError(
-            f"{model.spec.name} has real values, which have infinitely many bits; compress data "
-            f"with levels, such as data.levels=256"
+            f"{model.spec.name} has real values, which have infinitely many bits; compress by a "
+            f"model that was trained on data with levels"
         )
     _coder()
     return model

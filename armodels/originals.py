@@ -18,6 +18,7 @@ from armodels.data.collections import (
     Tree,
     as_grey_or_rgb,
     first_line,
+    is_animated,
     open_picture,
 )
 from armodels.data.images import quantize
@@ -142,7 +143,15 @@ def _text(file: Path, spec: DataSpec) -> Tensor:
     """
     assert spec.alphabet is not None
     symbols = read_symbols(file, spec.alphabet.unit)
-    levels = spec.alphabet.encoded(symbols, f"file {file}") if len(symbols) else np.zeros(0, int)
+    try:
+        levels = (
+            spec.alphabet.encoded(symbols, f"file {file}") if len(symbols) else np.zeros(0, int)
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error).partition(';')[0]}; compress by a model of bytes, which knows all "
+            f"(data.unit=byte)"
+        ) from error
     event = torch.from_numpy(levels).to(spec.dtype)
     if file.suffix == ".gz":
         raise ValueError(f"file {file} is packed already; unpack it first")
@@ -164,11 +173,14 @@ def _picture(file: Path, spec: DataSpec, resize: bool) -> tuple[Tensor, bool]:
     channels, height, width = spec.shape
     try:
         with open_picture(file) as opened:
+            animated = is_animated(opened)
             opened.load()
             plain = opened.mode in ("1", "L", "P", "RGB") and "transparency" not in opened.info
             whole = as_grey_or_rgb(opened)
     except UNDECODABLE as error:
         raise ValueError(f"picture {file} cannot be read: {first_line(error)}") from error
+    if animated:
+        raise ValueError(f"picture {file} has several frames; save the one that is meant")
     if whole.size != (width, height) and not resize:
         raise ValueError(
             f"picture {file} has {whole.width}x{whole.height} pixels, but the model is of "

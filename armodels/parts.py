@@ -144,12 +144,13 @@ def read_mask(path: Path, spec: DataSpec) -> Tensor:
 def _read_picture(path: Path, what: str, mode: str, size: tuple[int, int]) -> Image.Image:
     try:
         with open_picture(path) as opened:
-            if is_animated(opened):
-                raise ValueError(f"{what} {path} has several frames; save the one that is meant")
+            animated = is_animated(opened)
             opened.load()
             image = as_grey_or_rgb(opened).convert(mode)
     except UNDECODABLE as error:
         raise ValueError(f"{what} {path} cannot be read: {first_line(error)}") from error
+    if animated:
+        raise ValueError(f"{what} {path} has several frames; save the one that is meant")
     if image.size == size:
         return image
     before, after = ("x".join(map(str, one)) for one in (image.size, size))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import random
+import shlex
 import subprocess
 import sys
 
@@ -206,6 +207,7 @@ def test_one_bad_byte_loses_one_chunk(folder):
     assert not (folder / "all").exists()
     result = armodels(folder, "decompress", "made", "path=bad.arm", "out=some", "keep_going=true")
     assert "chunk 1 (examples 30 to 59 of test) is lost" in result.error
+    assert "read   bad.arm: 60 of 90 examples, whose checksums are right" in result.out
     found = np.load(folder / "some" / "test.npz")
     assert found["rows"].tolist() == [*range(30), *range(60, 90)]
     done(folder, "decompress", "made", "path=digits.arm", "out=good")
@@ -246,6 +248,40 @@ def test_own_pictures_come_back(folder):
     assert not (folder / "no.arm").exists()
 
 
+def test_what_is_there_is_not_replaced(folder):
+    """Not by another run's file either: what was compressed may be gone."""
+    before = (folder / "digits.arm").read_bytes()
+    error = armodels(folder, "compress", "made", "num_examples=3", "out=digits.arm").error
+    assert error == "out=digits.arm is there already; remove it, or choose another name"
+    assert (folder / "digits.arm").read_bytes() == before
+
+
+def test_a_picture_of_several_frames_is_refused(folder):
+    frames = [Image.new("L", (8, 8), 255 * i) for i in range(2)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    error = armodels(folder, "compress", "made", "path=moving.gif", "out=no.arm").error
+    assert error == "picture moving.gif has several frames; save the one that is meant"
+
+
+def test_a_rate_without_learning_is_refused(folder):
+    error = armodels(folder, "compress", "made", "eval.adapt_lr=0.1", "out=no.arm").error
+    assert error == "eval.adapt_lr=0.1 is of a model that learns; add adapt=true, or leave it out"
+
+
+def test_one_order_of_several_is_coded(folder):
+    words = ("model.hidden_sizes=[4]", "model.num_orders=3", "model.order=random")
+    done(folder, "train", *DIGITS, *words, "out=orders")
+    some = ("num_examples=5", "out=orders.arm")
+    error = armodels(folder, "compress", "orders", *some).error
+    assert error.endswith("compress by one of its orders, eval.num_orders=1")
+    out = done(folder, "compress", "orders", *some, "eval.num_orders=1")
+    (again,) = [line for line in out.splitlines() if "armodels decompress" in line]
+    done(folder, *shlex.split(again)[1:])
+    _, examples = load_split(restore(folder / "orders"), {}, "test")
+    with np.load(folder / "orders-again/test.npz") as found:
+        assert np.array_equal(found["x"], examples.x[:5].numpy())
+
+
 def test_resized_pictures_come_back_as_the_model_knows_them(folder):
     left = np.zeros((16, 24), np.uint8)
     left[:, :12] = 255
@@ -271,6 +307,17 @@ def test_own_texts_come_back(tmp_path):
     text.write_bytes(b"\xef\xbb\xbfto be")
     error = armodels(tmp_path, "compress", "rnn", "path=mine.txt", "out=x.arm").error
     assert "would not come back byte for byte" in error
+    text.write_bytes(b"to be\r\n")
+    error = armodels(tmp_path, "compress", "rnn", "path=mine.txt", "out=x.arm").error
+    assert error.endswith("compress by a model of bytes, which knows all (data.unit=byte)")
+    text.write_bytes(b"")
+    out = done(tmp_path, "compress", "rnn", "path=mine.txt", "out=empty.arm")
+    assert "bits/dim" not in out
+    assert "%" not in out
+    text.write_bytes(b"to be or not to be" * 20)
+    told = armodels(tmp_path, "compress", "rnn", "path=mine.txt", "out=fast.arm", "adapt=true",
+                    "eval.adapt_lr=1e6")  # fmt: skip
+    assert "it may have learned too fast: lower eval.adapt_lr" in told.err
 
 
 def test_what_cannot_be_coded_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """armodels compress: examples as a small file, by the probabilities of a trained model."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from armodels.trust import trusting
 WAYS = {"path=PATH": ("path", "resize"), "a split": ("split", "data", "num_examples")}
 """What may be compressed, and the keys that say how."""
 
-MARK = archive.MAGIC[1:].decode()
+ADAPT_LR = 1e-4
+"""As the config has it."""
 
 
 def main(config: Mapping[str, Any]) -> None:
@@ -29,13 +31,17 @@ def main(config: Mapping[str, Any]) -> None:
     """
     way = "a split" if config["path"] is None else "path=PATH"
     require_together(config["overrides"], way, WAYS)
-    disk.require_place(config["out"], mark=MARK)
+    if config["eval"]["adapt_lr"] != ADAPT_LR and not config["adapt"]:
+        raise ValueError(
+            f"eval.adapt_lr={config['eval']['adapt_lr']:g} is of a model that learns; add "
+            f"adapt=true, or leave it out"
+        )
+    out = Path(config["out"] or f"{_stem(config)}.arm")
+    _require_new(out)
     restored = checkpoints.from_config({**config, "device": "cpu"})
     model = coding.require_codable(restored.model)
     _require_adaptable(restored, config)
     kind, names, events, raw = _events(restored, config)
-    out = Path(config["out"] or f"{_stem(config)}.arm")
-    disk.require_place(out, mark=MARK)
     batch = 1 if config["adapt"] else config["batch_size"]
     header = archive.Header(
         kind,
@@ -57,10 +63,21 @@ def main(config: Mapping[str, Any]) -> None:
         show.warn("what was written was not decoded again (check=false)")
     show.say()
     show.say("Next:")
-    trust = trusting(restored.config)
-    again = {"run": config["run"], "path": out, "out": f"{out.stem}-again", **trust}
-    chosen = {key: config[key] for key in ("checkpoint",) if config[key] != "best"}
-    show.say(f"  {show.command('decompress', **again, **chosen)}")
+    again = {"run": config["run"], "path": out, "out": f"{out.stem}-again"}
+    chosen = {
+        "checkpoint": (config["checkpoint"], "best"),
+        "eval.weights": (config["eval"]["weights"], "ema"),
+        "eval.num_orders": (config["eval"]["num_orders"], None),
+    }
+    again |= {key: value for key, (value, usual) in chosen.items() if value != usual}
+    show.say(f"  {show.command('decompress', **again, **trusting(restored.config))}")
+
+
+def _require_new(out: Path) -> None:
+    """Raise FileExistsError where something is: it may be all that is left of what was coded."""
+    disk.require_place(out, mark=archive.MAGIC[1:].decode())
+    if os.path.lexists(out):
+        raise FileExistsError(f"out={out} is there already; remove it, or choose another name")
 
 
 def _require_adaptable(restored: checkpoints.Restored, config: Mapping[str, Any]) -> None:
@@ -120,14 +137,18 @@ def _report(found: Compressed, raw: int | None) -> None:
     of_files = "" if raw is None else f" ({raw:,} bytes in files)"
     show.say(
         f"coded  {header.count:,} example{'s' * (header.count != 1)}{of_files} in {chunks} "
-        f"chunk{'s' * (chunks != 1)}: {8 * size / max(header.count, 1):,.2f} bits an example, "
-        f"{8 * size / max(found.num_values, 1):.4f} bits/dim"
+        f"chunk{'s' * (chunks != 1)}: {8 * size / max(header.count, 1):,.2f} bits an example"
+        + (f", {8 * size / found.num_values:.4f} bits/dim" if found.num_values else "")
     )
     over = size - bits / 8
-    show.say(
-        f"exact  -log2 p of them is {bits / 8:,.1f} bytes; the file has {over:,.1f} more "
-        f"({100 * over / max(bits / 8, 1):.3f} %)"
-    )
+    exact = f"exact  -log2 p of them is {bits / 8:,.1f} bytes; the file has {abs(over):,.1f} "
+    exact += "more" if over >= 0 else "less"
+    show.say(exact + (f" ({100 * over / (bits / 8):.3f} %)" if bits > 8 else ""))
+    if over < 0:
+        show.warn(
+            "the model gives some values less probability than any that is coded, 1 in 16,777,216"
+            + ("; it may have learned too fast: lower eval.adapt_lr" if header.adapt else "")
+        )
     rate = found.num_values / max(found.encode_seconds, 1e-9)
     again = "" if found.check_seconds is None else (
         f"; every value came back, in {found.check_seconds:.1f} s"

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from armodels import archive, checkpoints, coding, compression, disk, exported, originals, show
 from armodels.archive import Damaged, Header
-from armodels.compression import Lost
 from armodels.spec import DataSpec
 
 LARGEST_FILE = 2**32
@@ -51,12 +50,7 @@ def main(config: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} is refused: {compression.described(lost, header)}")
     _write(found, header, restored.spec, out, path)
     if lost:
-        raise ValueError(f"not all of {path} came back: {_listed(lost, header)}")
-
-
-def _listed(lost: Sequence[Lost], header: Header) -> str:
-    """All that is lost."""
-    return "; ".join(compression.described([one], header) for one in lost)
+        raise ValueError(f"not all of {path} came back: {compression.described(lost, header)}")
 
 
 def _write(
@@ -73,7 +67,11 @@ def _write(
         else:
             _write_split(found, rows, header, spec, folder)
     what = "file" if header.kind == archive.FILES else "example"
-    show.say(f"read   {path}: {len(rows):,} {what}{'s' * (len(rows) != 1)}, every checksum right")
+    of_all = "" if len(rows) == header.count else f" of {header.count:,}"
+    show.say(
+        f"read   {path}: {len(rows):,}{of_all} {what}{'s' * (header.count != 1)}, "
+        f"{'whose checksums are' if of_all else 'every checksum'} right"
+    )
     show.say(f"wrote  {out}")
 
 
