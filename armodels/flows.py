@@ -24,6 +24,9 @@ from armodels.spec import DataSpec
 LIMIT = 2.0
 """Of the log-scales of a layer: early in training too, draws stay finite and have an inverse."""
 
+RIDGE = 1e-3
+"""Share of independent values in the covariance at which training starts."""
+
 DRAWS = 256
 """Of the flow itself, which say where particles of unknown values are looked for."""
 
@@ -75,8 +78,8 @@ class InverseFlow(DensityModel):
         Neural Spline Flows (Durkan et al., 2019) https://arxiv.org/abs/1906.04032
 
     Differs from the papers: layers are MADEs, also of sequences; each bends values by a spline, so
-    that one layer has several modes; scales are exp(2 tanh(s / 2)); a last layer without a
-    network starts at mean and deviation of the data.
+    that one layer has several modes; scales are exp(2 tanh(s / 2)); the last layer starts at mean and
+    covariance of the data.
     """
 
     @checked
@@ -112,11 +115,27 @@ class InverseFlow(DensityModel):
         self.log_std = torch.nn.Parameter(torch.zeros(spec.num_dims))
 
     def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
-        """Start the last layer at mean and deviation of the data."""
+        """Start the last layer at mean and covariance of the data.
+
+        The direct connections of its MADE are the covariance's factor, whose diagonal scales.
+        """
         x = torch.cat([batch.flatten(1) for batch in batches]).double()
+        mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
+        net = self.nets[-1]
+        order = net.order_table[:, 0]
+        scaled = ((x - mean) / std)[:, order]
+        correlation = scaled.mT @ scaled / len(x)
+        ridge = RIDGE * torch.eye(len(order), dtype=x.dtype, device=x.device)
+        factor = torch.linalg.cholesky((1 - RIDGE) * correlation + ridge)
+        diagonal = factor.diagonal()
+        ranks = orders.ranks(net.order_table)
+        lower = (factor / diagonal[:, None]).tril(-1)
+        assert net.direct is not None
+        shifts = net.direct.weight.unflatten(0, (self.spec.num_dims, -1))[:, 0]
         with torch.no_grad():
-            self.mean.copy_(x.mean(0))
-            self.log_std.copy_(x.std(0, correction=0).clamp_min(1e-3).log())
+            self.mean.copy_(mean)
+            self.log_std.copy_((std * diagonal[ranks]).log())
+            shifts.copy_(lower[ranks][:, ranks])
 
     def _change(self, net: MADE, z: Tensor) -> Change:
         """What a layer does to each value, (B, D)."""

@@ -130,13 +130,16 @@ def test_samples_follow_the_density():
     assert stats.chisquare([*counts[1:], counts[0]], expected).pvalue < 1e-6  # the test can fail
 
 
-def test_training_starts_at_mean_and_deviation():
-    model = InverseFlow(SPACE, num_layers=2).double()
-    x = noise_of(500) * torch.tensor([2.0, 1.0, 0.1]) + torch.tensor([3.0, -1.0, 0.0])
+@pytest.mark.parametrize("num_layers", [1, 2])  # raster last, reverse last
+def test_training_starts_at_mean_and_covariance(num_layers):
+    model = InverseFlow(SPACE, num_layers=num_layers).double()
+    factor = torch.tensor([[2.0, 0.0, 0.0], [0.9, 0.3, 0.0], [0.1, -0.2, 0.05]]).double()
+    x = noise_of(500) @ factor.mT + torch.tensor([3.0, -1.0, 0.0])
     model.initialize([x[:300], x[300:]])
-    drawn = model.sample(4000, generator=torch.Generator().manual_seed(0))
+    drawn = model.sample(20_000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.mean(0), x.mean(0), rtol=0, atol=0.1)
     torch.testing.assert_close(drawn.std(0), x.std(0), rtol=0.1, atol=0)
+    torch.testing.assert_close(drawn.mT.corrcoef(), x.mT.corrcoef(), rtol=0, atol=0.1)
 
 
 PLANE = data("vector", 2, levels=None)
