@@ -78,8 +78,8 @@ class InverseFlow(DensityModel):
         Neural Spline Flows (Durkan et al., 2019) https://arxiv.org/abs/1906.04032
 
     Differs from the papers: layers are MADEs, also of sequences; each bends values by a spline, so
-    that one layer has several modes; scales are exp(2 tanh(s / 2)); the last layer starts at mean and
-    covariance of the data.
+    that one layer has several modes; scales are exp(2 tanh(s / 2)); the last layer starts at
+    mean and covariance of the data.
     """
 
     @checked
