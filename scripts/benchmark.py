@@ -1,7 +1,7 @@
 """Speed side by side: every sampler of every family; log-probabilities and training steps.
 
     python scripts/benchmark.py [WORD ...]    (only comparisons whose name holds one of the words)
-    python scripts/benchmark.py RUN ... [draft=RUN]    (the samplers of trained models)
+    python scripts/benchmark.py RUN ... [draft=RUN] [num=1,16]    (the samplers of trained models)
 
 Each comparison runs its contestants in one process on the same weights, and takes medians of
 those that are short, because absolute figures drift: only the ratios of one run mean something.
@@ -516,18 +516,23 @@ def comparisons() -> dict[str, Callable[[], None]]:
     return chosen
 
 
-def of_runs(runs: list[str], draft: str | None) -> None:
+def of_runs(runs: list[str], draft: str | None, numbers: list[int]) -> None:
     """Measure the models of trained runs, and what a draft makes of them.
 
     One thread does it all by the processor's clock: programs beside it do not count.
+
+    Args:
+        runs: Their paths.
+        draft: The path of a run; None: nothing is drafted.
+        numbers: So many events are drawn side by side.
     """
     for run in runs:
         model = armodels.load_model(run)
         with one_thread():
-            for n in (1, 16, 64):
+            for n in numbers:
                 sampling(model, f"events of {model.spec.name} with {run}", n, time.process_time)
             if draft is not None:
-                for n in (1, 16):
+                for n in numbers[:2]:
                     speculating(model, armodels.load_model(draft), n)
 
 
@@ -535,10 +540,11 @@ def main(words: list[str]) -> None:
     """Run the comparisons whose names hold one of the words, without words all; or of runs."""
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     started = time.perf_counter()
-    draft = next((word.removeprefix("draft=") for word in words if "draft=" in word), None)
+    keys = dict(word.split("=", 1) for word in words if word.startswith(("draft=", "num=")))
+    numbers = [int(number) for number in keys.get("num", "1,16,64").split(",")]
     runs = [word for word in words if Path(word).is_dir()]
-    words = [word for word in words if word not in runs and "draft=" not in word]
-    of_runs(runs, draft)
+    words = [word for word in words if word not in runs and "=" not in word]
+    of_runs(runs, keys.get("draft"), numbers)
     every = comparisons()
     chosen = [name for name in every if any(word in name for word in words)]
     if not words and not runs:

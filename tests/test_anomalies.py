@@ -46,16 +46,26 @@ def test_delongs_interval_covers():
     assert 0.91 < covered < 0.985
 
 
-def test_auprc_resamples_each_class_by_itself(monkeypatch):
-    """So that chance, which is their ratio, does not move; and an area that is 1 stays 1."""
-    monkeypatch.setattr(anomalies, "RESAMPLES", 100)
-    same = anomalies.auprc(np.zeros(30), np.zeros(10))
-    assert same == pytest.approx((0.25, 0.25, 0.25))
+def test_the_interval_of_auprc_by_hand():
+    """A quarter of 40 by chance: the logit of 1/4 moves by 1.96 / sqrt(10 x 3/16)."""
+    found = anomalies.auprc(np.zeros(30), np.zeros(10))
+    odds = math.exp(1.96 / math.sqrt(10 * 3 / 16))
+    low, high = 1 / (1 + 3 * odds), odds / (odds + 3)
+    assert found == pytest.approx((0.25, low, high))
     assert anomalies.auprc(np.zeros(30), np.ones(10)) == pytest.approx((1, 1, 1))
-    draws = np.random.default_rng(2)
-    found = anomalies.auprc(draws.normal(size=200), draws.normal(1, size=100))
-    assert found.low < found.value < found.high
-    assert 0.05 < found.high - found.low < 0.3
+    apart = anomalies.auprc(np.arange(30) + 20.0, np.arange(10))  # on the wrong side, all
+    assert 0 < apart.low < apart.value < apart.high < 1
+
+
+def test_the_interval_of_auprc_covers():
+    """Of normals one deviation apart, in about 95 % of 200 draws."""
+    draws = np.random.default_rng(1)
+    truth = anomalies.auprc(draws.normal(size=100_000), draws.normal(1, size=50_000)).value
+    found = [
+        anomalies.auprc(draws.normal(size=200), draws.normal(1, size=100)) for _ in range(200)
+    ]
+    covered = np.mean([one.low <= truth <= one.high for one in found])
+    assert 0.91 < covered <= 1
 
 
 def test_derived_data_by_hand():
@@ -155,6 +165,18 @@ def test_a_split_is_set_against_other_data(folder):
     shown = done(folder, "score", "run", *words, "data=tiny", *PICTURES, "data.seed=3",
                  "out=found.csv")  # fmt: skip
     rows = read(folder / "found.csv")
+    each = read(folder / "found-examples.csv")
+    sets = {name: [one for one in each if one["set"] == name] for name in ("test", "inverted")}
+    areas = (
+        anomalies.auroc(*(np.array([float(x["ratio"]) for x in part]) for part in sets.values())),
+        *(
+            float(row["auroc"])
+            for row in rows
+            if (row["against"], row["score"]) == ("inverted", "ratio")
+        ),
+    )
+    assert areas[0].value == pytest.approx(areas[1])
+    assert [one["index"] for one in sets["test"]] == [*map(str, range(len(sets["test"])))]
     assert [(row["against"], row["score"]) for row in rows] == [
         (against, score)
         for against in ("constant", "inverted", "tiny-image")
@@ -169,9 +191,8 @@ def test_a_split_is_set_against_other_data(folder):
     assert f"{'inverted':<10}  likelihood  {float(rows[4]['auroc']):.4f} (" in shown
 
 
-def test_typicality_compares_with_valid(folder, monkeypatch):
+def test_typicality_compares_with_valid(folder):
     """Not with test: the numbers of the file are those that its definition gives."""
-    monkeypatch.setattr(anomalies, "RESAMPLES", 5)  # whose intervals are not looked at
     done(folder, "score", "run", "against=inverted", "device=cpu", "out=typical.csv")
     done(folder, "score", "run", "device=cpu", "split=valid", "out=valid.csv")
     done(folder, "score", "run", "device=cpu", "out=test.csv")
@@ -197,6 +218,12 @@ def test_typicality_compares_with_valid(folder, monkeypatch):
          "against is 'noise'; choose from constant, blurred, inverted, data"),
         ("run", ("against=data",), "against=data and data=... go together: data= names the data "
          "that the model's own are set against; other sets are constant, blurred, inverted"),
+        ("run", ("against=[]",),
+         "against is []; name one or several sets, each once: constant, blurred, inverted, data"),
+        ("run", ("against=[blurred,blurred]",), "against is ['blurred', 'blurred']; name one or "
+         "several sets, each once: constant, blurred, inverted, data"),
+        ("run", ("against=inverted", "out=no.json"), "out=no.json is the CSV of the areas, beside "
+         "which a file of this ending is written, too; name it .csv"),
         ("run", ("against=inverted", "by=line"),
          "by=line goes with file=FILE or a split, not with against=SETS; leave it out"),
         ("run", ("against=inverted", "split=all"),
@@ -211,5 +238,6 @@ def test_typicality_compares_with_valid(folder, monkeypatch):
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_apart_is_refused(folder, run, words, message):
-    assert armodels(folder, "score", run, *words, "device=cpu", "out=no.csv").error == message
+    out = () if "out=no.json" in words else ("out=no.csv",)
+    assert armodels(folder, "score", run, *words, "device=cpu", *out).error == message
     assert not list(folder.glob("no.*"))

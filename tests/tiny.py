@@ -56,7 +56,7 @@ class Tiny(Source):
         if self.damage == "disk":
             with tempfile.TemporaryFile() as file:
                 train = np.memmap(file, train.numpy().dtype, "w+", shape=tuple(train.shape))
-            train[:] = parts[0]
+            train[:] = parts[0].numpy()
         return Splits(
             spec,
             train,

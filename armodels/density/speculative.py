@@ -19,7 +19,7 @@ than drawn from p. The values of a step are accepted one by one, each by its own
 were drafted before it, and its own p given those that were chosen.
 """
 
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, TypeGuard, final
 
 import torch
 from torch import Tensor
@@ -37,7 +37,6 @@ EVENT_STEPS = 64
 """Steps of a draft for an event of one length, of which a pass computes all steps anyway."""
 
 
-@runtime_checkable
 class Drafting(Protocol):
     """A model of steps, see ``autoregressive.AutoregressiveModel``."""
 
@@ -45,6 +44,15 @@ class Drafting(Protocol):
     head: Head
     spec: DataSpec
     context: ContextSpec | None
+
+
+def _has_steps(model: object) -> TypeGuard[Drafting]:
+    """Whether a model has one network, whose walk draws it.
+
+    ``isinstance`` with a protocol does not see what a module registers, from Python 3.12 on.
+    """
+    network, head = getattr(model, "net", None), getattr(model, "head", None)
+    return isinstance(network, Network) and isinstance(head, Head)
 
 
 def require_draft(draft: object, model: Drafting, temperature: float) -> Drafting:
@@ -59,7 +67,7 @@ def require_draft(draft: object, model: Drafting, temperature: float) -> Draftin
         ValueError: It is of other data, of another order, or conditioned on something else; or
             nothing that the model draws can be drafted.
     """
-    if not isinstance(draft, Drafting):
+    if not _has_steps(draft):
         what = getattr(draft, "description", type(draft).__name__)
         raise ValueError(
             f"draft is {what}, which has no single walk of steps; choose a run of one order, such "

@@ -73,9 +73,29 @@ def main(config: Mapping) -> None:
     restored = checkpoints.from_config(config)
     _require_pictures(restored, config)
     drawn = [_draw_at(restored, config, one) for one in several or [config["temperature"]]]
-    if len(drawn) > 1:
-        show.say("temperatures, from the same noise:")
+    if len(drawn) > 1 and restored.spec.kind == "image":
         beside(drawn, several, restored, config)
+
+
+def stem(config: Mapping, middle: str, spec: DataSpec) -> str:
+    """Name of the files of a draw, without their ending: what draws other samples is part of it.
+
+    Args:
+        config: Of the verb.
+        middle: What the files are of: a temperature, or several.
+        spec: Of the events.
+    """
+    name = f"sample-seed{config['seed']}-{middle}"
+    if config["sampler"] == "speculative":  # other samples, of the same distribution
+        name += "-speculative"
+    for key in ("top_k", "top_p"):
+        if config[key] is not None:
+            name += f"-{key}{config[key]:g}"
+    if config["label"] is not None:
+        name += f"-label{config['label']}"
+    if config["length"] is not None:
+        name += f"-length{spec.num_dims // spec.unit_size}"
+    return name
 
 
 def _require_pictures(restored: checkpoints.Restored, config: Mapping) -> None:
@@ -110,10 +130,9 @@ def beside(
     """
     spec, titles = restored.spec, [(f"t {one:g}", 1) for one in temperatures]
     rows = torch.stack([x[:MAX_ROWS] for x in drawn], 1).flatten(0, 1)
-    folder, name = restored.folder_for(config["out"]), f"sample-seed{config['seed']}-temperatures"
-    if spec.kind == "image":
-        picture = pictures.events(rows, spec, columns=len(drawn), titles=titles)
-        _draw(picture, folder / f"{name}.png", " (a column each temperature)")
+    picture = pictures.events(rows, spec, columns=len(drawn), titles=titles)
+    path = restored.folder_for(config["out"]) / f"{stem(config, 'temperatures', spec)}.png"
+    _draw(picture, path, " (a column each temperature, a row each noise)")
 
 
 def _draw_at(restored: checkpoints.Restored, config: Mapping, temperature: float) -> Tensor:
@@ -148,16 +167,7 @@ def _draw_at(restored: checkpoints.Restored, config: Mapping, temperature: float
     )
     x, log_prob = x.cpu(), log_prob.cpu()
     folder = restored.folder_for(config["out"])
-    name = f"sample-seed{config['seed']}-t{temperature:g}"
-    if sampler.name == "speculative":  # other samples, of the same distribution
-        name += "-speculative"
-    for key in ("top_k", "top_p"):
-        if config[key] is not None:
-            name += f"-{key}{config[key]:g}"
-    if config["label"] is not None:
-        name += f"-label{config['label']}"
-    if config["length"] is not None:
-        name += f"-length{spec.num_dims // spec.unit_size}"
+    name = stem(config, f"t{temperature:g}", spec)
     found: dict[str, Tensor | None] = {
         "x": spec.original(x),
         "log_prob": log_prob + spec.log_det,

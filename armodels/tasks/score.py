@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ AREA = ("", "_low", "_high")
 ROW = ("against", "score", *(f"{area}{end}" for area in ("auroc", "auprc") for end in AREA),
        "num_own", "num_other", "source")  # fmt: skip
 """Columns of what tells data apart."""
+
+BESIDE = (".json", ".png")
+"""Endings of what is written beside the CSV of the areas."""
 
 OF_PIECES = (*COLUMNS, "symbols", "nats_per_symbol")
 
@@ -261,9 +265,19 @@ def _detect(config: Mapping) -> None:
         ValueError: The other data, or the background, do not suit the model.
     """
     disk.require_place(config["out"], mark=",".join(ROW))
+    if config["out"] and Path(config["out"]).suffix in BESIDE:
+        raise ValueError(
+            f"out={config['out']} is the CSV of the areas, beside which a file of this ending is "
+            f"written, too; name it .csv"
+        )
     sets = [config["against"]] if isinstance(config["against"], str) else config["against"]
+    if not sets or len(sets) != len({*sets}):
+        raise ValueError(
+            f"against is {sets}; name one or several sets, each once: "
+            f"{', '.join((*anomalies.DERIVED, 'data'))}"
+        )
     other = "_target_" in config["data"]
-    if not sets or other != ("data" in sets):
+    if other != ("data" in sets):
         raise ValueError(
             "against=data and data=... go together: data= names the data that the model's own are "
             f"set against; other sets are {', '.join(anomalies.DERIVED)}"
@@ -272,7 +286,7 @@ def _detect(config: Mapping) -> None:
         raise ValueError("split=all holds what was trained on; against=... takes split=test")
     restored = checkpoints.from_config(config)
     background = _background(restored, config)
-    split, spec = config["split"], restored.spec
+    split, spec = str(config["split"]), restored.spec
     _, mine = load_splits(restored, {}, [*{split, "valid"}])
     own, valid = mine[split], mine["valid"]
     others = {}
@@ -296,7 +310,9 @@ def _detect(config: Mapping) -> None:
     def scores_of(examples: Examples, name: str) -> Mapping[str, np.ndarray]:
         shared = None
         if background is not None:
-            shared = nats_of(background, examples, f"{name} (background)")
+            alone = background.model.context is None
+            heard = replace(examples, context=None) if alone else examples
+            shared = nats_of(background, heard, f"{name} (background)")
         return anomalies.scores(
             nats_of(restored, examples, name),
             entropy=entropy,
@@ -304,12 +320,9 @@ def _detect(config: Mapping) -> None:
             compressed=_compressed(examples, spec),
         )
 
-    ours = scores_of(own, split)
-    done = []
-    for name, examples in others.items():
-        theirs = scores_of(examples, name)
-        done += [anomalies.Detection(name, one, ours[one], theirs[one]) for one in ours]
-    _write_detections(restored, background, spec, done, config)
+    scored = {split: scores_of(own, split)}
+    scored |= {name: scores_of(examples, name) for name, examples in others.items()}
+    _write_detections(restored, background, spec, scored, config)
 
 
 def _background(restored: Restored, config: Mapping) -> Restored | None:
@@ -333,9 +346,13 @@ def _background(restored: Restored, config: Mapping) -> Restored | None:
             f"{other.shape}, levels {other.levels}), but the run is of {own.name} ({own.kind} "
             f"{own.shape}, levels {own.levels})"
         )
-    if found.model.context != restored.model.context:
+    context = found.model.context
+    if context is not None and context != restored.model.context:
+        heard = restored.model.context
         raise ValueError(
-            f"background={config['background']} is conditioned on something else than the run"
+            f"background={config['background']} is conditioned on {context.name}, the run on "
+            f"{heard.name if heard else 'nothing'}; choose a background that is conditioned on "
+            f"the same or on nothing"
         )
     return found
 
@@ -351,18 +368,24 @@ def _write_detections(
     restored: Restored,
     background: Restored | None,
     spec: DataSpec,
-    done: Sequence[anomalies.Detection],
+    found: Mapping[str, Mapping[str, np.ndarray]],
     config: Mapping,
 ) -> None:
-    """Write rows, the same as JSON with what they mean, and a picture.
+    """Write rows, the same as JSON with what they mean, a picture, and the scores of examples.
 
     Args:
         restored: The model.
         background: Of the likelihood ratio, if there is one.
         spec: What a datum is.
-        done: Each score against each other set.
+        found: Scores of the own examples, then of each other set, by name.
         config: Of the verb.
     """
+    ours = next(iter(found.values()))
+    done = [
+        anomalies.Detection(name, one, ours[one], theirs[one])
+        for name, theirs in [*found.items()][1:]
+        for one in ours
+    ]
     rows = anomalies.rows(done)
     folder = restored.folder_for(None).parent
     path = Path(config["out"] or folder / f"anomalies-{spec.name}-{config['split']}.csv")
@@ -371,6 +394,16 @@ def _write_detections(
     facts |= {"data": spec.name, "split": config["split"], "positive": "the other data"}
     disk.write_json(
         path.with_suffix(".json"), {**facts, "intervals": anomalies.INTERVALS, "rows": rows}
+    )
+    each = path.with_name(f"{path.stem}-examples.csv")
+    disk.write_csv(
+        each,
+        ("set", "index", *ours),
+        [
+            (name, i, *one)
+            for name, scores in found.items()
+            for i, one in enumerate(zip(*(scores[score].tolist() for score in ours), strict=True))
+        ],
     )
     names = list(dict.fromkeys(one.against for one in done))
     panels = [
@@ -394,3 +427,4 @@ def _write_detections(
         )
         show.say(f"{row['against']:<{wide}}  {row['score']:<10}  {'  '.join(areas)}")
     show.say(f"wrote  {path}, and .json and .png beside it")
+    show.say(f"wrote  {each} ({sum(len(one['likelihood']) for one in found.values())} examples)")
