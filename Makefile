@@ -68,7 +68,7 @@ format: $(READY)  ## Mend style
 docs: $(READY)  ## Build the site of documentation into build/site (NOTEBOOKS=false: none is run)
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(READY)  ## Measure sampling and training speed side by side
+bench: $(READY)  ## Measure the speed of sampling, training and coding side by side
 	$(BIN)/python scripts/benchmark.py
 
 mutate: $(READY)  ## Plant known bugs one by one and show that the tests catch each

@@ -162,7 +162,7 @@ KEYS: dict[str, Any] = {
     "num_particles": Count | None,
     "temperature": NotNegative,
     "temperatures": list[NotNegative] | None,
-    "film": Count | None,
+    "film": Annotated[int, Range(1, 100)] | None,
     "entropy": bool,
     "sampler": Literal["auto", "cached", "naive", "fixed_point", "speculative"],
     "block": Count | None,

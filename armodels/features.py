@@ -61,7 +61,10 @@ def network_of(model: DensityModel) -> Network:
     """
     one = model.model if isinstance(model, OrderMixture) else model
     if not isinstance(one, AutoregressiveModel):
-        raise ValueError(f"model {model.description} has no network, and so no hidden activations")
+        raise ValueError(
+            f"model {model.description} is not one network with steps, whose layers are listened "
+            f"to; choose a run of one, such as model=made or model=pixelcnn"
+        )
     return one.net
 
 

@@ -1,5 +1,6 @@
 """Parts of an example: by a word for where they lie, by names, or by a mask in a file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from armodels import show
-from armodels.data.collections import UNDECODABLE, as_grey_or_rgb, first_line, open_picture
+from armodels.data.collections import (
+    UNDECODABLE,
+    as_grey_or_rgb,
+    first_line,
+    is_animated,
+    open_picture,
+)
 from armodels.spec import DataSpec
 
 KNOWN = ("top", "bottom", "left", "right", "border", "random")
@@ -63,6 +70,21 @@ def known_part(
         draws = torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
         mask = draws < keep
     return mask.expand(spec.shape[0], -1, -1) if spec.kind == "image" else mask.reshape(spec.shape)
+
+
+def require_word(overrides: Iterable[str], named: Iterable[object]) -> None:
+    """Raise ValueError where ``keep`` was typed, but no part is named by a word that has a size.
+
+    Args:
+        overrides: What was typed.
+        named: The parts: words, names, or files.
+    """
+    typed = [one for one in overrides if one.partition("=")[0].lstrip("+") == "keep"]
+    if typed and not any(isinstance(one, str) and one in KNOWN for one in named):
+        raise ValueError(
+            f"{typed[0]} says how much a word stands for ({', '.join(KNOWN)}), and none is named; "
+            f"leave it out"
+        )
 
 
 def known_names(known: list, spec: DataSpec, key: str = "known") -> Tensor:
@@ -122,6 +144,8 @@ def read_mask(path: Path, spec: DataSpec) -> Tensor:
 def _read_picture(path: Path, what: str, mode: str, size: tuple[int, int]) -> Image.Image:
     try:
         with open_picture(path) as opened:
+            if is_animated(opened):
+                raise ValueError(f"{what} {path} has several frames; save the one that is meant")
             opened.load()
             image = as_grey_or_rgb(opened).convert(mode)
     except UNDECODABLE as error:

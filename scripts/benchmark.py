@@ -1,4 +1,4 @@
-"""Speed side by side: every sampler of every family; log-probabilities and training steps.
+"""Speed side by side: samplers of every family, log-probabilities, training steps, and coding.
 
     python scripts/benchmark.py [WORD ...]    (only comparisons whose name holds one of the words)
     python scripts/benchmark.py RUN ... [draft=RUN] [num=1,16]    (the samplers of trained models)
@@ -19,11 +19,12 @@ from pathlib import Path
 import armodels  # noqa: F401  (first: it sets how long OpenMP's threads spin)
 
 # isort: split
+import constriction
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armodels import heads, orders
+from armodels import coding, heads, orders
 from armodels.data.base import Splits, binarize
 from armodels.data.rows import Windows
 from armodels.density.autoregressive import AutoregressiveModel
@@ -237,6 +238,61 @@ def plain_loop(weight: Tensor, hidden_bias: Tensor, output: Tensor, x: Tensor) -
     return torch.stack(logits, 1)
 
 
+def coding_speed(model: AutoregressiveModel, title: str, n: int) -> None:
+    """Encode and decode n events side by side, and say their log-probabilities without coding.
+
+    All in one thread, as coding is; by the processor's clock: programs beside it do not count.
+    """
+    events = model.sample(n, generator=torch.Generator().manual_seed(1))
+    lengths = [model.spec.num_dims] * n
+    data = coding.encode(model, list(events)).data
+    assert torch.equal(torch.stack(coding.decode(model, data, lengths)), events)
+
+    def log_prob() -> None:
+        with torch.no_grad():
+            model.log_prob(events)
+
+    contestants = {
+        "decode": lambda: coding.decode(model, data, lengths),
+        "encode": lambda: coding.encode(model, list(events)),
+        "log_prob alone": log_prob,
+    }
+    with one_thread():
+        seconds = alternate(contestants, 3, clock=time.process_time)
+    table(f"Coding {n} {title}, values /s", seconds, events.numel())
+
+
+def entropy_coder(num_levels: int, num: int = 50_000) -> None:
+    """The entropy coder alone: the same symbols one a call, and all of a step in one."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.randn(num, num_levels, generator=generator).log_softmax(-1)
+    counts = coding.frequencies(log_probs)
+    symbols = log_probs.exp().multinomial(1, generator=generator)[:, 0].to(torch.int32).numpy()
+    streams = constriction.stream
+    family = streams.model.Categorical(perfect=False)
+    written: dict[int, bytes] = {}
+
+    def encode(width: int) -> None:
+        encoder = streams.queue.RangeEncoder()
+        for start in range(0, num, width):
+            some = slice(start, start + width)
+            encoder.encode(symbols[some], family, counts[some])
+        written[width] = encoder.get_compressed()
+
+    def decode(width: int) -> None:
+        decoder = streams.queue.RangeDecoder(written[width])
+        for start in range(0, num, width):
+            some = slice(start, start + width)
+            assert (decoder.decode(family, counts[some]) == symbols[some]).all()
+
+    widths = (1, 64, num)
+    for what, function in (("Encoding", encode), ("Decoding", decode)):
+        contestants = {f"{width:,} a call": functools.partial(function, width) for width in widths}
+        seconds = alternate(contestants, 3, clock=time.process_time)
+        table(f"{what} {num:,} symbols of {num_levels} levels by constriction", seconds, num)
+    assert all((written[width] == written[num]).all() for width in widths)
+
+
 def nade_training(model: AutoregressiveModel, batch_size: int = 256) -> None:
     """Forward and backward pass by loops over the dimensions, and fused."""
     net = model.net
@@ -445,6 +501,15 @@ FAMILIES = {
 }
 
 
+SMALL_COLOUR = Family(
+    PixelCNNPP,
+    {"num_stages": 1, "num_channels": 16, "num_resnets": 1},
+    DataSpec("random colours", "image", (3, 16, 16), 256, "probability"),
+    "RGB 16x16 images of 256 levels",
+    logistics=5,
+)
+
+
 def levels(n: int) -> None:
     """Colour pictures pixel by pixel, and level by level: the processor's clock of one thread."""
     spec = DataSpec("random colour images", "image", (3, 64, 64), 256, "probability")
@@ -508,6 +573,14 @@ def comparisons() -> dict[str, Callable[[], None]]:
         chosen[f"levels of {n} colour images"] = functools.partial(levels, n)
     for num_dims, n in ((11, 1), (11, 64), (11, 1000), (512, 1), (512, 64), (512, 1000)):
         chosen[f"student, {n} draws of {num_dims}"] = functools.partial(student, num_dims, n)
+    chosen["coding by NADE"] = lambda: coding_speed(
+        FAMILIES["NADE (500)"].build(), "binary 28x28 images by NADE (500)", 64
+    )
+    chosen["coding by PixelCNN++"] = lambda: coding_speed(
+        SMALL_COLOUR.build(), f"{SMALL_COLOUR.what} by PixelCNN++ (16 x 1, 1 stage)", 16
+    )
+    for num_levels in (2, 256):
+        chosen[f"coding {num_levels} levels"] = functools.partial(entropy_coder, num_levels)
     chosen["training the transformer"] = transformer_training
     chosen["training NADE"] = lambda: nade_training(build(NADE, hidden_size=500))
     chosen["training MADE"] = lambda: made_training(build(MADE, hidden_sizes=[500]))

@@ -14,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 TREE = (
     "architecture config docstrings examples mutate named needs newcomer packaging pages".split()
 )
-TREE += ["reproduce", "torture"]
+TREE += ["codecs", "reproduce", "torture"]
 """Tests of what is in no wheel: pages, scripts, examples, the sources as they are written."""
 
 if not (Path(__file__).parents[1] / "pyproject.toml").is_file():  # make test-wheel

@@ -94,7 +94,7 @@ def test_a_text_of_several_lengths(tmp_path):
     assert all(torch.equal(back[i], one) for i, one in enumerate(events))
 
 
-@pytest.mark.parametrize("name", ["rnn", "ngram"])
+@pytest.mark.parametrize("name", ["rnn", "ngram", "blend", "blend-constants"])
 def test_a_model_that_learns_gives_back_what_it_coded(name):
     """By the numbers of the evaluation that learns: more than one step of the gradient."""
     model = CASES[name].build(0)
@@ -244,6 +244,20 @@ def test_own_pictures_come_back(folder):
     error = armodels(folder, "compress", "made", "path=large.png", "out=no.arm").error
     assert "has 9x9 pixels, but the model is of 8x8; resize=true" in error
     assert not (folder / "no.arm").exists()
+
+
+def test_resized_pictures_come_back_as_the_model_knows_them(folder):
+    left = np.zeros((16, 24), np.uint8)
+    left[:, :12] = 255
+    left[:, 1:12:3] = 0  # a pixel of 8x8 is the mean of 2 rows and 3 columns: two thirds of white
+    Image.fromarray(left).save(folder / "wide.png")
+    words = ("path=wide.png", "resize=true", "out=wide.arm")
+    out = done(folder, "compress", "made", *words)
+    assert "1 of 1 pictures were changed to what the model knows (size," in out
+    done(folder, "decompress", "made", "path=wide.arm", "out=wide")
+    expected = np.zeros((8, 8), np.uint8)
+    expected[:, :4] = 255
+    assert np.array_equal(np.asarray(Image.open(folder / "wide" / "wide.png")), expected)
 
 
 @pytest.mark.slow

@@ -182,7 +182,12 @@ def test_layers_are_listed(folder):
         (("run", "layers=[activation]", "target=digit"),
          "target is 'digit', but tiny-image has the labels label"),
         (("counts", "layers=[activation]"),
-         "model Independent has no network, and so no hidden activations"),
+         "model Independent is not one network with steps, whose layers are listened to; choose a "
+         "run of one, such as model=made or model=pixelcnn"),
+        (("run", "layers=[encode,encode]"),
+         "layers is ['encode', 'encode']; name each layer once"),
+        (("run", "probe=false", "target=label"), "target=label is what probes predict, and "
+         "probe=false makes none; leave one of them out"),
     ],
 )  # fmt: skip
 def test_what_has_no_features_is_refused(folder, words, message):

@@ -545,8 +545,8 @@ def test_a_soprano_is_harmonized(chorales, monkeypatch):
     tmp_path, parts = chorales
     monkeypatch.setattr(Music, "pieces", parts)
     test = parts["test"][0].frames.unflatten(0, (-1, 4))  # its windows (10, T, 4)
-    for known in ("known=[soprano]", "known=left"):
-        words = ("num=2", "num_completions=3", known, "keep=0.25", f"out={known[6:10]}")
+    for known, *keep in (("known=[soprano]",), ("known=left", "keep=0.25")):
+        words = ("num=2", "num_completions=3", known, *keep, f"out={known[6:10]}")
         out = done(tmp_path, "complete", "run=run", *words)
         assert "exact: every answer is a draw" in out
         (path,) = (tmp_path / known[6:10]).glob("complete-*.npz")

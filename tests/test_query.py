@@ -282,8 +282,8 @@ def test_values_outside_of_the_question_change_nothing():
     [
         ([1, 1], [1, 0], {}, "a value is both asked and known; what is known has probability 1$"),
         ([0, 0], [1, 0], {}, "nothing is asked of an event; name at least one value of it$"),
-        ([1, 0], None, {"num_particles": 1}, "num_particles is 1; it must be at least 2"),
-        ([1, 0, 1], None, {}, r"known has shape \(3,\), the events \(2,\)$"),
+        ([1, 0], None, {"num_particles": 0}, "num_particles is 0; it must be at least 1"),
+        ([1, 0, 1], None, {}, r"asked has shape \(3,\), the events \(2,\)$"),
     ],
 )
 def test_questions_that_make_no_sense_are_refused(asked, known, more, message):
@@ -446,14 +446,25 @@ def test_hidden_cells_are_filled_beside_imputers(folder):
         (("of=[a]", "impute=0.1"),
              "of=[a] goes with of=PART, not with impute=SHARE; leave it out"),
         (("impute=1.5",), "impute is 1.5; it must be above 0 and below 1"),
-        (("of=[a]", "num_particles=1"), "num_particles is 1; it must be at least 2, as the "
-             "standard error is that of several"),
+        (("of=[a]", "keep=0.3"), "keep=0.3 says how much a word stands for (top, bottom, left, "
+             "right, border, random), and none is named; leave it out"),
+        (("given=top", "keep=1"), "given=top is all of an example, so that nothing is left to "
+             "ask; give less of it, or name what is asked by of="),
         (("of=none.png",), "mask none.png does not exist"),
     ],
 )  # fmt: skip
 def test_a_query_that_makes_no_sense_is_refused(folder, words, message):
     assert armodels(folder, "query", "table", *words, "out=refused.csv").error == message
     assert not (folder / "refused.csv").exists()
+
+
+def test_one_particle_says_nothing_of_its_error():
+    model = reversed_made()
+    x = torch.zeros(2, 5, dtype=torch.uint8)
+    asked = torch.tensor([False] * 4 + [True])
+    found = model.log_prob_of(x, asked, num_particles=1)
+    assert found.standard_error.isinf().all()
+    assert found.log_prob.isfinite().all()
 
 
 def test_hidden_cells_by_hand():

@@ -84,7 +84,7 @@ def test_the_first_samples_have_a_film_and_entropies(runs, keys):
         (("digits", "temperatures=[0.5,1]", "temperature=0.5"), "and leave temperature out"),
         (("digits", "temperatures=[1,-1]"), "temperatures is [1, -1]; each must be at least 0"),
         (("digits", "temperatures=[1,a]"), "temperatures is [1, 'a']; it must be a list of num"),
-        (("digits", "film=0"), "film is 0; it must be at least 1"),
+        (("digits", "film=0"), "film is 0; it must be from 1 to 100"),
         (("digits", "top_k=0"), "top_k is 0; it must be at least 1"),
         (("digits", "top_p=2"), "top_p is 2; it must be above 0 and at most 1"),
         (("toy", "film=4"), "film shows pictures and rows of levels as one order writes them"),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from command import QUICK, armodels, done
+from command import QUICK, TINY, armodels, done
 from omegaconf import OmegaConf
 
 from armodels.checkpoints import load_checkpoint, restore
@@ -1002,3 +1002,22 @@ def test_a_table_with_holes_is_trained_on_and_filled(tmp_path):
     filled = np.loadtxt(tmp_path / "filled/my t-filled-seed0.csv", delimiter=",", skiprows=1)
     assert filled.shape == HOLED.shape
     assert (filled == HOLED).sum() == HOLED.size - 2
+
+
+def test_an_empty_line_of_one_column_is_an_unknown_cell(tmp_path):
+    (tmp_path / "one.csv").write_text("v\n" + "".join(f"{i / 7:.3f}\n" for i in range(60)))
+    done(tmp_path, *TABLE, "data.path=one.csv", "out=run")
+    (tmp_path / "holes.csv").write_text("v\n0.5\n\n0.25\n\n\n")  # the last lines end the file
+    done(tmp_path, "complete", "run", "table=holes.csv", "num_completions=1", "out=.")
+    _, *filled = lines(tmp_path / "holes-filled-seed0.csv")
+    assert [row[0] for row in filled[::2]] == ["0.5", "0.25"]
+    assert len(filled) == 3
+
+
+def test_answers_at_a_temperature_say_so_and_have_a_name_of_their_own(tmp_path):
+    done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run")
+    for heat, end in ((1, ""), (0.5, "-t0.5"), (0, "-t0")):
+        told = done(tmp_path, "complete", "run", "num=2", f"temperature={heat}", "out=answers")
+        assert (tmp_path / f"answers/complete-top-0.5-seed0{end}.npz").is_file()
+        assert ("every answer is a draw from p(unknown | known)" in told) == (heat == 1)
+        assert (f"each value drawn at temperature {heat:g}" in told) == (heat != 1)

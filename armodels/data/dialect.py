@@ -357,7 +357,9 @@ class Text:
     def _read(self, header: bool) -> "pandas.DataFrame":
         import pandas
 
-        body, width = io.StringIO(self.body), len(self.names)
+        width = len(self.names)
+        # Where rows have one cell, an empty line is one whose cell is missing, but for the last.
+        body = io.StringIO(self.body if width > 1 else self.body.rstrip() + "\n")
         if header:
             next(self._split(iter(body.readline, ""), self.delimiter))
         start = body.tell()
@@ -377,6 +379,7 @@ class Text:
                 na_values=sorted({*cases, "NaN", "NaT"}),
                 keep_default_na=False,
                 skipinitialspace=True,
+                skip_blank_lines=width > 1,
                 low_memory=False,
                 **exact,
             )

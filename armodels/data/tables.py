@@ -305,7 +305,8 @@ class Table(Source):
         for name in [*(self.columns or ()), *self.drop]:
             if name not in names:
                 raise ValueError(
-                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}"
+                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}. Add it, "
+                    f"with empty cells where nothing is known of it"
                 )
         kept = names if self.columns is None else self.columns
         chosen = [n for n in kept if n not in self.drop]

@@ -67,19 +67,24 @@ class Particles(NamedTuple):
     order_chosen: bool
 
 
-def as_mask(known: Tensor, x: Tensor) -> Tensor:
+def as_mask(known: Tensor, x: Tensor, name: str = "known") -> Tensor:
     """One mask per event, (B, *event), of a mask of all events or of each.
+
+    Args:
+        known: Boolean, (*event) or (B, *event).
+        x: (B, *event).
+        name: Of the mask, for sentences.
 
     Raises:
         ValueError: It is no such mask.
         TypeError: It, or what it is a mask of, is no tensor.
     """
     require_class("x", x, Tensor, "such as torch.from_numpy(array) makes")
-    require_class("known", known, Tensor, "such as torch.arange(9) < 5")
+    require_class(name, known, Tensor, "such as torch.arange(9) < 5")
     if known.dtype != torch.bool:
-        raise ValueError(f"known must be boolean, True = known, got {known.dtype}")
+        raise ValueError(f"{name} must be boolean, True = {name}, got {known.dtype}")
     if known.shape not in (x.shape, x.shape[1:]):
-        raise ValueError(f"known has shape {tuple(known.shape)}, the events {tuple(x.shape[1:])}")
+        raise ValueError(f"{name} has shape {tuple(known.shape)}, the events {tuple(x.shape[1:])}")
     return known.expand_as(x)
 
 

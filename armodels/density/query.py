@@ -30,7 +30,7 @@ class LogProbOf(NamedTuple):
     Attributes:
         log_prob: (B,) log p(asked | known), nats.
         standard_error: (B,) nats; 0 where the answer is exact, infinite where no particle found
-            the asked part possible.
+            the asked part possible, and of one particle.
         method: ``"exact"``, or ``"likelihood weighting"``: an estimate by particles.
     """
 
@@ -108,16 +108,13 @@ def make(
 
     Raises:
         ValueError: A value is both asked and known, nothing is asked, a value lies outside the
-            support, or there are too few particles for a standard error.
+            support, or there are no particles.
         TypeError: An argument is no tensor.
     """
     require_types({"num_particles": num_particles}, {"num_particles": int})
-    if num_particles not in Range(2):
-        raise ValueError(
-            f"num_particles is {num_particles}; it must be at least 2, as the standard error is "
-            f"that of several"
-        )
-    asked = as_mask(asked, x)
+    if num_particles not in Range(1):
+        raise ValueError(f"num_particles is {num_particles}; it must be at least 1")
+    asked = as_mask(asked, x, "asked")
     known = torch.zeros_like(asked) if known is None else as_mask(known, x)
     if (asked & known).any():
         raise ValueError("a value is both asked and known; what is known has probability 1")
@@ -155,6 +152,8 @@ def answer(weights: Weights) -> LogProbOf:
     if weights.exact:
         return LogProbOf(log_prob, torch.zeros_like(log_prob), "exact")
     terms, particles = weights.both.shape[1:]
+    if particles == 1:  # one tells nothing of how far others would lie from it
+        return LogProbOf(log_prob, torch.full_like(log_prob, torch.inf), "likelihood weighting")
     moves = (shares[0] - shares[1]).var(2).sum(1) / (terms**2 * particles)
     error = moves.sqrt().masked_fill(log_prob.isneginf(), torch.inf)
     return LogProbOf(log_prob, error, "likelihood weighting")

@@ -17,7 +17,7 @@ from armodels.density.completion import DISTRUST, Completion
 from armodels.density.samplers import Sampler
 from armodels.density.stream import reads
 from armodels.examples import draw_examples
-from armodels.parts import known_names, known_part, read_image, read_mask
+from armodels.parts import known_names, known_part, read_image, read_mask, require_word
 from armodels.prompts import go_on, name_of, num_values, read_prompt
 from armodels.spec import ContextSpec, DataSpec
 
@@ -120,7 +120,7 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
                 disagreement=torch.cat(apart) if apart else None,
                 order_chosen=any(one.order_chosen for one in same),
             ),
-            config["num_particles"],
+            config,
         )
     if not done:
         show.warn(f"no row of table {config['table']} lacks a cell")
@@ -131,7 +131,8 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
         names = ["row", "answer", *names]
         cells = [[i // answers + 1, i % answers + 1, *row] for i, row in enumerate(cells)]
     stem = Path(config["table"]).name.split(".")[0]
-    path = restored.folder_for(config["out"]) / f"{stem}-filled-seed{config['seed']}.csv"
+    name = f"{stem}-filled-seed{config['seed']}{_drawn(config)}.csv"
+    path = restored.folder_for(config["out"]) / name
     disk.write_csv(path, names, cells)
     show.say(f"wrote  {path} ({len(rows)} rows, {int((~known).sum())} cells filled)")
 
@@ -194,7 +195,7 @@ def complete_tune(config: Mapping, restored: checkpoints.Restored, tune: Tensor)
     show.say(f"from   {restored.origin}")
     if unheard:
         show.say(f"heard  the last {heard} of {total} frames, as a window has {window} of them")
-    _tell("method", result, config["num_particles"])
+    _tell("method", result, config)
     roads.tell(sampler)
     shown = views.view(
         whole.view(answers, *shape), longer, known=there.view(shape), most_played=answers
@@ -261,10 +262,11 @@ def main(config: Mapping) -> None:
         path = Path(str(config["mask"]))
         mask, known, what = read_mask(path, spec), path.name, path.stem
     else:
+        require_word(config["overrides"], [known])
         mask = known_part(known, config["keep"], spec, seed)
         parts = [known, f"{config['keep']:g}"] if isinstance(known, str) else known
         what = "-".join(map(str, parts))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"complete-{what}-seed{seed}")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"complete-{what}-seed{seed}{_drawn(config)}")
     if config["image"]:
         truth = read_image(Path(config["image"]), spec)
         context = _context_of(truth, config["label"], restored.model.context, spec)
@@ -285,7 +287,7 @@ def main(config: Mapping) -> None:
     values = result.values.cpu().unflatten(0, (-1, answers))  # (B, answers, *event)
     show.say(f"from   {restored.origin}")
     show.say(f"known  {known}, {mask.double().mean():.0%} of {spec.name}")
-    _tell("method", result, config["num_particles"])
+    _tell("method", result, config)
     roads.tell(sampler)
     folder = restored.folder_for(config["out"])
     arrays: dict[str, Any] = roads.numbers(sampler)  # NumPy declares that each may be allow_pickle
@@ -347,13 +349,24 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
     return picture, "true, known with the rest hatched, drawn"
 
 
-def _tell(what: str, result: Completion, particles: int) -> None:
-    show.say(f"{what} {result.method}{_meaning(result)}")
+def _drawn(config: Mapping) -> str:
+    """End of the name of what is drawn at another temperature than 1, or by a draft."""
+    heat = config["temperature"]
+    name = "" if heat == 1 else f"-t{heat:g}"
+    return name + "-speculative" * (config["sampler"] == "speculative")
+
+
+def _tell(what: str, result: Completion, config: Mapping) -> None:
+    particles, heat = config["num_particles"], config["temperature"]
+    heated = "" if heat == 1 else f", each value drawn at temperature {heat:g}"
+    show.say(f"{what} {result.method}{_meaning(result, heated)}")
+    if heat == 0:
+        show.say("temperature 0 follows the mode: expect (nearly) equal answers")
     if (doubt := distrusted(result, particles)) is not None:
         show.warn(doubt)
 
 
-def _meaning(result: Completion) -> str:
+def _meaning(result: Completion, heated: str) -> str:
     if result.method == "clamped":
         return (
             ": known values that come late in the order did not inform the earlier ones; "
@@ -361,12 +374,17 @@ def _meaning(result: Completion) -> str:
         )
     if result.method == "exact":
         chosen = ", under the order that was chosen for it (the known part first)"
-        return ": every answer is a draw from p(unknown | known)" + chosen * result.order_chosen
+        answer = (
+            f"is given all that is known{heated}"
+            if heated
+            else "is a draw from p(unknown | known)"
+        )
+        return f": every answer {answer}" + chosen * result.order_chosen
     effective = result.effective_sample_size
     chosen = ", under orders that were chosen to put most of what is known first"
     return (
         f": effective sample size {effective.mean():.1f} (least {effective.min():.1f}) "
-        f"of {result.num_particles} particles" + chosen * result.order_chosen
+        f"of {result.num_particles} particles{heated}" + chosen * result.order_chosen
     )
 
 

@@ -25,6 +25,13 @@ def main(config: Mapping) -> None:
         ValueError: The model has no network, a layer is none, or the data has no such label.
     """
     disk.require_place(config["out"])
+    if not config["probe"] and config["target"] is not None:
+        raise ValueError(
+            f"target={config['target']} is what probes predict, and probe=false makes none; leave "
+            f"one of them out"
+        )
+    if config["layers"] and len(config["layers"]) != len({*config["layers"]}):
+        raise ValueError(f"layers is {config['layers']}; name each layer once")
     restored = checkpoints.from_config(config)
     if restored.model.context is not None:
         raise ValueError(

@@ -14,7 +14,7 @@ from armodels.checkpoints import Restored
 from armodels.checks import require_together
 from armodels.data.rows import Batch, Examples
 from armodels.examples import asked_for, load_split
-from armodels.parts import KNOWN, known_part, read_mask
+from armodels.parts import KNOWN, known_part, read_mask, require_word
 from armodels.spec import DataSpec
 
 COLUMNS = ("index", "nats", "standard_error", "method")
@@ -91,6 +91,7 @@ def _ask(restored: Restored, spec: DataSpec, examples: Examples, config: Mapping
     asked, what = ~known, ["rest"]
     if config["of"] is not None:
         asked, what = part_of(config["of"], "of", config, spec)
+    require_word(config["overrides"], (config["of"], config["given"]))
     _require_apart(asked, known, config)
     size = max(1, LARGEST_BATCH // (config["num_particles"] * spec.num_dims))
     generator = torch.Generator().manual_seed(config["seed"])
@@ -138,6 +139,11 @@ def _batches(examples: Examples, size: int) -> Iterator[Batch]:
 
 def _require_apart(asked: Tensor, known: Tensor, config: Mapping) -> None:
     """Raise ValueError where the parts overlap, or nothing is asked."""
+    if not asked.any() and config["of"] is None:
+        raise ValueError(
+            f"given={config['given']} is all of an example, so that nothing is left to ask; give "
+            f"less of it, or name what is asked by of="
+        )
     if not asked.any():
         raise ValueError(
             f"of={config['of']} is no value of an example, so that nothing is asked; "
