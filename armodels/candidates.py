@@ -87,6 +87,7 @@ def affordable(
     spec: DataSpec,
     trust: Trust,
     guard: contextlib.AbstractContextManager,
+    objective: memory.Objective | None = None,
 ) -> DensityModel:
     """The model of the config, unless it is above the budget of the machine.
 
@@ -97,6 +98,7 @@ def affordable(
         spec: What a datum is.
         trust: Which of the user's own classes may be built.
         guard: Inside which it is built.
+        objective: What is maximized; None: what the model names itself.
 
     Raises:
         memory.TooLarge: It is above the budget.
@@ -107,7 +109,8 @@ def affordable(
         model = new_model(config, spec, trust)
     if not free:
         part = -(-settings.batch_size // settings.accumulate)
-        needed = memory.of_training(model, part, averaged=settings.ema is not None)
+        averaged = settings.ema is not None
+        needed = memory.of_training(model, part, averaged=averaged, objective=objective)
         memory.require(needed, device, advice)
     return model
 
@@ -138,6 +141,7 @@ def first_model(
     spec: DataSpec,
     trust: Trust,
     guard: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager],
+    objective: memory.Objective | None = None,
 ) -> DensityModel:
     """The first candidate's model; every candidate that cannot be trained is refused.
 
@@ -148,6 +152,7 @@ def first_model(
         spec: What a datum is.
         trust: Which of the user's own classes may be built.
         guard: Config -> inside what its model is built, where weights say how large it is.
+        objective: What is maximized; None: what each model names itself.
 
     Raises:
         memory.TooLarge: A candidate is above the budget of the machine.
@@ -158,7 +163,7 @@ def first_model(
         tried = with_values(config, values)
         # Of several candidates, only one has weights there to say how large it is.
         inside = guard(tried) if len(several) == 1 else contextlib.nullcontext()
-        model = affordable(tried, settings, device, spec, trust, inside)
+        model = affordable(tried, settings, device, spec, trust, inside, objective)
     return model
 
 

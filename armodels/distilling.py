@@ -1,11 +1,13 @@
 """A trained run as the teacher of another model, and how far the student is from it."""
 
+import copy
 import math
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -147,13 +149,25 @@ def taught(candidate: Candidate, teacher: Teacher | None) -> Candidate:
     """
     if teacher is None:
         return candidate
+    return replace(candidate, objective=partial(_objective, teacher.model))
 
-    def objective(model: DensityModel) -> Distillation:
-        require_student(model)
-        assert isinstance(model, InverseFlow)
-        return Distillation(model, teacher.model)
 
-    return replace(candidate, objective=objective)
+def measured(teacher: Teacher | None) -> Callable[[DensityModel], Distillation] | None:
+    """What training maximizes, where its memory is measured: on the CPU; without a teacher, None.
+
+    Args:
+        teacher: Of the student.
+    """
+    if teacher is None:
+        return None
+    copied = copy.deepcopy(teacher.model).to("cpu", torch.get_default_dtype())
+    return partial(_objective, copied)
+
+
+def _objective(teacher: DensityModel, model: DensityModel) -> Distillation:
+    require_student(model)
+    assert isinstance(model, InverseFlow)
+    return Distillation(model, teacher)
 
 
 @torch.no_grad()

@@ -4,19 +4,19 @@ Shapes: B batch, D values per example, N particles.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, final
+from collections.abc import Callable, Iterable
+from typing import Annotated, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from armodels import orders
 from armodels.checks import Count, Range, checked
-from armodels.density import query
+from armodels.density import population, query
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, Particles, as_mask, complete
 from armodels.density.samplers import Sampler
-from armodels.density.walk import check_draw, draw_noise, sampling
+from armodels.density.walk import check_draw, draw_noise, sampling, walk
 from armodels.networks import layers, splines
 from armodels.networks.made import MADE
 from armodels.spec import DataSpec
@@ -24,8 +24,23 @@ from armodels.spec import DataSpec
 LIMIT = 2.0
 """Of the log-scales of a layer: early in training too, draws stay finite and have an inverse."""
 
-WIDER = 1.5
-"""Particles of unknown values are spread by so many standard deviations of the data."""
+RIDGE = 1e-3
+"""Share of independent values in the covariance at which training starts."""
+
+DRAWS = 256
+"""Of the flow itself, which say where particles of unknown values are looked for."""
+
+
+@final
+class Change(NamedTuple):
+    """What a layer does to values (...)."""
+
+    shift: Tensor
+    """(...)"""
+    log_scale: Tensor
+    """(...)"""
+    spline: Tensor
+    """(..., P) its parameters."""
 
 
 @final
@@ -36,7 +51,7 @@ class InverseFlow(DensityModel):
     that reads the values of z before it; the order is turned round from layer to layer. So a draw,
     and its own
     log-probability, take one pass of each layer. The log-probability of another event takes the
-    inverse, value after value: up to D passes of each layer, exact.
+    inverse, value after value: D steps of each layer, exact.
 
     Made to be the student of ``armodels distill``; ``armodels train`` fits it to data, slowly.
 
@@ -63,8 +78,8 @@ class InverseFlow(DensityModel):
         Neural Spline Flows (Durkan et al., 2019) https://arxiv.org/abs/1906.04032
 
     Differs from the papers: layers are MADEs, also of sequences; each bends values by a spline, so
-    that one layer has several modes; scales are exp(2 tanh(s / 2)); a last layer without a
-    network starts at mean and deviation of the data.
+    that one layer has several modes; scales are exp(2 tanh(s / 2)); the last layer starts at
+    mean and covariance of the data.
     """
 
     @checked
@@ -100,16 +115,31 @@ class InverseFlow(DensityModel):
         self.log_std = torch.nn.Parameter(torch.zeros(spec.num_dims))
 
     def initialize(self, batches: Iterable[Tensor], *, progress: bool = False) -> None:
-        """Start the last layer at mean and deviation of the data."""
-        x = torch.cat([batch.flatten(1) for batch in batches]).double()
-        with torch.no_grad():
-            self.mean.copy_(x.mean(0))
-            self.log_std.copy_(x.std(0, correction=0).clamp_min(1e-3).log())
+        """Start the last layer at mean and covariance of the data.
 
-    def _change(self, net: MADE, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a layer does to each value: shifts and log-scales (B, D), and splines (B, D, P)."""
-        params = net(z).index_select(1, orders.ranks(net.order_table))
-        return params[..., 0], LIMIT * torch.tanh(params[..., 1] / LIMIT), params[..., 2:]
+        The direct connections of its MADE are the covariance's factor, whose diagonal scales.
+        """
+        x = torch.cat([batch.flatten(1) for batch in batches]).double()
+        mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
+        net = self.nets[-1]
+        order = net.order_table[:, 0]
+        scaled = ((x - mean) / std)[:, order]
+        correlation = scaled.mT @ scaled / len(x)
+        ridge = RIDGE * torch.eye(len(order), dtype=x.dtype, device=x.device)
+        factor = torch.linalg.cholesky((1 - RIDGE) * correlation + ridge)
+        diagonal = factor.diagonal()
+        ranks = orders.ranks(net.order_table)
+        lower = (factor / diagonal[:, None]).tril(-1)
+        assert net.direct is not None
+        shifts = net.direct.weight.unflatten(0, (self.spec.num_dims, -1))[:, 0]
+        with torch.no_grad():
+            self.mean.copy_(mean)
+            self.log_std.copy_((std * diagonal[ranks]).log())
+            shifts.copy_(lower[ranks][:, ranks])
+
+    def _change(self, net: MADE, z: Tensor) -> Change:
+        """What a layer does to each value, (B, D)."""
+        return _change_of(net(z).index_select(1, orders.ranks(net.order_table)))
 
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Events that normal noise becomes, and their log-probabilities, with gradients.
@@ -122,36 +152,51 @@ class InverseFlow(DensityModel):
         """
         z, log_prob = noise, _log_normal(noise)
         for net in self.nets:
-            shift, log_scale, params = self._change(net, z)
-            bent, log_slope = splines.forward(z, params)
-            z = bent * log_scale.exp() + shift
-            log_prob = log_prob - (log_slope + log_scale).sum(1)
+            change = self._change(net, z)
+            bent, log_slope = splines.forward(z, change.spline)
+            z = bent * change.log_scale.exp() + change.shift
+            log_prob = log_prob - (log_slope + change.log_scale).sum(1)
         x = z * self.log_std.exp() + self.mean
         return x.view(-1, *self.spec.shape), log_prob - self.log_std.sum()
 
     def _inverse(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer made ``y`` of, and the log of its slope at each value: each (B, D).
 
-        A pass settles at least one more value, the next in the order: after D of them all are
-        what the layer read, and without gradients it ends where a pass changes nothing.
+        With gradients by whole passes, each of which settles at least one more value, the next in
+        the order. Without them by the steps of the MADE, which take no more than a pass in all.
         """
-        z, total = y, torch.zeros_like(y)
+        if not torch.is_grad_enabled():
+            return self._inverse_by_steps(net, y)
+        z, log_slope = y, torch.zeros_like(y)
         for _ in range(self.spec.num_dims):
-            shift, log_scale, params = self._change(net, z)
-            before = z
-            z, log_slope = splines.inverse((y - shift) * torch.exp(-log_scale), params)
-            total = log_slope + log_scale
-            if not torch.is_grad_enabled() and torch.equal(before, z):
-                break
-        return z, total
+            z, log_slope = _undone(self._change(net, z), y)
+        return z, log_slope
+
+    def _inverse_by_steps(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
+        in_order = y[:, net.order_table[:, 0]]
+        slopes: list[Tensor] = []
+
+        def choose(s: int, params: Tensor) -> Tensor:
+            z, log_slope = _undone(_change_of(params), in_order[:, s])
+            slopes.append(log_slope)
+            return z[:, None]
+
+        z = walk(net, len(y), choose)[..., 0]
+        ranks = orders.ranks(net.order_table)
+        return z[:, ranks], torch.stack(slopes, 1)[:, ranks]
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self._tempered(x, 1.0)
+
+    def _tempered(self, x: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities (B,) where the noise has this variance."""
         z = (x.flatten(1).to(self.mean) - self.mean) * torch.exp(-self.log_std)
         log_prob = -self.log_std.sum()
         for net in reversed(self.nets):
             z, log_slope = self._inverse(net, z)
             log_prob = log_prob - log_slope.sum(1)
-        return log_prob + _log_normal(z)
+        spread = math.sqrt(temperature)
+        return log_prob + _log_normal(z / spread) - self.spec.num_dims * math.log(spread)
 
     def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         noise = draw_noise(shape, generator, self.mean.device)
@@ -185,47 +230,67 @@ class InverseFlow(DensityModel):
         progress: bool,
         sampler: Sampler,
     ) -> Particles:
-        """Events whose unknown values are independent normal ones, weighted by the flow.
+        """Events whose unknown values are looked for by populations, weighted by the flow.
 
         Args:
             x: (B, *event); values that are not known are ignored.
             known: Boolean, (*event) or (B, *event).
             num_particles: N.
             context: None.
-            temperature: Of the normal ones.
+            temperature: Variance of the noise of the flow.
             generator: Seeds the draws.
             progress: There is nothing to show.
             sampler: There is no walk.
+
+        Raises:
+            ValueError: The temperature is 0.
         """
         known = as_mask(known, x)
         self.spec.check(x.masked_fill(~known, 0))
         self.check_context(context, len(x))
-        noise = self._normal((len(x), num_particles, self.spec.num_dims), generator)
-        values, log_weights = self._weighted(x, known, noise, temperature)
+        if not temperature:
+            raise ValueError(
+                "at temperature 0 a flow draws one event alone, which has not these known values; "
+                "choose a temperature above 0"
+            )
+        look = self._looking(len(x), num_particles, generator, temperature)
+        values, log_weights = look(x, known)
         values = values.to(x).unflatten(2, self.spec.shape)
         return Particles(values, log_weights, bool(known.all()), False)
 
-    def _weighted(
-        self, x: Tensor, known: Tensor, noise: Tensor, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """What noise (B, N, D) puts beside the known values: (B, N, D) and log-weights (B, N)."""
-        flat, mask = x.flatten(1)[:, None].to(self.mean), known.flatten(1)[:, None]
-        spread = WIDER * math.sqrt(temperature) * self.log_std.exp()
-        values = torch.where(mask, flat, (self.mean + spread * noise).detach())
-        with sampling(self, naive=True):
-            log_weights = self._log_prob(values.flatten(0, 1), None).unflatten(0, noise.shape[:2])
-        drawn = torch.distributions.Normal(0, 1).log_prob(noise) - spread.log()
-        return values, log_weights - drawn.masked_fill(mask, 0).sum(-1)
+    def _looking(
+        self, n: int, num_particles: int, generator: torch.Generator | None, temperature: float
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What looks for values (n, N, D) beside known ones, and log-weights (n, N).
+
+        Its noise is the same whenever it is asked.
+        """
+        noise = population.noise_of(
+            n, num_particles, self.spec.num_dims, generator, self.mean.device
+        )
+        drawn, _ = self.sample_with_log_prob(DRAWS, temperature=temperature, generator=generator)
+        drawn = drawn.flatten(1).double()
+        place = population.Place(drawn.mean(0), drawn.std(0), drawn[: population.FIRST])
+
+        def log_density(x: Tensor) -> Tensor:
+            return self._tempered(x, temperature)
+
+        def look(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+            flat, mask = x.flatten(1).double(), known.flatten(1)
+            with sampling(self, naive=True):
+                return population.search(log_density, flat, mask, place, noise, num_particles)
+
+        return look
 
     def _weights_of(self, one: query.Query) -> query.Weights:
         """By the particles of a completion, under the same noise for both parts."""
-        noise = self._normal((len(one.x), one.num_particles, self.spec.num_dims), one.generator)
+        look = self._looking(len(one.x), one.num_particles, one.generator, 1.0)
         parts = one.both, one.known
         # p of nothing is 1.
         found = [
-            self._weighted(one.x, part, noise)[1].double()
+            look(one.x, part)[1]
             if part.any()
-            else torch.zeros(noise.shape[:2], dtype=torch.double, device=noise.device)
+            else torch.zeros(len(part), one.num_particles, dtype=torch.double, device=part.device)
             for part in parts
         ]
         exact = all(part.all() or not part.any() for part in parts)
@@ -242,7 +307,7 @@ class InverseFlow(DensityModel):
         generator: torch.Generator | None = None,
         progress: bool = False,
     ) -> Completion:
-        """By weighted particles: independent normal values, of which in many dimensions few hit.
+        """By weighted particles that are looked for, of which in many dimensions few hit.
 
         The effective sample size says how many. Where nothing is known, a draw.
         """
@@ -267,3 +332,15 @@ class InverseFlow(DensityModel):
 def _log_normal(z: Tensor) -> Tensor:
     """Of standard normal values, nats: (..., D) -> (...)."""
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+
+def _change_of(params: Tensor) -> Change:
+    """What the parameters (..., P) of a layer mean."""
+    return Change(params[..., 0], LIMIT * torch.tanh(params[..., 1] / LIMIT), params[..., 2:])
+
+
+def _undone(change: Change, y: Tensor) -> tuple[Tensor, Tensor]:
+    """What was changed into ``y`` (...), and the log of the slope there."""
+    bent = (y - change.shift) * torch.exp(-change.log_scale)
+    z, log_slope = splines.inverse(bent, change.spline)
+    return z, log_slope + change.log_scale

@@ -5,7 +5,7 @@ MADE of 395 million parameters, hours of training and checkpoints of gigabytes.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from armodels import names
 from armodels.density.base import DensityModel
+
+Objective = Callable[[DensityModel], Callable[[Tensor, Tensor | None], object]]
+"""Model -> what training maximizes, a function of events and their context."""
 
 MOST = 100_000_000
 """Parameters at most, of a model that is trained on a CPU."""
@@ -63,7 +66,13 @@ def at_most(limit: int | None, advice: str) -> Iterator[None]:
         hook.remove()
 
 
-def of_training(model: DensityModel, batch_size: int, *, averaged: bool) -> int:
+def of_training(
+    model: DensityModel,
+    batch_size: int,
+    *,
+    averaged: bool,
+    objective: Objective | None = None,
+) -> int:
     """Bytes that training takes, roughly.
 
     Weights, their gradients, two moments of the optimizer, the best weights of the end and the
@@ -74,17 +83,19 @@ def of_training(model: DensityModel, batch_size: int, *, averaged: bool) -> int:
         model: Built, on the CPU.
         batch_size: Examples at a time.
         averaged: Whether a moving average of the weights is kept.
+        objective: Model -> what training maximizes; None: what the model names itself.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     copies = 5 + averaged
     if not any(p.requires_grad for p in model.parameters()):  # such as counts, or their blend
         return weights + buffers
-    one, two = (_kept(model, number) for number in (1, 2))
+    maximized = objective(model) if objective else model.default_objective()
+    one, two = (_kept(model, maximized, number) for number in (1, 2))
     return copies * weights + 2 * buffers + one + max(two - one, 0) * (batch_size - 1)
 
 
-def _kept(model: DensityModel, number: int) -> int:
+def _kept(model: DensityModel, maximized: Callable, number: int) -> int:
     """Bytes that the objective of so many examples keeps for the backward pass."""
     kept: dict[int, int] = {}
 
@@ -102,7 +113,7 @@ def _kept(model: DensityModel, number: int) -> int:
     with torch.random.fork_rng(devices=[]):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.train()
-            model.default_objective()(x, context)
+            maximized(x, context)
     model.train(training)
     return sum(kept.values())
 

@@ -429,7 +429,8 @@ class Drawing(Trained, Protocol):
 class Distillation(Objective):
     """log p(x) under a teacher less log p(x) under the model, at draws x of the model.
 
-    Its mean is -KL(model || teacher), in nats: 0 at most, and reached where the two are the same.
+    Its mean is -KL(model || teacher), in nats: 0 at most, and reached where the two are the same;
+    less the data's ``log_det``, so that what training reports as nats is the divergence.
     Of the data only the number of examples counts, and no more.
 
     Source: van den Oord et al., 2017, https://arxiv.org/abs/1711.10433.
@@ -455,7 +456,9 @@ class Distillation(Objective):
             return torch.randn(size, num_dims, dtype=like.dtype, device=like.device)
 
         drawn, own = self.model.draw(draws.drawn(normal, len(x)))
-        return self._teacher[0]._log_prob(drawn, None).to(own) - own
+        log_ratio = self._teacher[0]._log_prob(drawn, None).to(own) - own
+        # What is reported adds it to log-probabilities, of which a ratio is none.
+        return log_ratio - self.model.spec.log_det
 
 
 @final

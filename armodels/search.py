@@ -89,7 +89,8 @@ def packed(words: Sequence[str], own: Collection[str], verb: str) -> list[str]:
         mine = setting and key not in own and not key.startswith("hydra")
         (train if mine else stay).append(word)
         after_flag = word in typed.VALUE_FLAGS
-    return [*stay, f"words={show.hydra(train)}"] if train else stay
+    # It stands first: argparse takes no words on both sides of a flag.
+    return [f"words={show.hydra(train)}", *stay] if train else stay
 
 
 def read(words: Sequence[str]) -> tuple[list[str], list[Knob]]:

@@ -139,7 +139,8 @@ def test_a_student_says_how_far_it_is_and_how_fast(taught):
     assert 0 < found["teacher"]["kl_nats_ci95"] < 10
     with open(folder / "student/metrics.csv", encoding="utf-8") as file:
         train = [float(row["train/nats"]) for row in csv.DictReader(file) if row["train/nats"]]
-    assert 0 < train[-1] < 8  # a divergence: of the data it would be 17
+    # It is the divergence of the last steps: of the data it would be 4 off.
+    assert abs(train[-1] - found["teacher"]["kl_nats"]) < 2
     assert f"KL(student || teacher) {found['teacher']['kl_nats']:.4f}" in said
     assert "1,000 draws: student" in said
     for line in ("sample run=student num=4", "eval run=student split=valid", "compare student"):

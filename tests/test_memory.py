@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from cases import CASES, every
+from cases import CASES, data, every
 from command import QUICK, TINY, armodels, done
 
-from armodels import memory
+from armodels import flows, memory
+from armodels.baselines import GMM
+from armodels.objectives import Distillation
 
 LARGE = "the model would have more than 100,000,000 parameters"
 
@@ -86,3 +88,15 @@ def test_it_counts_what_a_batch_keeps():
     one, many = (memory.of_training(model, n, averaged=False) for n in (1, 1001))
     values = model.spec.num_dims
     assert 1000 * values * 4 < many - one < 1000 * values * 4000
+
+
+def test_a_student_is_measured_by_its_draws():
+    """Its draws take a pass of each layer, and events of others as many as they have values."""
+    model = flows.InverseFlow(data("vector", 20, levels=None), hidden_sizes=[4])
+    teacher = GMM(model.spec, num_components=1)
+    teacher.initialize([torch.randn(50, 20, dtype=torch.double)])
+    whole, drawn = (
+        memory.of_training(model, 100, averaged=False, objective=objective)
+        for objective in (None, lambda one: Distillation(one, teacher))
+    )
+    assert 3 * drawn < whole

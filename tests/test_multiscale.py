@@ -84,6 +84,34 @@ def test_a_pass_draws_what_the_walk_draws(name):
     torch.testing.assert_close(log_probs, chooser.log_probs(), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", CASES_HERE)
+def test_a_completion_by_groups_is_that_of_the_walk(name, monkeypatch):
+    """With known values in the middle of groups, and as many passes as there are groups."""
+    case = CASES[name]
+    model, x = case.build(0), case.events(5)
+    known = (torch.arange(case.spec.shape[-1]) % 3 == 0).expand(case.spec.shape)
+    steps: list[int] = []
+    one_step = MultiScale.group_params
+
+    def counted(self, *args):
+        steps.append(args[1])
+        return one_step(self, *args)
+
+    monkeypatch.setattr(MultiScale, "group_params", counted)
+    found = {}
+    for sampler in ("cached", "auto"):
+        steps.clear()
+        generator = torch.Generator().manual_seed(0)
+        options = {"num_particles": 3, "temperature": 0.8, "generator": generator}
+        found[sampler] = model.complete(x, known, sampler=sampler, **options)
+        assert steps == list(range(len(model.net.groups)))
+    assert torch.equal(found["auto"].values, found["cached"].values)
+    assert torch.equal(found["auto"].values[:, known], x[:, known])
+    torch.testing.assert_close(
+        *(one.effective_sample_size for one in found.values()), rtol=0, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize(("head", "num_passes"), [(logistics, 28), (CATEGORICAL, 84)])
 def test_passes_of_a_colour_picture(head, num_passes, monkeypatch):
     """64 x 64 x 3: 16 pixels one by one, then three phases at each of four levels."""

@@ -112,12 +112,24 @@ def resample(
     """
     if not torch.isfinite(log_weights.amax(1)).all():
         raise ValueError(IMPOSSIBLE)
-    weights = log_weights.double().softmax(1)
-    uniform = draw_noise((len(x), 1), generator, x.device)
-    cdf = weights.cumsum(1)
-    index = (cdf <= uniform * cdf[:, -1:]).sum(1)
+    index = chosen(log_weights, draw_noise((len(x), 1), generator, x.device))[:, 0]
     rows = torch.arange(len(x), device=x.device)
-    return x[rows, index], 1 / weights.square().sum(1)
+    return x[rows, index], 1 / log_weights.double().softmax(1).square().sum(1)
+
+
+def chosen(log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """Which particles are kept, by weight.
+
+    Args:
+        log_weights: (B, N), not normalized, not all of an event zero.
+        uniform: (B, M) noise.
+
+    Returns:
+        (B, M) indices.
+    """
+    cdf = log_weights.double().softmax(1).cumsum(1)
+    index = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)
+    return index.clamp_max(log_weights.shape[1] - 1)
 
 
 def disagreement(log_weights: Tensor, num_splits: int = 20) -> Tensor:

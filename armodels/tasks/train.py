@@ -121,7 +121,8 @@ def _begin(
 
     config, teacher = distilling.take_up(config, spec, settings, fabric.device)
     # Whatever cannot be trained is refused before any load.
-    model = candidates.first_model(config, settings, fabric.device, spec, trust, guard)
+    measured = distilling.measured(teacher)
+    model = candidates.first_model(config, settings, fabric.device, spec, trust, guard, measured)
     if teacher:
         distilling.require_student(model)
     blending.warn(config, spec, members)
