@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -224,3 +225,17 @@ def test_the_teacher_of_a_run_cannot_change(taught):
     assert told.error == (
         "teacher.run of a run that is resumed cannot change; start a new run instead"
     )
+
+
+@pytest.mark.slow
+def test_the_gap_is_told_where_data_are_impossible(taught, monkeypatch, tmp_path):
+    def nowhere(self, x, context):
+        return torch.full((len(x),), -math.inf)
+
+    monkeypatch.setattr(InverseFlow, "_log_prob", nowhere)
+    teacher = str(taught[0] / "teacher")
+    words = ("distill", teacher, *STUDENT, TRUST, "trainer.max_steps=3", "out=student")
+    result = armodels(tmp_path, *words)
+    assert result.code != 0
+    assert re.search(r"^gap    KL\(student \|\| teacher\) ", result.out, re.M)
+    assert "is impossible under the model" in result.err

@@ -86,9 +86,15 @@ def _main(config: Mapping[str, Any], log: show.Log, hopeless: Hopeless | None) -
             log.open(directory.path / "train.log")
             _announce(trainer)
         trust_again = trusting(trainer.learner.candidate.config)
-        trainer.run(
-            functools.partial(_conclude, trust=trust_again, teacher=teacher) if first else None
-        )
+        try:
+            trainer.run(
+                functools.partial(_conclude, trust=trust_again, teacher=teacher) if first else None
+            )
+        except FloatingPointError:
+            # Data may be impossible under a student, whose gap is a number all the same.
+            if teacher and first and trainer.state.step:
+                distilling.report(trainer.learner.model.eval(), teacher)
+            raise
         return trainer.state.best_nats
 
 
