@@ -86,6 +86,7 @@ HYDRA_FULL_ERROR=1 shows tracebacks; see README.md and docs/ for more.
 def fail(message: str, code: int = 1) -> NoReturn:
     """One sentence on standard error, then exit."""
     show.tell(f"error: {message}")
+    show.concluded = True
     sys.exit(code)
 
 
@@ -96,7 +97,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # of a stream that somebody replaced
                 stream.reconfigure(errors="backslashreplace")
-    show.lost, show.muted = None, False
+    show.lost, show.muted, show.concluded = None, False, False
     code: Any = 0
     try:
         _answer(*sys.argv)
@@ -105,7 +106,8 @@ def main() -> None:
     except BrokenPipeError as error:  # of what Hydra prints
         show.lost = error
     except KeyboardInterrupt as stop:  # before a verb listens, or after
-        show.tell("interrupted")
+        if not show.concluded:  # torchrun's signal may come while the program ends by itself
+            show.tell("interrupted")
         code = getattr(stop, "exit_code", 130)
     lost = show.flushed()
     if isinstance(lost, BrokenPipeError):
@@ -173,6 +175,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
             show.tell(str(stop) or _stopped(name, args, signal.Signals(number).name))
+            show.concluded = True
             if name == "train" and typed.is_sweep(translated) and str(stop):
                 show.tell(f"the sweep goes on by {typed.again(name, args)}")
             sys.exit(128 + number)
@@ -326,6 +329,7 @@ def _report(records: list[dict], name: str, args: list[str], full: bool, broken:
         if len(records) > 1 and record["overrides"]:
             show.tell(f"failed: {' '.join(record['overrides'])}")
         show.tell(f"error: {record['error']}")
+        show.concluded = True
     if broken:
         fail(broken)
     if failed:

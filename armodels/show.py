@@ -17,6 +17,9 @@ from typing import Any, TextIO, final
 lost: OSError | None = None
 """The first error that kept a line from being printed; None: every line was."""
 
+concluded = False
+"""Why the program ends without success has been said."""
+
 muted = False
 """Whether this process prints nothing, as all but the first of several do."""
 

@@ -1,5 +1,6 @@
 """The command line: what is asked is done, and what cannot be done is said in one sentence."""
 
+import contextlib
 import gzip
 import os
 import re
@@ -613,3 +614,21 @@ def test_variables_of_other_launchers_neither_silence_nor_refuse_one_process(nam
     told = done(tmp_path, "train", *TINY, "trainer.max_steps=1", "out=run", **LEFT_BEHIND[name])
     assert "Next:" in told
     assert RunDirectory(tmp_path / "run").read_status()["status"] == "done"
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["after", "before"])
+def test_a_signal_after_the_last_sentence_adds_none(late, monkeypatch, capsys):
+    """torchrun stops the other processes while one of them may be ending by itself."""
+
+    def answer(*args):
+        with contextlib.suppress(SystemExit):
+            if late:
+                cli.fail("it cannot be")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_answer", answer)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    said = "error: it cannot be" if late else "interrupted"
+    assert capsys.readouterr().err == f"armodels: {said}\n"
