@@ -207,9 +207,8 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
 def no_room(path: Path, needed: int) -> str:
     """Why a file could not be written, where the disk is full."""
     free = shutil.disk_usage(path.parent).free
-    return (
-        f"the disk is full or limited ({size_of(free)} free, more than {size_of(needed)} needed)"
-    )
+    takes = f", more than {size_of(needed)} needed" if needed else ""
+    return f"the disk is full or limited ({size_of(free)} free{takes})"
 
 
 def remove_parts(folder: Path, name: str = "*") -> None:

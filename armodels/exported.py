@@ -6,6 +6,8 @@ with checksums: safetensors has none of its own, so that a flipped bit would be 
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,12 @@ def write(out: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], ca
     # Names that share memory get their own: it refuses to write it twice, and to guess.
     apart = {name: one.detach().cpu().clone().contiguous() for name, one in tensors.items()}
     with disk.atomic_folder(out) as folder:
-        save_file(apart, folder / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(apart, folder / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # which says by its words alone what the disk answered
+            if number := re.search(r"\(os error (\d+)\)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
         sums = {WEIGHTS: _checksum(folder / WEIGHTS), CONFIG: _checksum_of(plain)}
         text = json.dumps({**plain, "sha256": sums}, indent=2)
         (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")

@@ -458,6 +458,17 @@ def test_a_query_that_makes_no_sense_is_refused(folder, words, message):
     assert not (folder / "refused.csv").exists()
 
 
+def test_each_question_has_a_file_of_its_own(tmp_path):
+    """Whatever letters its columns have, and of however few examples it is asked."""
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "t.csv").write_text("ä b,ä-b,x\n" + text, encoding="utf-8")
+    done(tmp_path, "train", "data=table", "data.path=t.csv", "model=gmm", *QUICK, "out=run")
+    for words in (("of=[ä b]",), ("of=[ä-b]",), ("of=[x]",), ("of=[x]", "num_examples=2")):
+        done(tmp_path, "query", "run", *words)
+    assert len(list((tmp_path / "run").glob("query-*.csv"))) == 4
+
+
 def test_one_particle_says_nothing_of_its_error():
     model = reversed_made()
     x = torch.zeros(2, 5, dtype=torch.uint8)

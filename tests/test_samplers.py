@@ -128,6 +128,22 @@ def test_a_mixture_of_orders_draws_by_every_sampler():
     assert torch.equal(*completed)
 
 
+@pytest.mark.parametrize(
+    "name", ["multiscale", "multiscale-rgb", "orders-deep-nade", "orders-made", "made"]
+)
+def test_the_likeliest_levels_by_every_sampler(name):
+    """Also where values are written into events of their own type, or a group at once."""
+    model = CASES[name].build(0)
+    drawn = [
+        model.sample(
+            7, top_k=2, top_p=0.9, sampler=sampler, generator=torch.Generator().manual_seed(1)
+        )
+        for sampler in ("auto", "cached", "naive", "fixed_point")
+    ]
+    assert drawn[0].dtype == model.spec.dtype
+    assert all(torch.equal(one, drawn[0]) for one in drawn[1:])
+
+
 def test_steps_that_hear_nothing_take_two_passes():
     """The first pass finds all values; the second one sees that nothing changes."""
     model = made(BITS, BERNOULLI, direct_connections=True).build(0)

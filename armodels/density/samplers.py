@@ -128,10 +128,15 @@ class Draws:
         """Whether compiled code draws the like: no value is known, and all levels may be drawn."""
         return self.known is None and self.top_k is None and self.top_p is None
 
-    def chooser(self) -> Choose:
-        """That draws by the noise of the head."""
+    def chooser(self, dtype: torch.dtype) -> Choose:
+        """That draws by the noise of the head; levels have the type of the event."""
         choose = draw_among(
-            self.head, self.noise, self.temperature, top_k=self.top_k, top_p=self.top_p
+            self.head,
+            self.noise,
+            self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            dtype=dtype,
         )
         return self.kept(choose)
 
@@ -206,10 +211,12 @@ def take(
             values, params = fused
             return values, score(draws.head, params, values)
     if sampler.name == "auto" and watch is None and isinstance(net, GroupedNetwork):
-        return walk_groups(net, draws.head, n, draws.chooser(), context, progress=progress)
+        return walk_groups(
+            net, draws.head, n, draws.chooser(model.net.values_dtype), context, progress=progress
+        )
     name = road(net, sampler.name)
     if name in ("naive", "cached"):
-        scored = Scored(draws.head, draws.chooser())
+        scored = Scored(draws.head, draws.chooser(model.net.values_dtype))
         steps = net if name == "cached" else _naive(net)
         chooser: Choose = scored if watch is None else _watched(scored, watch)
         return walk(steps, n, chooser, context, progress=progress), scored.log_probs()
@@ -223,7 +230,7 @@ def take(
     few = _by_steps(net)
     if name == "fixed_point":
         block = sampler.block or (min(BLOCK, num_steps) if few else num_steps)
-        chooser, guess = draws.chooser(), None
+        chooser, guess = draws.chooser(model.net.values_dtype), None
     else:
         block = sampler.draft_steps or (READ_STEPS if few else EVENT_STEPS)
         draft = _draft(net, model, draws, sampler, context)

@@ -106,6 +106,7 @@ def draw_among(
     *,
     top_k: int | None = None,
     top_p: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Choose:
     """Draws from the likeliest levels alone, those of one value a step.
 
@@ -119,6 +120,7 @@ def draw_among(
         top_k: So many of the likeliest levels stay; None: all.
         top_p: As few of the likeliest levels stay as have at least this probability together;
             None: all.
+        dtype: Of the levels that are drawn among some; None: int64.
 
     Raises:
         ValueError: No level would stay.
@@ -129,7 +131,8 @@ def draw_among(
 
     def choose(s: Any, params: Tensor) -> Tensor:
         log_probs = likeliest(head.level_log_probs(params, params[..., :0]), top_k, top_p)
-        return pick(log_probs, noise[:, s][..., 0], temperature)[..., None]
+        values = pick(log_probs, noise[:, s][..., 0], temperature)[..., None]
+        return values if dtype is None else values.to(dtype)
 
     return choose
 

@@ -142,8 +142,10 @@ def _report(found: Compressed, raw: int | None) -> None:
     )
     over = size - bits / 8
     exact = f"exact  -log2 p of them is {bits / 8:,.1f} bytes; the file has {abs(over):,.1f} "
-    exact += "more" if over >= 0 else "less"
-    show.say(exact + (f" ({100 * over / (bits / 8):.3f} %)" if bits > 8 else ""))
+    share = f" ({100 * over / (bits / 8):.3f} %)" if bits > 8 and over >= 0 else ""
+    show.say(
+        exact + ("more" if over >= 0 else "less, as no value costs more than 24 bits") + share
+    )
     if over < 0:
         show.warn(
             "the model gives some values less probability than any that is coded, 1 in 16,777,216"

@@ -1,6 +1,7 @@
 """armodels query: the log-probability of part of every example, given another part or nothing."""
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ OF_CELLS = ("method", "rmse", "nats_per_cell", "standard_error", "seconds")
 
 LARGEST_BATCH = 10_000_000
 """So many values, each as often as it has particles, are asked about at a time: noise of 80 MB."""
+
+LONGEST = 200
+"""Bytes of a file's name, beside its ending."""
 
 DOUBTFUL = 0.5
 """Nats. A standard error above it says that few particles hold most of the weight."""
@@ -189,7 +193,14 @@ def _tell(
 
 def _path(restored: Restored, what: str, spec: DataSpec, config: Mapping) -> Path:
     """Where the rows go."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"query-{what}-{spec.name}-{config['split']}")
+    name = f"query-{what}-{spec.name}-{config['split']}"
+    if config["num_examples"] is not None:
+        name += f"-first{config['num_examples']}"
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    if plain != name or len(plain.encode()) > LONGEST:  # another question may have made the same
+        start = plain.encode()[:LONGEST].decode(errors="ignore")
+        plain = f"{start}-{zlib.crc32(name.encode()):08x}"
+    name = plain
     return Path(config["out"] or restored.folder_for(None).parent / f"{name}.csv")
 
 

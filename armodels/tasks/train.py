@@ -184,8 +184,10 @@ def _go_on(
     again: dict[str, Any] = dict(trusting(config))
     again |= {"model__allow_large": True} if config["model"].get("allow_large") else {}
 
+    verb = "distill" if config.get("teacher") else "train"
+
     def command(**overrides: object) -> str:
-        command = show.command("train", resume=directory.path, **overrides, **again)
+        command = show.command(verb, resume=directory.path, **overrides, **again)
         return show.in_processes(command, num_processes)
 
     return command
