@@ -265,7 +265,9 @@ def test_a_picture_of_several_frames_is_refused(folder):
 
 def test_a_rate_without_learning_is_refused(folder):
     error = armodels(folder, "compress", "made", "eval.adapt_lr=0.1", "out=no.arm").error
-    assert error == "eval.adapt_lr=0.1 is of a model that learns; add adapt=true, or leave it out"
+    assert error == (
+        "eval.adapt_lr=0.1 goes with adapt=true, not with a model as it is; leave it out"
+    )
 
 
 def test_one_order_of_several_is_coded(folder):

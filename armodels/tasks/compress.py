@@ -19,8 +19,8 @@ from armodels.trust import trusting
 WAYS = {"path=PATH": ("path", "resize"), "a split": ("split", "data", "num_examples")}
 """What may be compressed, and the keys that say how."""
 
-ADAPT_LR = 1e-4
-"""As the config has it."""
+RATES = {"adapt=true": ("eval.adapt_lr",)}
+"""What reads the rate of learning."""
 
 
 def main(config: Mapping[str, Any]) -> None:
@@ -31,11 +31,8 @@ def main(config: Mapping[str, Any]) -> None:
     """
     way = "a split" if config["path"] is None else "path=PATH"
     require_together(config["overrides"], way, WAYS)
-    if config["eval"]["adapt_lr"] != ADAPT_LR and not config["adapt"]:
-        raise ValueError(
-            f"eval.adapt_lr={config['eval']['adapt_lr']:g} is of a model that learns; add "
-            f"adapt=true, or leave it out"
-        )
+    learns = "adapt=true" if config["adapt"] else "a model as it is"
+    require_together(config["overrides"], learns, RATES)
     out = Path(config["out"] or f"{_stem(config)}.arm")
     _require_new(out)
     restored = checkpoints.from_config({**config, "device": "cpu"})
