@@ -38,6 +38,19 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+_announced: set[int] = set()
+"""Signals that ask for an end which is under way already."""
+
+
+def expect(number: int) -> None:
+    """From here on this signal changes nothing inside ``raising``, as its cause has been noticed.
+
+    torchrun asks all processes to stop by SIGTERM where one of them has ended, which the others
+    may have heard before: what they say of it, and write, must not be broken by it.
+    """
+    _announced.add(number)
+
+
 class OutOfTime(RuntimeError):
     """The time of a run is over before its work is done."""
 
@@ -83,6 +96,8 @@ def raising() -> Iterator[None]:
     before = sys.unraisablehook
 
     def stop(number: int, frame: object) -> None:
+        if number in _announced:
+            return
         for one in kept:
             signal.signal(one, signal.SIG_DFL)
         raise Stopped(number)
@@ -100,6 +115,7 @@ def raising() -> Iterator[None]:
         return None
 
     sys.unraisablehook = swallowed
+    _announced.clear()
     with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.request
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from command import HERE, TINY, armodels, done, process, start
 
 from armodels import cli, limits
 from armodels.run import RunDirectory
+from armodels.training.processes import LostProcess, together
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +269,21 @@ def test_a_signal_within_a_destructor_is_not_lost():
         waiting()
     assert stop.value.number == signal.SIGTERM
     assert time.monotonic() - began < 30, "it came when the wait was over"
+
+
+def test_a_signal_that_announces_what_is_being_told_changes_nothing():
+    """torchrun's SIGTERM comes before or after a process has noticed that another one is gone."""
+    pair = types.SimpleNamespace(world_size=2, global_rank=0)
+    with limits.raising():
+        with pytest.raises(LostProcess), together(pair):
+            raise RuntimeError("gloo: connection closed by peer")
+        broken = []
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except limits.Stopped as stop:  # which would end pytest
+            broken.append(stop)
+        assert not broken
+        with pytest.raises(limits.Stopped):
+            signal.raise_signal(signal.SIGINT)
+    with limits.raising(), pytest.raises(limits.Stopped):
+        signal.raise_signal(signal.SIGTERM)

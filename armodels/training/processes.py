@@ -115,6 +115,7 @@ def together(fabric: Fabric, watch: limits.Watch | None = None) -> Iterator[None
         kind = type(error).__name__
         if fabric.world_size == 1 or not _LOST.search(f"{kind}: {error}"):
             raise
+        limits.expect(signal.SIGTERM)
         if watch is None or watch.asked != signal.SIGINT:
             show.muted = show.muted and fabric.global_rank != 1  # the first one may be gone
         raise LostProcess(
