@@ -28,6 +28,12 @@ LARGEST_TABLE = 2**28
 LONGEST_NAME = 255
 """Bytes of a file's or a folder's name at most, on any usual file system."""
 
+ENDINGS = frozenset(
+    ".arm .csv .gif .jpg .json .md .mid .npy .npz .pdf .png .pt .safetensors .svg .txt .wav .yaml "
+    ".zip".split()
+)
+"""Of files that verbs write, and of some that people may expect: no new folder is called so."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, or a quota, answers."""
 
@@ -180,6 +186,12 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
             f"{path.parts[0]}; write the folder in full"
         )
     if mark is None:
+        if path.suffix.lower() in ENDINGS and not os.path.lexists(path):
+            raise ValueError(
+                f"{option} is {path}, which has a file's ending, but several files go into a "
+                f"folder of that name; name one without the ending: "
+                f"{option}={path.with_suffix('')}"
+            )
         for folder in (path, *path.parents):
             if os.path.lexists(folder) and not folder.is_dir():
                 which = "which" if folder == path else f"but {folder}"
@@ -189,8 +201,8 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
         there = next(folder for folder in (path, *path.parents) if folder.is_dir())
         _require_writable(there, path, option)
         return
-    if path.is_dir():
-        raise ValueError(f"out is {path}, which is a folder; name a file in it")
+    if path.is_dir() or str(out).endswith(("/", os.sep)):
+        raise ValueError(f"out is {out}, which is a folder; name a file in it")
     if not path.parent.is_dir():
         raise ValueError(f"out is {path}, but there is no folder {path.parent}; make it first")
     if not os.path.lexists(path) or path.is_file():  # beside it, as ``atomic`` writes
