@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -309,6 +310,48 @@ def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable]) -> Non
     table.writerows(rows)
     with atomic(path) as file:
         file.write(text.getvalue().encode())
+
+
+_NO_FILES = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def trouble(path: Path) -> str | None:
+    """Why no file can be read at a path, in words that follow its name; None: one can.
+
+    Nothing is opened: a pipe would never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads back to itself"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and path.is_symlink():
+            return f"is a broken link: it leads to {os.readlink(path)}, which does not exist"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return "does not exist"
+        return f"cannot be read ({error.strerror})"
+    for is_kind, kind in _NO_FILES:
+        if is_kind(mode):
+            return f"is {kind}, no file"
+    return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
+
+
+def require_files(paths: Iterable[Path], what: str) -> None:
+    """Raise ValueError unless each path leads to a file that can be read.
+
+    Args:
+        paths: Of the user's own files.
+        what: One of them is, for the sentence.
+    """
+    for path in paths:
+        if (why := trouble(path)) is not None:
+            raise ValueError(f"{what} {path} {why}; mend or remove it")
 
 
 def read_text(path: Path, most: int = LARGEST) -> str:
