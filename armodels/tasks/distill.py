@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from armodels import checkpoints, construct, errors, names, show
+from armodels import checkpoints, construct, disk, errors, names, show
 
 Compose = Callable[[Sequence[str], str], dict]
 """Words of a training, its directory -> its config."""
@@ -26,6 +26,7 @@ def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
     Raises:
         ValueError: There is no teacher, or what was typed does not suit one.
     """
+    disk.require_place(config["out"])
     words = list(config["words"])
     if config["resume"]:
         if config["teacher"]:
