@@ -19,7 +19,7 @@ All numbers are little-endian; a *varint* has seven bits a byte, the lowest firs
     names  v   length of what follows, then the name of the split, or names of files (raw deflate)
     sizes  v   for whole sequences and files: the fewest values of an example; of two examples and
                more also the unit of what the others have more, and the length of what follows, how
-               many units that is of each, as ``_written`` has them
+               many units that is of each, as ``_number`` has them
     chunks v   for each: its bytes (v), their CRC-32 (4), and that of its values (4)
     crc    4   CRC-32 of all above
 """
@@ -30,6 +30,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
+
+import numpy as np
 
 MAGIC = b"\x89ARM"
 FORMAT = 2
@@ -49,11 +51,8 @@ PER_BYTE = 8
 _LONGEST = 41
 """Bits of a number of units at most."""
 
-_TOP, _LEAST = 2**32, 2**24
-"""Of the interval of a coder of bits."""
-
-_MOST_SEEN, _OWN_COUNTS = 2**16, 2**12
-"""Twice the bits that a context counts, and the numbers whose bits have contexts of their own."""
+_OWN_COUNTS = 2**12
+"""Numbers whose bits have contexts of their own."""
 
 _FIXED = struct.Struct("<4sBBBBBf8s9s4s")
 
@@ -132,6 +131,21 @@ def _varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
+def coder():  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """The entropy coder.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    try:
+        import constriction
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "coding needs the package constriction: pip install 'armodels[compress]'"
+        ) from error
+    return constriction.stream
+
+
 def pack(header: Header) -> bytes:
     """The bytes of a header.
 
@@ -172,127 +186,71 @@ def _packed_sizes(sizes: Sequence[int]) -> list[bytes]:
     if len(sizes) == 1:
         return [_varint(least)]
     unit = math.gcd(*(size - least for size in sizes)) or 1
-    coded = _written([(size - least) // unit for size in sizes])
-    coded = coded.ljust(math.ceil(len(sizes) / PER_BYTE), b"\0")
+    bits = _Bits()
+    for size in sizes:
+        _number(bits, (size - least) // unit)
+    coded = bits.data().ljust(math.ceil(len(sizes) / PER_BYTE), b"\0")
     return [_varint(least), _varint(unit), _varint(len(coded)), coded]
 
 
 @final
-class _Counts:
-    """How often a bit was 0 and 1 in each context, each by half a time more than it was."""
-
-    def __init__(self) -> None:
-        self._seen: dict[object, list[int]] = {}
-
-    def part(self, context: object, width: int) -> int:
-        """How much of an interval of this width stands for a 0."""
-        zeros, ones = self._seen.setdefault(context, [1, 1])
-        return width * zeros // (zeros + ones)
-
-    def add(self, context: object, bit: int) -> None:
-        """Count a bit."""
-        seen = self._seen[context]
-        seen[bit] += 2
-        if sum(seen) > _MOST_SEEN:
-            seen[:] = [one // 2 | 1 for one in seen]
-
-
-@final
-class _Writer:
-    """An arithmetic coder of bits, by the counts of those before in the same context."""
-
-    def __init__(self) -> None:
-        self._counts, self._low, self._width = _Counts(), 0, _TOP - 1
-        self._found = bytearray()
-
-    def bit(self, context: object, bit: int) -> int:
-        """Write a bit, and return it."""
-        part = self._counts.part(context, self._width)
-        self._counts.add(context, bit)
-        self._low += part if bit else 0
-        self._width = self._width - part if bit else part
-        while self._width < _LEAST:
-            self._shift()
-            self._width <<= 8
-        return bit
-
-    def _shift(self) -> None:
-        if self._low >= _TOP:  # a carry
-            at = len(self._found) - 1
-            while self._found[at] == 255:
-                self._found[at] = 0
-                at -= 1
-            self._found[at] += 1
-            self._low -= _TOP
-        self._found.append(self._low >> 24)
-        self._low = self._low % _LEAST << 8
-
-    def end(self) -> bytes:
-        """All bytes, without zeros at their end, for which a reader takes what is missing."""
-        top = self._low + self._width - 1
-        for zeros in (24, 16, 8, 0):  # the roundest number of the interval
-            if (top >> zeros << zeros) >= self._low:
-                self._low = top >> zeros << zeros
-                break
-        for _ in range(4):
-            self._shift()
-        return bytes(self._found).rstrip(b"\0")
-
-
-@final
 class _Bits:
-    """Reads what a ``_Writer`` wrote.
+    """Bits through a range coder, each by how often it was 0 and 1 in the same context.
+
+    The estimate is that of Krichevsky & Trofimov, 1981, https://doi.org/10.1109/TIT.1981.1056331.
 
     Args:
-        data: Its bytes.
+        data: What is read; None: bits are written.
     """
 
-    def __init__(self, data: bytes):
-        self._counts, self._width = _Counts(), _TOP - 1
-        self._data, self._at = data, 4
-        self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+    def __init__(self, data: bytes | None = None):
+        stream = coder()
+        self._bernoulli = stream.model.Bernoulli
+        self._seen: dict[object, list[int]] = {}
+        self._writer, self._reader = stream.queue.RangeEncoder(), None
+        if data is not None:
+            words = np.frombuffer(data.ljust(-(-len(data) // 4) * 4, b"\0"), "<u4")
+            self._reader = stream.queue.RangeDecoder(words.astype(np.uint32))
 
-    def bit(self, context: object, _: int) -> int:
-        """The next bit."""
-        part = self._counts.part(context, self._width)
-        bit = int(self._code >= part)
-        self._counts.add(context, bit)
-        self._code -= part if bit else 0
-        self._width = self._width - part if bit else part
-        while self._width < _LEAST:
-            after = self._data[self._at] if self._at < len(self._data) else 0
-            self._code, self._at = self._code << 8 | after, self._at + 1
-            self._width <<= 8
+    def bit(self, context: object, bit: int) -> int:
+        """Write a bit; or read one, whatever it is.
+
+        Raises:
+            Damaged: None was written there.
+        """
+        seen = self._seen.setdefault(context, [1, 1])
+        model = self._bernoulli(seen[1] / sum(seen), perfect=False)
+        if self._reader is None:
+            self._writer.encode(bit, model)
+        else:
+            try:
+                bit = self._reader.decode(model)
+            except AssertionError as error:  # as the coder has it
+                raise Damaged("it states sizes that it cannot have") from error
+        seen[bit] += 2
         return bit
 
+    def data(self) -> bytes:
+        """All that was written, without zeros at its end, which a reader takes for granted."""
+        return self._writer.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
 
-def _number(coder: _Writer | _Bits, number: int = 0) -> int:
+
+def _number(bits: _Bits, number: int = 0) -> int:
     """Write a number by how many bits it has and then these, from the highest; or read one.
 
     Raises:
         Damaged: It has more bits than any.
     """
     length = 0
-    while coder.bit(("length", length), int(length < number.bit_length())):
+    while bits.bit(("length", length), int(length < number.bit_length())):
         length += 1
         if length > _LONGEST:
             raise Damaged("it states sizes that it cannot have")
     found = min(length, 1)
     for place in reversed(range(length - 1)):
         context = (length, found) if found < _OWN_COUNTS else (length, -place)
-        found = 2 * found + coder.bit(context, number >> place & 1)
+        found = 2 * found + bits.bit(context, number >> place & 1)
     return found
-
-
-def _written(numbers: Sequence[int]) -> bytes:
-    """Numbers by an adaptive code: each bit by how often it was 0 and 1 in the same place.
-
-    The estimate is that of Krichevsky & Trofimov, 1981, https://doi.org/10.1109/TIT.1981.1056331.
-    """
-    writer = _Writer()
-    for one in numbers:
-        _number(writer, one)
-    return writer.end()
 
 
 @final

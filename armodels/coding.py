@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armodels.archive import coder
 from armodels.density.adaptive import Learning
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
@@ -70,23 +71,8 @@ def require_codable(model: DensityModel) -> AutoregressiveModel:
             f"{model.spec.name} has real values, which have infinitely many bits; compress by a "
             f"model that was trained on data with levels"
         )
-    _coder()
+    coder()
     return model
-
-
-def _coder():  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """The entropy coder.
-
-    Raises:
-        ModuleNotFoundError: It is not installed.
-    """
-    try:
-        import constriction
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "coding needs the package constriction: pip install 'armodels[compress]'"
-        ) from error
-    return constriction.stream
 
 
 def frequencies(log_probs: Tensor) -> np.ndarray:
@@ -123,7 +109,7 @@ class Encoding:
     """
 
     def __init__(self, head: Head, values: Tensor, steps: Sequence[int]):
-        stream = _coder()
+        stream = coder()
         self._head, self._values, self._steps = head, values, np.asarray(steps)
         self._coder = stream.queue.RangeEncoder()
         self._family = stream.model.Categorical(perfect=False)
@@ -162,7 +148,7 @@ class Decoding:
     def __init__(
         self, head: Head, data: bytes, steps: Sequence[int], like: Tensor, num_values: int
     ):
-        stream = _coder()
+        stream = coder()
         self._head, self._steps, self._like, self._k = head, np.asarray(steps), like, num_values
         self._coder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
         self._family = stream.model.Categorical(perfect=False)

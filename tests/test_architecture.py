@@ -99,7 +99,7 @@ ONLY = {
     },
     "partial": {"__version__", "disk", "show"},
     "archive": set(),
-    "coding": {"density", "heads", "networks.stream"},
+    "coding": {"archive", "density", "heads", "networks.stream"},
     "scoring": {"data.rows", "density", "partial", "show"},
     "evaluation": {
         "checks",
@@ -153,7 +153,7 @@ ONLY = {
 NEVER = {"tasks.train": {"networks", "heads"}}
 
 DOORS = {
-    "constriction": {"coding"},
+    "constriction": {"archive"},
     "hydra": {"cli", "construct", "launchers", "named", "search"},
     "lightning_fabric": {"tasks.train", "training", "evaluation", "scoring"},
     "matplotlib": {"charts"},
