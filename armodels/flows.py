@@ -24,6 +24,9 @@ from armodels.spec import DataSpec
 LIMIT = 2.0
 """Of the log-scales of a layer: early in training too, draws stay finite and have an inverse."""
 
+REACH = 10.0
+"""Layers hear values no larger than it, of either sign: an inverse grows no further by itself."""
+
 RIDGE = 1e-3
 """Share of independent values in the covariance at which training starts."""
 
@@ -139,7 +142,8 @@ class InverseFlow(DensityModel):
 
     def _change(self, net: MADE, z: Tensor) -> Change:
         """What a layer does to each value, (B, D)."""
-        return _change_of(net(z).index_select(1, orders.ranks(net.order_table)))
+        heard = z.clamp(-REACH, REACH)
+        return _change_of(net(heard).index_select(1, orders.ranks(net.order_table)))
 
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Events that normal noise becomes, and their log-probabilities, with gradients.
@@ -162,28 +166,43 @@ class InverseFlow(DensityModel):
     def _inverse(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer made ``y`` of, and the log of its slope at each value: each (B, D).
 
-        With gradients by whole passes, each of which settles at least one more value, the next in
-        the order. Without them by the steps of the MADE, which take no more than a pass in all.
+        Without gradients by the steps of the MADE, which take no more than a pass in all. Their
+        gradients are those of z = f(z, y), where f is one pass: those of f, through the inverse
+        of the triangular I - df/dz. First derivatives alone are right.
         """
+        with torch.no_grad():
+            z, log_slope = self._inverse_by_steps(net, y)
         if not torch.is_grad_enabled():
-            return self._inverse_by_steps(net, y)
-        z, log_slope = y, torch.zeros_like(y)
-        for _ in range(self.spec.num_dims):
-            z, log_slope = _undone(self._change(net, z), y)
-        return z, log_slope
+            return z, log_slope
+        again, _ = _undone(self._change(net, z), y)
+        in_order = net.order_table[:, 0]
+        moved = (again - again.detach())[:, in_order, None]
+        feedback = self._feedback(net, z, y.detach())[:, in_order][:, :, in_order]
+        one = torch.eye(len(in_order), dtype=z.dtype, device=z.device)
+        solved = torch.linalg.solve_triangular(one - feedback, moved, upper=False)
+        z = z + solved[:, orders.ranks(net.order_table), 0]
+        return z, _undone(self._change(net, z), y)[1]
+
+    def _feedback(self, net: MADE, z: Tensor, y: Tensor) -> Tensor:
+        """How each value that a pass undoes moves with each that it hears: (B, D, D)."""
+        z = z.detach().requires_grad_()
+        again, _ = _undone(self._change(net, z), y)
+        rows = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None].expand(-1, *z.shape)
+        (found,) = torch.autograd.grad(again, z, rows, is_grads_batched=True)
+        return found.transpose(0, 1)
 
     def _inverse_by_steps(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         in_order = y[:, net.order_table[:, 0]]
-        slopes: list[Tensor] = []
+        undone: list[tuple[Tensor, Tensor]] = []
 
         def choose(s: int, params: Tensor) -> Tensor:
-            z, log_slope = _undone(_change_of(params), in_order[:, s])
-            slopes.append(log_slope)
-            return z[:, None]
+            undone.append(_undone(_change_of(params), in_order[:, s]))
+            return undone[-1][0].clamp(-REACH, REACH)[:, None]
 
-        z = walk(net, len(y), choose)[..., 0]
+        walk(net, len(y), choose)
         ranks = orders.ranks(net.order_table)
-        return z[:, ranks], torch.stack(slopes, 1)[:, ranks]
+        z, log_slope = (torch.stack(values, 1)[:, ranks] for values in zip(*undone, strict=True))
+        return z, log_slope
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._tempered(x, 1.0)
