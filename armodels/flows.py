@@ -175,21 +175,22 @@ class InverseFlow(DensityModel):
         if not torch.is_grad_enabled():
             return z, log_slope
         again, _ = _undone(self._change(net, z), y)
-        in_order = net.order_table[:, 0]
-        moved = (again - again.detach())[:, in_order, None]
-        feedback = self._feedback(net, z, y.detach())[:, in_order][:, :, in_order]
-        one = torch.eye(len(in_order), dtype=z.dtype, device=z.device)
-        solved = torch.linalg.solve_triangular(one - feedback, moved, upper=False)
+        moved = (again - again.detach())[:, net.order_table[:, 0], None]
+        solved = torch.linalg.solve_triangular(
+            self._without_feedback(net, z, y.detach()), moved, upper=False, unitriangular=True
+        )
         z = z + solved[:, orders.ranks(net.order_table), 0]
         return z, _undone(self._change(net, z), y)[1]
 
-    def _feedback(self, net: MADE, z: Tensor, y: Tensor) -> Tensor:
-        """How each value that a pass undoes moves with each that it hears: (B, D, D)."""
-        z = z.detach().requires_grad_()
-        again, _ = _undone(self._change(net, z), y)
-        rows = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None].expand(-1, *z.shape)
-        (found,) = torch.autograd.grad(again, z, rows, is_grads_batched=True)
-        return found.transpose(0, 1)
+    def _without_feedback(self, net: MADE, z: Tensor, y: Tensor) -> Tensor:
+        """I - df/dz, lower triangular in the order of the layer: (B, D, D), see ``_inverse``."""
+        in_order = net.order_table[:, 0]
+        heard = z.clamp(-REACH, REACH)
+        params = net(heard).detach().requires_grad_()
+        again, _ = _undone(_change_of(params), y[:, in_order])
+        (weights,) = torch.autograd.grad(again.sum(), params)
+        slopes = net.slopes(heard, weights).to(z) * (z.abs() <= REACH)[:, None]
+        return -slopes[:, :, in_order]
 
     def _inverse_by_steps(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         in_order = y[:, net.order_table[:, 0]]
