@@ -25,7 +25,7 @@ LIMIT = 2.0
 """Of the log-scales of a layer: early in training too, draws stay finite and have an inverse."""
 
 REACH = 10.0
-"""Layers hear values no larger than it, of either sign: an inverse grows no further by itself."""
+"""Layers hear values clipped to ±REACH, so that an inverse does not grow from step to step."""
 
 RIDGE = 1e-3
 """Share of independent values in the covariance at which training starts."""
@@ -81,8 +81,9 @@ class InverseFlow(DensityModel):
         Neural Spline Flows (Durkan et al., 2019) https://arxiv.org/abs/1906.04032
 
     Differs from the papers: layers are MADEs, also of sequences; each bends values by a spline, so
-    that one layer has several modes; scales are exp(2 tanh(s / 2)); the last layer starts at
-    mean and covariance of the data.
+    that one layer has several modes; scales are exp(2 tanh(s / 2)); layers hear values clipped to
+    ±10, without which the recursion of the inverse may grow at each step, beyond what floats hold;
+    the last layer starts at mean and covariance of the data.
     """
 
     @checked

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import data
 from command import QUICK, armodels, done
+from omegaconf import OmegaConf
 from test_select import same
 
 from armodels import distilling
@@ -183,6 +184,24 @@ def test_a_student_says_how_far_it_is_and_how_fast(taught):
     assert "1,000 draws: student" in said
     for line in ("sample run=student num=4", "eval run=student split=valid", "compare student"):
         done(folder, *line.split(), *([] if "compare" in line else [TRUST]))
+
+
+def test_a_student_has_the_coverage_that_was_asked_for(taught, tmp_path):
+    """At coverage 1 it learns from the data alone, which is what train says of its first batch."""
+    folder, _ = taught
+    usual = OmegaConf.load(folder / "student/config.yaml")
+    assert usual.teacher.coverage == distilling.COVERAGE
+    words = (*STUDENT, "trainer.max_steps=1", "trainer.max_epochs=null", "out=other")
+    done(tmp_path, "distill", f"teacher={folder / 'teacher'}", *words, TRUST, "coverage=1")
+    config = OmegaConf.load(tmp_path / "other/config.yaml")
+    assert config.teacher.coverage == 1
+    assert "coverage=1" in config.overrides
+    done(tmp_path, "train", *REAL, "model=inverse_flow", *words[:-1], "out=alone")
+    whole, alone = (load_checkpoint(tmp_path / name / "checkpoints/last.pt")["model"]
+                    for name in ("other", "alone"))  # fmt: skip
+    assert whole.keys() == alone.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(weight, alone[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
