@@ -175,23 +175,20 @@ class InverseFlow(DensityModel):
             z, log_slope = self._inverse_by_steps(net, y)
         if not torch.is_grad_enabled():
             return z, log_slope
-        again, _ = _undone(self._change(net, z), y)
-        moved = (again - again.detach())[:, net.order_table[:, 0], None]
-        solved = torch.linalg.solve_triangular(
-            self._without_feedback(net, z, y.detach()), moved, upper=False, unitriangular=True
-        )
-        z = z + solved[:, orders.ranks(net.order_table), 0]
-        return z, _undone(self._change(net, z), y)[1]
-
-    def _without_feedback(self, net: MADE, z: Tensor, y: Tensor) -> Tensor:
-        """I - df/dz, lower triangular in the order of the layer: (B, D, D), see ``_inverse``."""
-        in_order = net.order_table[:, 0]
+        in_order, ranks = net.order_table[:, 0], orders.ranks(net.order_table)
         heard = z.clamp(-REACH, REACH)
-        params = net(heard).detach().requires_grad_()
+        params = net(heard)
         again, _ = _undone(_change_of(params), y[:, in_order])
-        (weights,) = torch.autograd.grad(again.sum(), params)
+        (weights,) = torch.autograd.grad(again.sum(), params, retain_graph=True)
         slopes = net.slopes(heard, weights).to(z) * (z.abs() <= REACH)[:, None]
-        return -slopes[:, :, in_order]
+        moved = torch.linalg.solve_triangular(
+            -slopes[:, :, in_order],
+            (again - again.detach())[..., None],
+            upper=False,
+            unitriangular=True,  # It is I - df/dz: ones stand for the diagonal.
+        )
+        z = z + moved[:, ranks, 0]
+        return z, _undone(self._change(net, z), y)[1]
 
     def _inverse_by_steps(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         in_order = y[:, net.order_table[:, 0]]
