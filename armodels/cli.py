@@ -83,10 +83,13 @@ HYDRA_FULL_ERROR=1 shows tracebacks; see README.md and docs/ for more.
 """
 
 
+PATIENCE = 15.0
+"""Seconds after which one of several processes that has failed speaks for itself."""
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """One sentence on standard error, then exit."""
-    show.tell(f"error: {message}")
-    show.concluded = True
+    show.conclude(f"error: {message}")
     sys.exit(code)
 
 
@@ -97,7 +100,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # of a stream that somebody replaced
                 stream.reconfigure(errors="backslashreplace")
-    show.lost, show.muted, show.concluded = None, False, False
+    show.lost, show.muted, show.concluded = None, False, ""
     code: Any = 0
     try:
         _answer(*sys.argv)
@@ -115,6 +118,12 @@ def main() -> None:
     elif lost is not None and not code:
         show.tell(f"error: not everything could be printed: {lost.strerror}")
         code = 1
+    if code in (1, 2) and show.muted and show.concluded:
+        # torchrun ends all processes as soon as one has failed: the first one, which speaks for
+        # all, may be slower, and would say no more than that it was stopped.
+        time.sleep(PATIENCE)
+        show.muted = False  # it is well, and does not know
+        show.tell(f"process {os.environ['RANK']}: {show.concluded}")
     sys.exit(code)
 
 
@@ -174,8 +183,7 @@ def run_verb(program: str, name: str, args: list[str]) -> None:
                 _hydra_main(name, records)
         except KeyboardInterrupt as stop:
             number = getattr(stop, "number", signal.SIGINT)
-            show.tell(str(stop) or _stopped(name, args, signal.Signals(number).name))
-            show.concluded = True
+            show.conclude(str(stop) or _stopped(name, args, signal.Signals(number).name))
             if name == "train" and typed.is_sweep(translated) and str(stop):
                 show.tell(f"the sweep goes on by {typed.again(name, args)}")
             sys.exit(128 + number)
@@ -328,8 +336,7 @@ def _report(records: list[dict], name: str, args: list[str], full: bool, broken:
             print(record["traceback"], file=sys.stderr)
         if len(records) > 1 and record["overrides"]:
             show.tell(f"failed: {' '.join(record['overrides'])}")
-        show.tell(f"error: {record['error']}")
-        show.concluded = True
+        show.conclude(f"error: {record['error']}")
     if broken:
         fail(broken)
     if failed:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, final
 
+from armodels import checks
+
 now = time.monotonic
 
 SIGNALS = tuple(
@@ -38,17 +40,26 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-_announced: set[int] = set()
-"""Signals that ask for an end which is under way already."""
+_expected: set[int] = set()
+"""Signals that tell of an end which is under way already."""
 
 
-def expect(number: int) -> None:
-    """From here on this signal changes nothing inside ``raising``, as its cause has been noticed.
+def expect(*numbers: int) -> None:
+    """From here on these signals change nothing: what they tell of is known.
 
-    torchrun asks all processes to stop by SIGTERM where one of them has ended, which the others
-    may have heard before: what they say of it, and write, must not be broken by it.
+    torchrun asks all processes to stop by SIGTERM where one of them has ended, and repeats a
+    signal that has reached them already, as Ctrl-C does: what a process says of its end, and
+    writes, must not be broken by that.
     """
-    _announced.add(number)
+    _expected.update(numbers)
+
+
+def _heard(number: int) -> bool:
+    """Whether a signal asks for what is not under way yet; torchrun then sends more of them."""
+    fresh = number not in _expected
+    if fresh and checks.started_by_torchrun():
+        expect(number, signal.SIGTERM)
+    return fresh
 
 
 class OutOfTime(RuntimeError):
@@ -90,17 +101,21 @@ def unhidden() -> Iterator[None]:
 def raising() -> Iterator[None]:
     """Inside the block a signal that asks for an end raises Stopped; a second one ends at once.
 
-    A signal that is ignored (nohup, a job in the background of a script) stays so.
+    Under torchrun the first alone counts. A signal that is ignored (nohup, a job in the
+    background of a script) stays so.
     """
     kept: dict[signal.Signals, Any] = {}
     before = sys.unraisablehook
+    raised: Stopped | None = None
 
     def stop(number: int, frame: object) -> None:
-        if number in _announced:
+        nonlocal raised
+        if not _heard(number):
             return
-        for one in kept:
+        for one in kept.keys() - _expected:
             signal.signal(one, signal.SIG_DFL)
-        raise Stopped(number)
+        raised = Stopped(number)
+        raise raised
 
     def swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
         """Within a destructor nothing can be raised, and a signal may find the program there."""
@@ -108,14 +123,15 @@ def raising() -> Iterator[None]:
         if not isinstance(error, (Stopped, OutOfTime)):
             return before(unraisable)
         # One that waits for the end of a step has noted it; that of ``stop`` is sent again.
-        if isinstance(error, Stopped) and signal.getsignal(error.number) == signal.SIG_DFL:
+        if isinstance(error, Stopped) and error is raised:
+            _expected.discard(error.number)
             for one in kept:
                 signal.signal(one, stop)
             threading.Timer(0.01, interrupt, (signal.Signals(error.number),)).start()
         return None
 
     sys.unraisablehook = swallowed
-    _announced.clear()
+    _expected.clear()
     with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles them
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -184,7 +200,8 @@ class Watch:
     """Whoever asks a run to stop: a signal, or the end of its time.
 
     Inside ``with watch:`` a request is noted, to be looked up in ``asked`` where nothing is half
-    done. A second signal raises at once. Inside ``with watch.at_once():`` the first does, too.
+    done. A second signal raises at once; under torchrun the first alone counts. Inside
+    ``with watch.at_once():`` the first raises, too.
 
     Args:
         budget: The time of the run.
@@ -200,6 +217,7 @@ class Watch:
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Watch":
+        _expected.clear()
         with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
@@ -227,6 +245,8 @@ class Watch:
             self._told = True
             if self._at_once:
                 raise OutOfTime
+            return
+        if not _heard(number):
             return
         again, self.asked = self.asked is not None, number
         if again or self._at_once:

@@ -17,8 +17,8 @@ from typing import Any, TextIO, final
 lost: OSError | None = None
 """The first error that kept a line from being printed; None: every line was."""
 
-concluded = False
-"""Why the program ends without success has been said."""
+concluded = ""
+"""Why the program ends without success, where that has been said."""
 
 muted = False
 """Whether this process prints nothing, as all but the first of several do."""
@@ -56,6 +56,13 @@ def tell(text: object) -> None:
     line = f"armodels: {_worded(str(text))}"
     _note(line)
     _print(line, sys.stderr)
+
+
+def conclude(text: str) -> None:
+    """Tell why the program ends without success."""
+    global concluded
+    tell(text)
+    concluded = text
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ LAYERS = [
         "earlier",
         "frugal",
     }
-    | {"licences", "limits", "lines", "names"},
-    {"spec", "schedules", "run", "machine", "optimizers"},
+    | {"licences", "lines", "names"},
+    {"limits", "spec", "schedules", "run", "machine", "optimizers"},
     {"card", "contexts", "orders", "masks", "kernels", "typed", "errors"},
     {"networks", "heads", "objectives"},
     {"density", "data"},

@@ -1,5 +1,6 @@
 """Several processes that share the work are one: in what they draw, train and say."""
 
+import contextlib
 import os
 import signal
 import time
@@ -196,8 +197,15 @@ def test_parted_weights_train_as_whole_ones(first, then, tmp_path):
 LONG = (*TINY, "trainer.max_steps=1000000", "trainer.eval_every=null")
 
 
-def interrupted(folder: Path, which: int | None, number: signal.Signals) -> str:
-    """What is said where a signal ends one of two processes, or is sent to all of the group."""
+def interrupted(folder: Path, which: int | None, number: signal.Signals, times: int = 1) -> str:
+    """What is said where a signal ends one of two processes, or is sent to all of the group.
+
+    Args:
+        folder: Of the run.
+        which: Process; None: all, and torchrun.
+        number: Of the signal.
+        times: So often it is sent to both processes, and not to torchrun; 1: as ``which`` has it.
+    """
     with start(folder, "train", *LONG, "out=run", launcher=TWO, start_new_session=True) as child:
         try:
             until = time.monotonic() + 120
@@ -205,15 +213,25 @@ def interrupted(folder: Path, which: int | None, number: signal.Signals) -> str:
                 assert time.monotonic() < until
                 time.sleep(0.1)
             time.sleep(1)
-            if which is None:
+            children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+            if times > 1:
+                for pid in times * children:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), number)
+                    time.sleep(0.01)
+            elif which is None:
                 os.killpg(child.pid, number)
             else:
-                children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text()
-                os.kill(int(children.split()[which]), number)
+                os.kill(int(children[which]), number)
             out, err = child.communicate(timeout=60)
         finally:
             child.kill()
     assert child.returncode != 0
+    return sentences(err)
+
+
+def sentences(err: str) -> list[str]:
+    """What the command says of itself."""
     return [line for line in err.splitlines() if line.startswith("armodels:")]
 
 
@@ -232,10 +250,42 @@ def test_a_killed_process_ends_the_others_with_a_sentence(which, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_of_all_processes_saves_and_says_how_to_go_on(number, tmp_path):
-    (line,) = interrupted(tmp_path, None, number)
+def test_a_stop_of_all_processes_saves_and_says_how_to_go_on(number, times, tmp_path):
+    """torchrun repeats to its processes what a shell or a scheduler sends to all."""
+    (line,) = interrupted(tmp_path, None, number, times)
     assert line.startswith("armodels: stopped at step ")
     assert line.endswith(AGAIN)
     step = load_checkpoint(RunDirectory(tmp_path / "run").checkpoint("last"))["step"]
     assert f"stopped at step {step};" in line
+
+
+BROKEN = """
+import os, runpy, sys, time
+first = os.environ["RANK"] == "0"
+if {alone} and not first:
+    sys.argv.append("model.hidden_sizes=[0]")
+if first:
+    time.sleep({later})
+runpy.run_module("armodels", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_failure_of_all_processes_is_said_by_the_first_one_however_late(tmp_path):
+    (tmp_path / "late.py").write_text(BROKEN.format(alone=False, later=3))
+    words = (*TINY, "model.hidden_sizes=[0]", "out=run")
+    result = process(tmp_path, "train", *words, launcher=(*TORCHRUN, "late.py"))
+    (line,) = sentences(result.err)
+    assert line.startswith("armodels: error: model.hidden_sizes")
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_says_so(tmp_path):
+    (tmp_path / "alone.py").write_text(BROKEN.format(alone=True, later=0))
+    result = process(tmp_path, "train", *TINY, "out=run", launcher=(*TORCHRUN, "alone.py"))
+    lines = sentences(result.err)
+    assert len(lines) == 2
+    assert lines[0].startswith("armodels: process 1: error: model.hidden_sizes")
+    assert lines[1].endswith(AGAIN)
