@@ -164,6 +164,7 @@ class InverseFlow(DensityModel):
         x = z * self.log_std.exp() + self.mean
         return x.view(-1, *self.spec.shape), log_prob - self.log_std.sum()
 
+    @torch.compiler.disable  # The compiler would write its steps out, one after another.
     def _inverse(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer made ``y`` of, and the log of its slope at each value: each (B, D).
 
