@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from importlib import resources
 
 import pytest
 import torch
@@ -189,6 +190,8 @@ def test_a_student_says_how_far_it_is_and_how_fast(taught):
 def test_a_student_has_the_coverage_that_was_asked_for(taught, tmp_path):
     """At coverage 1 it learns from the data alone, which is what train says of its first batch."""
     folder, _ = taught
+    shipped = resources.files("armodels.configs").joinpath("distill.yaml").read_text()
+    assert f"null: {distilling.COVERAGE}\n" in shipped
     usual = OmegaConf.load(folder / "student/config.yaml")
     assert usual.teacher.coverage == distilling.COVERAGE
     words = (*STUDENT, "trainer.max_steps=1", "trainer.max_epochs=null", "out=other")
