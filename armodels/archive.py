@@ -16,8 +16,10 @@ All numbers are little-endian; a *varint* has seven bits a byte, the lowest firs
     place  4   beginning of the SHA-256 of all else that rounding follows from
     batch  v   examples of a chunk
     count  v   examples
-    names  v   length of what follows, then the name of the split, or names of files (deflated)
-    sizes  v   for whole sequences and files: values of each example
+    names  v   length of what follows, then the name of the split, or names of files (raw deflate)
+    sizes  v   for whole sequences and files: the fewest values of an example; of two examples and
+               more also the unit of what the others have more, and the length of what follows, how
+               many units that is of each, as ``_written`` has them
     chunks v   for each: its bytes (v), their CRC-32 (4), and that of its values (4)
     crc    4   CRC-32 of all above
 """
@@ -30,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 MAGIC = b"\x89ARM"
-FORMAT = 1
+FORMAT = 2
 SPLIT, PIECES, FILES = range(3)
 DTYPES = ("float32", "float64")
 VECTORS = ("other", "DEFAULT", "AVX2", "AVX512", "NEON", "SVE", "SVE256", "ZVECTOR", "VSX")
@@ -40,6 +42,18 @@ LARGEST_BATCH = 2**14
 
 LARGEST_NAMES = 2**24
 """Bytes of all names at most."""
+
+PER_BYTE = 8
+"""Sizes that a byte holds at most, zeros added: a short file cannot state many."""
+
+_LONGEST = 41
+"""Bits of a number of units at most."""
+
+_TOP, _LEAST = 2**32, 2**24
+"""Of the interval of a coder of bits."""
+
+_MOST_SEEN, _OWN_COUNTS = 2**16, 2**12
+"""Twice the bits that a context counts, and the numbers whose bits have contexts of their own."""
 
 _FIXED = struct.Struct("<4sBBBBBf8s9s4s")
 
@@ -138,13 +152,147 @@ def pack(header: Header) -> bytes:
         machine.place,
     )
     joined = "\0".join(header.names).encode("utf-8", "surrogateescape")
-    names = zlib.compress(joined, 9) if header.kind == FILES else joined
+    names = zlib.compress(joined, 9, -zlib.MAX_WBITS) if header.kind == FILES else joined
     parts = [fixed, _varint(header.batch), _varint(header.count), _varint(len(names)), names]
-    parts += map(_varint, header.sizes)
+    parts += _packed_sizes(header.sizes)
     for length, crc, value_crc in zip(header.lengths, header.sums, header.value_sums, strict=True):
         parts.append(_varint(length) + struct.pack("<II", crc, value_crc))
     found = b"".join(parts)
     return found + struct.pack("<I", zlib.crc32(found))
+
+
+# Sizes
+
+
+def _packed_sizes(sizes: Sequence[int]) -> list[bytes]:
+    """The sizes of examples, in few bytes."""
+    if not sizes:
+        return []
+    least = min(sizes)
+    if len(sizes) == 1:
+        return [_varint(least)]
+    unit = math.gcd(*(size - least for size in sizes)) or 1
+    coded = _written([(size - least) // unit for size in sizes])
+    coded = coded.ljust(math.ceil(len(sizes) / PER_BYTE), b"\0")
+    return [_varint(least), _varint(unit), _varint(len(coded)), coded]
+
+
+@final
+class _Counts:
+    """How often a bit was 0 and 1 in each context, each by half a time more than it was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[object, list[int]] = {}
+
+    def part(self, context: object, width: int) -> int:
+        """How much of an interval of this width stands for a 0."""
+        zeros, ones = self._seen.setdefault(context, [1, 1])
+        return width * zeros // (zeros + ones)
+
+    def add(self, context: object, bit: int) -> None:
+        """Count a bit."""
+        seen = self._seen[context]
+        seen[bit] += 2
+        if sum(seen) > _MOST_SEEN:
+            seen[:] = [one // 2 | 1 for one in seen]
+
+
+@final
+class _Writer:
+    """An arithmetic coder of bits, by the counts of those before in the same context."""
+
+    def __init__(self) -> None:
+        self._counts, self._low, self._width = _Counts(), 0, _TOP - 1
+        self._found = bytearray()
+
+    def bit(self, context: object, bit: int) -> int:
+        """Write a bit, and return it."""
+        part = self._counts.part(context, self._width)
+        self._counts.add(context, bit)
+        self._low += part if bit else 0
+        self._width = self._width - part if bit else part
+        while self._width < _LEAST:
+            self._shift()
+            self._width <<= 8
+        return bit
+
+    def _shift(self) -> None:
+        if self._low >= _TOP:  # a carry
+            at = len(self._found) - 1
+            while self._found[at] == 255:
+                self._found[at] = 0
+                at -= 1
+            self._found[at] += 1
+            self._low -= _TOP
+        self._found.append(self._low >> 24)
+        self._low = self._low % _LEAST << 8
+
+    def end(self) -> bytes:
+        """All bytes, without zeros at their end, for which a reader takes what is missing."""
+        top = self._low + self._width - 1
+        for zeros in (24, 16, 8, 0):  # the roundest number of the interval
+            if (top >> zeros << zeros) >= self._low:
+                self._low = top >> zeros << zeros
+                break
+        for _ in range(4):
+            self._shift()
+        return bytes(self._found).rstrip(b"\0")
+
+
+@final
+class _Bits:
+    """Reads what a ``_Writer`` wrote.
+
+    Args:
+        data: Its bytes.
+    """
+
+    def __init__(self, data: bytes):
+        self._counts, self._width = _Counts(), _TOP - 1
+        self._data, self._at = data, 4
+        self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+
+    def bit(self, context: object, _: int) -> int:
+        """The next bit."""
+        part = self._counts.part(context, self._width)
+        bit = int(self._code >= part)
+        self._counts.add(context, bit)
+        self._code -= part if bit else 0
+        self._width = self._width - part if bit else part
+        while self._width < _LEAST:
+            after = self._data[self._at] if self._at < len(self._data) else 0
+            self._code, self._at = self._code << 8 | after, self._at + 1
+            self._width <<= 8
+        return bit
+
+
+def _number(coder: _Writer | _Bits, number: int = 0) -> int:
+    """Write a number by how many bits it has and then these, from the highest; or read one.
+
+    Raises:
+        Damaged: It has more bits than any.
+    """
+    length = 0
+    while coder.bit(("length", length), int(length < number.bit_length())):
+        length += 1
+        if length > _LONGEST:
+            raise Damaged("it states sizes that it cannot have")
+    found = min(length, 1)
+    for place in reversed(range(length - 1)):
+        context = (length, found) if found < _OWN_COUNTS else (length, -place)
+        found = 2 * found + coder.bit(context, number >> place & 1)
+    return found
+
+
+def _written(numbers: Sequence[int]) -> bytes:
+    """Numbers by an adaptive code: each bit by how often it was 0 and 1 in the same place.
+
+    The estimate is that of Krichevsky & Trofimov, 1981, https://doi.org/10.1109/TIT.1981.1056331.
+    """
+    writer = _Writer()
+    for one in numbers:
+        _number(writer, one)
+    return writer.end()
 
 
 @final
@@ -195,7 +343,10 @@ def unpack(data: bytes) -> tuple[Header, list[bytes]]:
     if data[:4] != MAGIC:
         raise Damaged("it is no file that armodels compress wrote")
     if len(data) > 4 and data[4] != FORMAT:
-        raise Damaged(f"it is of format {data[4]}, and this armodels reads format {FORMAT}")
+        raise Damaged(
+            f"it is of format {data[4]}, and this armodels reads format {FORMAT}; decompress it "
+            f"by the version that wrote it"
+        )
     header = _unpacked(reader)
     start = reader.at
     if reader.take(4) != struct.pack("<I", zlib.crc32(data[:start])):
@@ -220,13 +371,13 @@ def _unpacked(reader: _Reader) -> Header:
     batch = reader.varint(LARGEST_BATCH)
     count = reader.varint(2**40)
     chunks = math.ceil(count / batch) if batch else -1
-    # A chunk takes nine bytes of the header at least, and a size one byte.
-    if chunks < 0 or 9 * chunks > size or (kind != SPLIT and count > size):
+    # A chunk takes nine bytes of the header at least.
+    if chunks < 0 or 9 * chunks > size or (kind != SPLIT and count > PER_BYTE * size):
         raise Damaged("it states more examples than it has room for")
     names = _names(reader.take(reader.varint(size)), kind)
     if len(names) != (count if kind == FILES else 1):
         raise Damaged("its names are not those of its files")
-    sizes = tuple(reader.varint(2**40) for _ in range(0 if kind == SPLIT else count))
+    sizes = () if kind == SPLIT else _sizes(reader, count)
     table = [(reader.varint(2**40), *struct.unpack("<II", reader.take(8))) for _ in range(chunks)]
     lengths, sums, value_sums = zip(*table, strict=True) if table else ((), (), ())
     machine = Machine(tuple(versions), place, DTYPES[dtype], VECTORS[vectors], threads)
@@ -235,9 +386,28 @@ def _unpacked(reader: _Reader) -> Header:
     )
 
 
+def _sizes(reader: _Reader, count: int) -> tuple[int, ...]:
+    """Sizes of so many examples.
+
+    Raises:
+        Damaged: There are none such.
+    """
+    if count < 2:
+        return tuple(reader.varint(2**40) for _ in range(count))
+    least, unit = reader.varint(2**40), reader.varint(2**40)
+    coded = reader.take(reader.varint(len(reader.data)))
+    if count > PER_BYTE * len(coded):
+        raise Damaged("it states more examples than it has room for")
+    bits = _Bits(coded)
+    found = tuple(least + unit * _number(bits) for _ in range(count))
+    if max(found) > 2**40:
+        raise Damaged("it states sizes that it cannot have")
+    return found
+
+
 def _names(packed: bytes, kind: int) -> tuple[str, ...]:
     if kind == FILES:
-        unpacker = zlib.decompressobj()
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             packed = unpacker.decompress(packed, LARGEST_NAMES)
         except zlib.error as error:

@@ -433,7 +433,7 @@ def from_config(config: Mapping) -> Restored:
         config["run"],
         checkpoint=config["checkpoint"],
         weights=config["eval"]["weights"],
-        num_orders=config["eval"].get("num_orders"),  # of verbs that report a likelihood
+        num_orders=config["eval"].get("num_orders"),  # features alone has none
         trust=config["trust"],
         device=machine.pick_device(config["device"]),
     )

@@ -34,6 +34,9 @@ CHUNK = 48 * 1024
 WIDEST = 2048
 """Examples of a chunk at most, where nothing is said of it."""
 
+MOST_SEQUENCES = 256
+"""Whole texts, sounds or pieces of a chunk at most, where nothing is said of it."""
+
 MOST_VALUES = 2**31
 """Values of a chunk at most, with what pads the shorter of its examples."""
 
@@ -171,7 +174,7 @@ def batch_for(model: AutoregressiveModel, events: Sequence[Tensor]) -> int:
     """
     if reads(model) or not len(events):
         values = max((one.numel() for one in events), default=1)
-        return max(1, min(len(events), 64, 2**22 // max(values, 1)))
+        return max(1, min(len(events), MOST_SEQUENCES, 2**22 // max(values, 1)))
     with torch.no_grad():
         some = torch.stack([events[i] for i in range(min(8, len(events)))])
         each = max(float(-model.log_prob(some).double().mean()) / math.log(2) / 8, 1e-3)

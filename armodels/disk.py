@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,12 @@ LARGEST_TABLE = 2**28
 
 LONGEST_NAME = 255
 """Bytes of a file's or a folder's name at most, on any usual file system."""
+
+ENDINGS = frozenset(
+    ".arm .csv .gif .jpg .json .md .mid .npy .npz .pdf .png .pt .safetensors .svg .txt .wav .yaml "
+    ".zip".split()
+)
+"""Of files that verbs write, and of some that people may expect: no new folder is called so."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk, or a quota, answers."""
@@ -180,6 +187,12 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
             f"{path.parts[0]}; write the folder in full"
         )
     if mark is None:
+        if path.suffix.lower() in ENDINGS and not os.path.lexists(path):
+            raise ValueError(
+                f"{option} is {path}, which has a file's ending, but several files go into a "
+                f"folder of that name; name one without the ending: "
+                f"{option}={path.with_suffix('')}"
+            )
         for folder in (path, *path.parents):
             if os.path.lexists(folder) and not folder.is_dir():
                 which = "which" if folder == path else f"but {folder}"
@@ -189,8 +202,8 @@ def require_place(out: str | Path | None, *, mark: str | None = None, option: st
         there = next(folder for folder in (path, *path.parents) if folder.is_dir())
         _require_writable(there, path, option)
         return
-    if path.is_dir():
-        raise ValueError(f"out is {path}, which is a folder; name a file in it")
+    if path.is_dir() or str(out).endswith(("/", os.sep)):
+        raise ValueError(f"out is {out}, which is a folder; name a file in it")
     if not path.parent.is_dir():
         raise ValueError(f"out is {path}, but there is no folder {path.parent}; make it first")
     if not os.path.lexists(path) or path.is_file():  # beside it, as ``atomic`` writes
@@ -297,6 +310,48 @@ def write_csv(path: Path, names: Iterable[str], rows: Iterable[Iterable]) -> Non
     table.writerows(rows)
     with atomic(path) as file:
         file.write(text.getvalue().encode())
+
+
+_NO_FILES = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def trouble(path: Path) -> str | None:
+    """Why no file can be read at a path, in words that follow its name; None: one can.
+
+    Nothing is opened: a pipe would never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads back to itself"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR) and path.is_symlink():
+            return f"is a broken link: it leads to {os.readlink(path)}, which does not exist"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return "does not exist"
+        return f"cannot be read ({error.strerror})"
+    for is_kind, kind in _NO_FILES:
+        if is_kind(mode):
+            return f"is {kind}, no file"
+    return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
+
+
+def require_files(paths: Iterable[Path], what: str) -> None:
+    """Raise ValueError unless each path leads to a file that can be read.
+
+    Args:
+        paths: Of the user's own files.
+        what: One of them is, for the sentence.
+    """
+    for path in paths:
+        if (why := trouble(path)) is not None:
+            raise ValueError(f"{what} {path} {why}; mend or remove it")
 
 
 def read_text(path: Path, most: int = LARGEST) -> str:

@@ -180,7 +180,9 @@ class InverseFlow(DensityModel):
         heard = z.clamp(-REACH, REACH)
         params = net(heard)
         again, _ = _undone(_change_of(params), y[:, in_order])
-        (weights,) = torch.autograd.grad(again.sum(), params, retain_graph=True)
+        free = params.detach().requires_grad_()  # Weights of a model may be frozen.
+        undone, _ = _undone(_change_of(free), y[:, in_order].detach())
+        (weights,) = torch.autograd.grad(undone.sum(), free)
         slopes = net.slopes(heard, weights).to(z) * (z.abs() <= REACH)[:, None]
         moved = torch.linalg.solve_triangular(
             -slopes[:, :, in_order],

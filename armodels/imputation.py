@@ -1,5 +1,6 @@
 """Hidden cells of a table: what a model and scikit-learn's imputers make of them."""
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ class Filled(NamedTuple):
             table's units; None of what states no probability.
         standard_error: Of ``nats``, by the particles alone; 0 where the answers are exact.
         seconds: It took.
+        effective_particles: The least of a row; None where the answers are exact, or none.
+        doubtful: Rows of which too few particles count for the error to be trusted.
     """
 
     method: str
@@ -34,6 +37,8 @@ class Filled(NamedTuple):
     nats: float | None
     standard_error: float
     seconds: float
+    effective_particles: float | None = None
+    doubtful: int = 0
 
 
 def hide(x: Tensor, share: float, seed: int) -> Tensor:
@@ -119,7 +124,7 @@ def by_model(
     start, draws = time.perf_counter(), config["num_completions"]
     generator = torch.Generator().manual_seed(config["seed"])
     filled = x.double().clone()
-    log_probs, squares = [], []
+    log_probs, squares, counts, doubtful = [], [], [], 0
     size = max(1, LARGEST_BATCH // (draws * config["num_particles"]))
     rows = (~known).any(1).nonzero()[:, 0]
     for batch in tqdm(rows.split(size), desc="filling", unit="batch", delay=1, disable=None):
@@ -140,11 +145,15 @@ def by_model(
         )
         log_probs.append(found.log_prob + spec.log_det_of(~known[batch]))
         squares.append(found.standard_error.square())
-    cells = int((~known).sum())
+        counts.append(found.effective_sample_size)
+        doubtful += int(found.doubtful.sum())
+    cells, least = int((~known).sum()), float(torch.cat(counts).min())
     return Filled(
         "the model",
         rmse(filled, x, known, train),
         -float(torch.cat(log_probs).sum()) / cells,
         float(torch.cat(squares).sum().sqrt()) / cells,
         time.perf_counter() - start,
+        None if least == math.inf else least,
+        doubtful,
     )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import archive
+from armodels import archive, disk
 from armodels.data.collections import (
     PICTURES,
     UNDECODABLE,
@@ -61,7 +61,7 @@ def read(path: Path, spec: DataSpec, *, resize: bool = False) -> Originals:
         ValueError: A file cannot be read, is not what the model is of, or would not come back.
     """
     if not path.exists():
-        raise FileNotFoundError(f"path {path} does not exist")
+        raise FileNotFoundError(f"path {path} {disk.trouble(path)}")
     suffix = _suffix(spec)
     if suffix is None:
         raise ValueError(
@@ -71,6 +71,7 @@ def read(path: Path, spec: DataSpec, *, resize: bool = False) -> Originals:
     files, left_out = _files(path, spec)
     if not files:
         raise ValueError(f"{path} holds no file that the model could code")
+    disk.require_files(files, "file")
     parent = path if path.is_dir() else path.parent
     below = [PurePosixPath(one.relative_to(parent).as_posix()) for one in files]
     names = _renamed(below, suffix)

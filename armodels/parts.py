@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from armodels import show
+from armodels import disk, show
 from armodels.data.collections import (
     UNDECODABLE,
     as_grey_or_rgb,
@@ -121,7 +121,7 @@ def read_mask(path: Path, spec: DataSpec) -> Tensor:
         ValueError: It cannot be read, or does not fit.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"mask {path} does not exist")
+        raise FileNotFoundError(f"mask {path} {disk.trouble(path)}")
     if path.suffix != ".npy":
         if spec.kind != "image":
             raise ValueError(f"mask {path} is no .npy file, and {spec.name} is no image data")
@@ -168,7 +168,7 @@ def read_image(path: Path, spec: DataSpec) -> Tensor:
     if spec.kind != "image" or spec.levels is None:
         raise ValueError(f"the model was trained on {spec.name}, which is no image with levels")
     if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist")
+        raise FileNotFoundError(f"image {path} {disk.trouble(path)}")
     channels, height, width = spec.shape
     image = _read_picture(path, "image", "L" if channels == 1 else "RGB", (width, height))
     values = torch.from_numpy(np.array(image)).view(height, width, -1).permute(2, 0, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import contexts, roads, show, views
+from armodels import contexts, disk, roads, show, views
 from armodels.alphabet import Alphabet, code_points
 from armodels.checkpoints import Restored
 from armodels.checks import LARGEST
@@ -76,8 +76,7 @@ def levels_of(path: object, spec: DataSpec, key: str, notes: Notes | None = None
         )
     found = Path(str(path)).expanduser()
     if not found.is_file():
-        what = "is no file" if found.exists() else "does not exist"
-        raise FileNotFoundError(f"{key} {found} {what}")
+        raise FileNotFoundError(f"{key} {found} {disk.trouble(found)}")
     if spec.alphabet is not None:
         name = "the prompt" if key == "prompt_file" else str(found)
         symbols = read_symbols(found, spec.alphabet.unit, f"{key} ")

@@ -1,5 +1,6 @@
 """What is compressed comes back bit for bit, is as small as it says, and damage is named."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,7 +21,7 @@ from armodels import archive, coding, compression, originals
 from armodels.checkpoints import restore
 from armodels.data.images import quantize
 from armodels.density.adaptive import Adaptive
-from armodels.density.stream import reads
+from armodels.density.stream import reads, with_length
 from armodels.examples import load_split
 from armodels.spec import DataSpec
 
@@ -164,6 +165,106 @@ def test_a_file_cannot_state_more_than_it_holds():
     )  # fmt: skip
     with pytest.raises(archive.Damaged, match="more values than so few bytes can hold"):
         compression.decompress(model, header, [bytes(4)])
+
+
+CHORALES = [
+    84, 61, 57, 39, 32, 101, 57, 57, 48, 71, 33, 49, 69, 65, 101, 81, 53, 57, 61, 49, 41, 57, 37,
+    33, 56, 112, 36, 64, 39, 65, 49, 49, 145, 48, 57, 49, 52, 49, 64, 68, 90, 49, 60, 68, 41, 41,
+    33, 48, 49, 117, 49, 160, 57, 45, 41, 49, 32, 64, 65, 76, 49, 49, 45, 49, 93, 57, 87, 57, 80,
+    56, 65, 109, 41, 69, 73, 44, 73,
+]  # fmt: skip
+"""Frames of the 77 pieces of the test split of data.corpus=jsb."""
+
+
+def sizes_header(sizes, kind=archive.PIECES, names=("test",)) -> archive.Header:
+    machine = archive.Machine((1,) * 9, b"here", "float32", "AVX2")
+    rest = {"lengths": (9,), "sums": (1,), "value_sums": (2,)}
+    number = len(sizes)
+    return archive.Header(
+        kind, b"modelled", machine, max(number, 1), number, names, tuple(sizes), **rest
+    )
+
+
+def test_sizes_come_back_and_take_little():
+    source = random.Random(0)
+    lists = [[5] * 1000, [0, 2**40], [2**40] * 2, [0, 0], [7], [255] * 200, [*range(300)]]
+    lists += [[source.randrange(2 ** source.randrange(1, 40)) for _ in range(400)]]
+    lists += [
+        [source.choice([0, 1, 3, 70_000]) * 88 for _ in range(source.randrange(1, 200))]
+        for _ in range(100)
+    ]
+    for sizes in lists:
+        header, chunks = archive.unpack(archive.pack(sizes_header(sizes)) + b"012345678")
+        assert header == sizes_header(sizes)
+        assert chunks == [b"012345678"]
+    whole = len(archive.pack(sizes_header([88 * one for one in CHORALES])))
+    assert whole - len(archive.pack(sizes_header([88]))) < 66  # as varints they took 154
+    many = len(archive.pack(sizes_header([88 * one for one in CHORALES] * 10)))
+    assert many - whole < 9 * 55  # their entropy is 44 bytes: what repeats itself is learned
+
+
+def test_counts_shrink_before_a_bit_has_no_room():
+    """Of many equal bits; what then comes is still written, and comes back."""
+    writer, bits = archive._Writer(), [0] * 200_000 + [1, 0, 1, 1]
+    for bit in bits:
+        writer.bit("a", bit)
+    reader = archive._Bits(writer.end())
+    assert [reader.bit("a", 0) for _ in bits] == bits
+    assert sum(writer._counts._seen["a"]) <= archive._MOST_SEEN
+
+
+def test_bytes_of_sizes_that_are_wrong_are_seen():
+    """Each that is flipped; and where a stranger has made the checksum right, none hangs."""
+    names = tuple(f"{i}.txt" for i in range(len(CHORALES)))
+    data = archive.pack(sizes_header(CHORALES, archive.FILES, names))
+    for at in range(len(data)):
+        wrong = bytearray(data)
+        wrong[at] ^= 0x10
+        with pytest.raises(archive.Damaged):
+            archive.unpack(bytes(wrong) + bytes(9))
+    source, read = random.Random(0), 0
+    for _ in range(500):
+        wrong = bytearray(data[:-4])
+        for _ in range(source.randint(1, 4)):
+            wrong[source.randrange(5, len(wrong))] = source.randrange(256)
+        sealed = bytes(wrong) + archive.zlib.crc32(wrong).to_bytes(4, "little")
+        with contextlib.suppress(archive.Damaged):
+            read += len(archive.unpack(sealed + bytes(9))[0].sizes) == len(CHORALES)
+    assert read  # some came through
+
+
+def test_a_short_file_cannot_state_many_sizes():
+    data = archive.pack(sizes_header([3, 4] * 100))
+    at = data.index(bytes([200, 1, 4]) + b"test")  # how many there are: 200
+    more = bytearray(data[:-4])
+    more[at : at + 2] = archive._varint(16_000)
+    more[at - 2 : at] = archive._varint(16_000)  # in a chunk
+    sealed = bytes(more) + archive.zlib.crc32(more).to_bytes(4, "little")
+    with pytest.raises(archive.Damaged, match="states more examples than it has room for"):
+        archive.unpack(sealed + bytes(9))
+    with pytest.raises(archive.Damaged, match="states more examples than it has room for"):
+        archive.unpack(sealed + bytes(9000))
+
+
+def test_a_file_of_another_format_is_refused():
+    data = bytearray(archive.pack(sizes_header([3, 4])))
+    data[4] = 1
+    sentence = "it is of format 1, and this armodels reads format 2; decompress it by the version "
+    with pytest.raises(archive.Damaged, match=sentence):
+        archive.unpack(bytes(data))
+
+
+def test_whole_pieces_take_their_likelihood_and_their_sizes():
+    model = CASES["rnn"].build(0)
+    sizes = [one % 30 + 20 for one in CHORALES]
+    longer = with_length(model, 60).sample(77, generator=torch.Generator().manual_seed(0))
+    events = [row[:size] for row, size in zip(longer, sizes, strict=True)]
+    header = dataclasses.replace(
+        header_of(model, events, 77), kind=archive.PIECES, sizes=tuple(sizes)
+    )
+    found = compression.compress(model, events, header, check=True)
+    bound = 1.001 * found.nats / math.log(2) / 8 + 64
+    assert len(found.data) <= bound + sum(map(len, archive._packed_sizes(sizes)))
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "a\\x", "", "a//x", "c:x", "a\x01"])

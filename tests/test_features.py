@@ -167,11 +167,11 @@ def test_features_and_probes_are_written(folder):
 
 
 def test_layers_are_listed(folder):
-    shown = done(folder, "features", "run", "device=cpu", "out=none")
+    shown = done(folder, "features", "run", "device=cpu")
     assert shown == "layers of MADE, of which layers=[...] names some:\n  " + "\n  ".join(
         ["encode", "activation", "dropout\n"]
     )
-    assert not (folder / "none").exists()
+    assert not (folder / "run/features").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_gradients_go_through_the_inverse(num_bins, hidden_sizes):
     wanted = torch.autograd.grad(expected, of, weights)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+    model.requires_grad_(False)
+    (alone,) = torch.autograd.grad(model.log_prob(x), x, weights)
+    torch.testing.assert_close(alone, found[0], rtol=1e-9, atol=1e-9)
+    assert not model.log_prob(x.detach()).requires_grad
 
 
 def test_no_event_is_impossible():
@@ -257,6 +261,33 @@ def test_a_query_estimates_the_integral():
     torch.testing.assert_close(
         second.log_prob + found.log_prob, whole.log_prob, rtol=0, atol=1e-9
     )  # the same noise weighs what is known
+
+
+def test_particles_of_a_flow_say_where_too_few_of_them_count():
+    """Of a flow that is normal, so that each marginal is known, in 4 and in 11 dimensions.
+
+    In 11, correlated, stated errors were up to ten times too small, and nothing said so.
+    """
+    shares = {}
+    for size, correlated in ((4, 0.9), (11, 0.97)):
+        generator = torch.Generator().manual_seed(0)
+        root = torch.randn(size, size, generator=generator, dtype=torch.double)
+        covariance = torch.corrcoef(root) * correlated + (1 - correlated) * torch.eye(size)
+        noise = torch.randn(20_000, size, generator=generator, dtype=torch.double)
+        spec = data("vector", size, levels=None)
+        model = InverseFlow(spec, num_layers=2, hidden_sizes=[4], num_bins=0).double().eval()
+        model.initialize([noise @ torch.linalg.cholesky(covariance).mT])
+        x = model.sample(40, generator=generator)
+        last = torch.arange(size) == size - 1
+        with torch.no_grad():
+            many = model.sample(200_000, generator=generator)[:, -1].double()
+            truth = torch.distributions.Normal(many.mean(), many.std()).log_prob(x[:, -1])
+            found = model.log_prob_of(x, last, num_particles=200, generator=generator)
+        off = (found.log_prob - truth).abs() / found.standard_error
+        shares[size] = float(found.doubtful.double().mean())
+        if not found.doubtful.all():
+            assert off[~found.doubtful].max() < 4
+    assert shares == {4: 0.0, 11: 1.0}
 
 
 def test_levels_are_refused():

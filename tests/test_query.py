@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal
 
 from armodels import heads, imputation, orders
 from armodels.baselines import GMM, Histogram, Independent
+from armodels.density import query
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.mixture import OrderMixture
@@ -467,6 +468,88 @@ def test_each_question_has_a_file_of_its_own(tmp_path):
     for words in (("of=[ä b]",), ("of=[ä-b]",), ("of=[x]",), ("of=[x]", "num_examples=2")):
         done(tmp_path, "query", "run", *words)
     assert len(list((tmp_path / "run").glob("query-*.csv"))) == 4
+
+
+def weighed(
+    spread: float, num_answers: int, num_particles: int, terms: int = 1
+) -> query.LogProbOf:
+    """Answers whose truth is 0, by weights exp(spread z - spread^2 / 2) of normal z."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_answers, terms, num_particles)
+    z = torch.randn(shape, generator=generator, dtype=torch.double)
+    weights = spread * z - spread**2 / 2
+    return query.answer(query.Weights(weights, torch.zeros_like(weights), False))
+
+
+def test_effective_particles_by_hand():
+    found = weighed(1.0, 50, 40)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(50, 40, generator=generator, dtype=torch.double)
+    own = 1 / z.softmax(1).square().sum(1)
+    torch.testing.assert_close(found.effective_sample_size, own, rtol=1e-9, atol=0)
+    # The worse of both parts counts.
+    turned = query.answer(query.Weights(torch.zeros(50, 1, 40), z[:, None], False))
+    torch.testing.assert_close(turned.effective_sample_size, own, rtol=1e-9, atol=0)
+    # Terms that differ, each without error, are as good as all their particles.
+    terms = torch.tensor([0.0, -9.0]).view(1, 2, 1).expand(1, 2, 30)
+    apart = query.answer(query.Weights(terms, torch.zeros_like(terms), False))
+    assert float(apart.effective_sample_size) == pytest.approx(60)
+    assert not apart.doubtful.any()
+    exact = query.answer(query.exactly(torch.zeros(3), torch.zeros(3)))
+    assert exact.effective_sample_size.isinf().all()
+    assert not exact.doubtful.any()
+
+
+def test_errors_that_too_few_particles_state_are_doubtful():
+    """Where the truth is known: those of many hold, and those of few say so and are not too small.
+
+    By the delta method alone the errors of few would be stated half as large as they are.
+    """
+    many = weighed(1.0, 3000, 400)
+    assert not many.doubtful.any()
+    z = many.log_prob / many.standard_error
+    assert float(z.square().mean().sqrt()) == pytest.approx(1, abs=0.1)
+    few = weighed(3.0, 3000, 200)
+    assert float(few.doubtful.double().mean()) > 0.97
+    z = (few.log_prob / few.standard_error)[few.doubtful]
+    assert 0.5 < float(z.square().mean().sqrt()) < 3
+    for terms in (1, 2):
+        assert weighed(0.3, 9, 200, terms).effective_sample_size.min() > 150 * terms
+
+
+def test_one_particle_that_outweighs_all_others_in_both_parts_is_no_certainty():
+    """Its weights take each other off, so that the delta method sees no error at all."""
+    generator = torch.Generator().manual_seed(0)
+    both, known = torch.randn(2, 1, 1, 100, generator=generator, dtype=torch.double)
+    both[..., 7], known[..., 7] = 60.0, 50.0
+    found = query.answer(query.Weights(both, known, False))
+    assert float(found.log_prob) == pytest.approx(10)
+    assert float(found.effective_sample_size) == pytest.approx(1)
+    assert 3 < float(found.standard_error) < 8  # without it the answer is about 0, 10 away
+    assert found.doubtful.all()
+
+
+def test_a_query_says_how_many_particles_count(folder):
+    done(folder, "train", "data=table", "data.path=mine.csv", "model=made", "recipe=default",
+         "trainer.max_steps=5", *QUICK, "out=steps")  # fmt: skip
+    words = ("query", "steps", "of=[c]", "given=[b]", "device=cpu")
+    for number in (10, 3000):
+        shown = armodels(folder, *words, f"num_particles={number}", f"out={number}.csv")
+        sizes = column(folder / f"{number}.csv", "effective_particles")
+        told = f"effective particles {np.mean(sizes):.1f} (least {min(sizes):.1f}) of {number})"
+        assert told in shown.out
+        doubtful = sum(size < 20 for size in sizes)
+        assert ("fewer than 20 particles count" in shown.err) == bool(doubtful)
+        assert bool(doubtful) == (number == 10)
+        assert max(sizes) <= number + 1e-6
+    shown = armodels(folder, "query", "steps", "impute=0.3", "num_completions=5",
+                     "num_particles=10", "device=cpu", "out=few.csv")  # fmt: skip
+    with open(folder / "few.csv", newline="") as file:
+        own = next(csv.DictReader(file))
+    assert 1 <= float(own["effective_particles"]) <= 10
+    least = f"effective particles at least {float(own['effective_particles']):.1f} of 10)"
+    assert least in shown.out
+    assert "fewer than 20 particles count" in shown.err
 
 
 def test_one_particle_says_nothing_of_its_error():

@@ -18,6 +18,7 @@ from cases import (
     TEXT,
     context_values,
     data,
+    deep_nade,
     event_index,
     every,
     every_event,
@@ -39,11 +40,13 @@ from test_text import VERSE
 from torch import Tensor
 
 from armodels import heads, orders
+from armodels.checkpoints import restore
 from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.samplers import Draws, Sampler, take
 from armodels.density.stream import after_prompt, with_length
 from armodels.density.walk import draw_noise
 from armodels.networks.base import Network
+from armodels.networks.deep_nade import DeepNADE
 from armodels.networks.made import MADE
 
 
@@ -287,6 +290,57 @@ def test_speculative_samples_follow_the_model(name):
     assert 0.1 < sampler.tally.acceptance < 0.98
 
 
+ORDERS = {
+    "one order": deep_nade(BITS, BERNOULLI, 5, scale=1.5),
+    "a mixture": order_mixture(BITS, BERNOULLI, DeepNADE, hidden_sizes=[5]),
+    "resampled": made(BITS, BERNOULLI, 5, order="random", resample=True, scale=1.5),
+}
+"""Drafts that are trained for all orders."""
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_draft_for_all_orders_follows_each_order_of_a_mixture(name):
+    model = order_mixture(BITS, BERNOULLI, DeepNADE, hidden_sizes=[6], scale=1.5).build(3)
+    sampler = Sampler("speculative", draft=ORDERS[name].build(1), draft_steps=4)
+    x, log_prob = model.sample_with_log_prob(6000, generator=generator(), sampler=sampler)
+    outcomes, index = every_event(model.spec), event_index(x, model.spec)
+    assert p_value(index, model.log_prob(outcomes)) > 1e-3
+    torch.testing.assert_close(log_prob, model.log_prob(x), rtol=0, atol=1e-11)
+    # The mixture is none of its parts: the same draws refuse each of them.
+    for i in range(3):
+        assert p_value(index, model.component(i).log_prob(outcomes)) < 1e-6
+    assert 0.1 < sampler.tally.acceptance < 0.98
+
+
+def test_a_completion_by_a_draft_for_all_orders_follows_the_mixture():
+    model = order_mixture(BITS, BERNOULLI, DeepNADE, hidden_sizes=[6], scale=1.5).build(3)
+    known = torch.arange(6) % 2 == 0
+    x = torch.zeros(6000, 6, dtype=torch.uint8)
+    x[:, 2] = 1
+    outcomes = every_event(model.spec)
+    fits = outcomes[(outcomes[:, known] == x[:1, known]).all(1)]
+    expected = torch.full((64,), -torch.inf, dtype=torch.double)
+    answers = model.log_prob_of(fits, ~known, known)
+    assert answers.method == "exact"
+    expected[event_index(fits, model.spec)] = answers.log_prob
+    for draft in (None, ORDERS["one order"].build(1)):
+        sampler = Sampler("speculative", draft=draft) if draft is not None else "auto"
+        found = model.complete(x, known, generator=generator(), sampler=sampler)
+        assert found.method == "exact"
+        assert p_value(event_index(found.values, model.spec), expected) > 1e-3
+
+
+def test_a_draft_of_one_order_is_refused_before_anything_is_drawn(monkeypatch):
+    """Also where it has the order of the mixture's first component, which would be drawn."""
+    model = order_mixture(BITS, BERNOULLI, MADE, hidden_sizes=[6]).build(3)
+    draft = made(BITS, BERNOULLI, 5, order="random", order_seed=0).build(1)
+    sampler = Sampler("speculative", draft=draft)
+    model.component(0).sample(3, sampler=sampler)  # suits it
+    monkeypatch.setattr(AutoregressiveModel, "sample", lambda *_, **__: pytest.fail("drawn"))
+    with refuses("draft writes its values in another order"):
+        model.sample_with_log_prob(50, sampler=sampler)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 def test_speculative_samples_at_a_temperature(temperature):
     model, draft = (case.build(seed) for seed, case in enumerate(PAIRS["fused"]))
@@ -399,6 +453,14 @@ def test_drafts_that_do_not_suit_are_refused():
         made(GREY, BERNOULLI, 3, order="columns"),
         "draft writes its values in another order (columns) than the run (raster)",
     )
+    refused(
+        made(GREY, BERNOULLI, 3),
+        "draft writes its values in another order (raster) than the run (columns); train one with "
+        "the run's model.order and head, or for all orders",
+        order_mixture(
+            GREY, BERNOULLI, MADE, order="columns", num_orders=1, hidden_sizes=[3]
+        ).build(1),
+    )
     refused(CASES["gmm"], "draft is GMM, which has no single walk of steps")
     orders_ = order_mixture(GREY, BERNOULLI, MADE, hidden_sizes=[3])
     refused(orders_, "which has no single walk of steps")
@@ -427,6 +489,9 @@ def runs(tmp_path_factory):
     for seed, name in enumerate(("made", "draft")):
         done(folder, "train", *TINY, f"seed={seed}", "trainer.max_steps=9", f"out={name}")
     done(folder, "train", "data=tiny", "model=uniform", *QUICK, "out=uniform")
+    for seed, name in enumerate(("deep", "deep2")):
+        keys = ("model=deep_nade", f"seed={seed}", "trainer.max_steps=9", f"out={name}")
+        done(folder, "train", *TINY, *keys)
     return folder
 
 
@@ -485,9 +550,54 @@ def test_a_prompt_goes_on_by_every_sampler(runs):
     assert "drafted steps were accepted" in told
 
 
+@pytest.mark.parametrize("verb", ["sample", "complete"])
+def test_a_run_for_all_orders_is_drawn_as_a_mixture_by_every_sampler(runs, verb):
+    """The very mixture that ``eval`` scores under the same eval.num_orders."""
+    keys = (verb, "deep", "num=20", "device=cpu", "eval.num_orders=3")
+    mixture = restore(runs / "deep", num_orders=3).model
+    options = {"generator": generator()}
+    name = "sample-seed0-t1-orders3"
+    if verb == "sample":
+        expected, log_prob = mixture.sample_with_log_prob(20, **options)
+    else:
+        keys, name = (*keys, "known=bottom"), "complete-bottom-0.5-seed0-orders3"
+    for sampler in ("auto", "cached", "naive", "fixed_point"):
+        done(runs, *keys, f"sampler={sampler}", f"out={verb}-{sampler}")
+        found = arrays(runs / f"{verb}-{sampler}/{name}.npz")
+        if verb == "complete":
+            truth, known = torch.from_numpy(found["truth"]), torch.from_numpy(found["known"])
+            again = mixture.complete(
+                truth.repeat_interleave(7, 0), known, generator=generator()
+            ).values
+            assert np.array_equal(found["completions"], again.unflatten(0, (-1, 7)))
+            continue
+        assert np.array_equal(found["x"], expected)
+        np.testing.assert_allclose(found["log_prob"], log_prob, atol=1e-5)
+    done(runs, *keys, "sampler=speculative", "draft=deep2", f"out={verb}-drafted")
+    (path,) = (runs / f"{verb}-drafted").glob("*-orders3*.npz")
+    found = arrays(path)
+    assert 0 < found["acceptance"] < 1
+    if verb == "sample":
+        own = mixture.log_prob(torch.from_numpy(found["x"]))
+        np.testing.assert_allclose(found["log_prob"], own, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
+        (
+            ("made", "eval.num_orders=3"),
+            "eval.num_orders is 3, but the model was trained on 1 order",
+        ),
+        (
+            ("uniform", "eval.num_orders=3"),
+            "model Uniform follows no order; leave eval.num_orders",
+        ),
+        (("deep", "eval.num_orders=0"), "eval.num_orders is 0; it must be at least 1"),
+        (
+            ("deep", "eval.num_orders=2", "sampler=speculative", "draft=made"),
+            "draft writes its values in another order (raster) than the run (",
+        ),
         (("made", "sampler=fast"), "sampler is 'fast'; choose auto, cached, naive, "),
         (("made", "block=2"), "block goes with sampler=fixed_point; leave it out"),
         (("made", "draft=draft"), "draft goes with sampler=speculative; leave it out"),

@@ -6,7 +6,7 @@ from typing import final
 
 from armodels.checks import checked
 from armodels.data.base import data_root
-from armodels.data.folder import TEST, VALID, OwnPictures, clean
+from armodels.data.folder import TEST, VALID, OwnPictures, stem_of
 from armodels.data.images import Channels, Format, Levels, Shares, Size
 
 FILE = "anime_faces.zip"
@@ -55,7 +55,7 @@ class Anime(OwnPictures):
         usual = packed if packed.exists() or not folder.is_dir() else folder
         super().__init__(
             Path(path).expanduser() if path else usual,
-            f"anime-{clean(Path(path).resolve().stem)}" if path else "anime",
+            f"anime-{stem_of(Path(path))}" if path else "anime",
             Format(size, channels, levels),
             Shares(valid, test),
             near=True,

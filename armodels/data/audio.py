@@ -11,12 +11,12 @@ from typing import NamedTuple, final
 
 from torch import Tensor
 
-from armodels import show
+from armodels import disk, show
 from armodels.checks import Count, Seed, checked
 from armodels.data.base import PARTS, Source, Splits, data_root
 from armodels.data.clips import Clips, Rate, in_windows, read_all, window_spec, with_checksum
 from armodels.data.collections import MAX_SHOWN, Collection, Tree, Zip
-from armodels.data.folder import clean
+from armodels.data.folder import stem_of
 from armodels.data.images import Shares
 from armodels.data.sound import CLIPS, SUFFIXES
 from armodels.spec import ContextSpec, DataSpec
@@ -76,7 +76,7 @@ class Audio(Source):
         if name and "/" in name.replace(os.sep, "/"):
             raise ValueError(f"data.name is {name!r}; it is no path, so use no {os.sep} in it")
         self.path = Path(path).expanduser()
-        self.name = name or f"audio-{clean(self.path.resolve().stem)}"
+        self.name = name or f"audio-{stem_of(self.path)}"
         self.encoding, self.length = encoding, length
         self.waveform = Waveform.of(rate, encoding)
         self.shares, self.split_seed = Shares(valid, test), split_seed
@@ -96,8 +96,10 @@ class Audio(Source):
     def _collection(self) -> Collection:
         if not self.path.exists():
             raise FileNotFoundError(
-                f"data.path is {self.path}, which does not exist; name a folder or zip"
+                f"data.path is {self.path}, which {disk.trouble(self.path)}; name a folder or zip"
             )
+        if not self.path.is_dir():
+            disk.require_files([self.path], "file")
         made: Collection
         if self.path.is_dir():
             made = Tree(self.path, CLIPS)

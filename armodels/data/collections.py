@@ -23,6 +23,8 @@ import numpy as np
 import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from armodels import disk
+
 UNDECODABLE: tuple[type[Exception], ...]
 UNDECODABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 UNDECODABLE += (zipfile.BadZipFile, RuntimeError, EOFError, Image.DecompressionBombError)
@@ -121,11 +123,11 @@ class Wanted:
 
     def takes(self, name: str) -> bool:
         """Whether the file is one of them, and not hidden."""
-        return not _is_hidden(name) and PurePosixPath(name).suffix.lower() in self.suffixes()
+        return not is_hidden(name) and PurePosixPath(name).suffix.lower() in self.suffixes()
 
     def left_out(self, names: Sequence[str]) -> list[str]:
         """What there is to say about the files that are neither wanted nor hidden."""
-        others = [name for name in names if not _is_hidden(name) and not self.takes(name)]
+        others = [name for name in names if not is_hidden(name) and not self.takes(name)]
         if not others:
             return []
         kinds = Counter(PurePosixPath(name).suffix.lower() or "(no ending)" for name in others)
@@ -173,6 +175,59 @@ class Collection(ABC):
         return as_grey_or_rgb(image)
 
 
+def walk(path: Path) -> tuple[list[str], list[str]]:
+    """All that lies in a folder and in its folders, linked ones too, and is no folder.
+
+    Pipes, and links that lead nowhere, are named as files are: whoever reads one says what it is.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Names below it, in order, and those of links to a folder that they lie in, which are not
+        followed.
+
+    Raises:
+        ValueError: A folder cannot be read.
+    """
+    loops: list[str] = []
+    return sorted(_walked(path, PurePosixPath(), (), loops)), loops
+
+
+def _walked(
+    folder: Path, below: PurePosixPath, above: tuple[tuple[int, int], ...], loops: list[str]
+) -> Iterator[str]:
+    """Names of all that is no folder; ``above``: the folders gone through.
+
+    Raises:
+        ValueError: A folder cannot be read.
+    """
+    try:
+        about = folder.stat()
+        entries = [*os.scandir(folder)]
+    except OSError as error:
+        raise ValueError(
+            f"folder {folder} cannot be read ({error.strerror}); change its permissions, or move "
+            f"it elsewhere"
+        ) from error
+    here = (about.st_dev, about.st_ino)
+    if here in above:
+        loops.append(str(below))
+        return
+    for entry in entries:
+        if _leads_to_a_folder(entry):
+            yield from _walked(folder / entry.name, below / entry.name, (*above, here), loops)
+        else:
+            yield str(below / entry.name)
+
+
+def _leads_to_a_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link that leads back to itself
+        return False
+
+
 @final
 class Tree(Collection):
     """A folder and all its sub-folders, linked ones too; a class is a folder at the top.
@@ -184,40 +239,23 @@ class Tree(Collection):
 
     def __init__(self, path: Path, wanted: Wanted = PICTURES):
         self.path = path
-        self._loops: list[str] = []
-        found = sorted(self._walk(path, PurePosixPath(), ()))
+        found, loops = walk(path)
         self.names = [name for name in found if wanted.takes(name)]
         self.classes = _folders(self.names)
         self.left_out = wanted.left_out(found)
-        if self._loops:
-            shown = _some(self._loops)
+        if loops:
+            shown = _some(loops)
             self.left_out.append(f"links to a folder that they lie in, not followed: {shown}")
         # A link that leads nowhere counts as itself; decoding names it.
-        stats = [(name, os.stat if (path / name).exists() else os.lstat) for name in self.names]
+        stats = [
+            (name, os.stat if os.path.exists(path / name) else os.lstat) for name in self.names
+        ]
         facts = [(name, stat_of(path / name)) for name, stat_of in stats]
         self.digest = _digest([(name, one.st_size, one.st_mtime_ns) for name, one in facts])
 
-    def _walk(
-        self, folder: Path, below: PurePosixPath, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[str]:
-        """Names of all files, and of links that lead nowhere; ``above``: the folders gone through.
-
-        Raises:
-            OSError: A folder cannot be read.
-        """
-        about = folder.stat()
-        here = (about.st_dev, about.st_ino)
-        if here in above:
-            self._loops.append(str(below))
-            return
-        for entry in os.scandir(folder):
-            if entry.is_dir():
-                yield from self._walk(folder / entry.name, below / entry.name, (*above, here))
-            elif entry.is_file() or entry.is_symlink():
-                yield str(below / entry.name)
-
     def contents(self, index: int) -> bytes:
         path = self.path / self.names[index]
+        _require_file(path)
         _require_small(path.stat().st_size)
         return path.read_bytes()
 
@@ -332,10 +370,11 @@ def collect(path: Path) -> Collection:
     """The pictures in a folder, a zip or an npz.
 
     Raises:
-        ValueError: It holds none, or is none of these.
-        OSError: A folder cannot be read.
+        ValueError: It holds none, is none of these, or a folder cannot be read.
     """
     made: Collection
+    if not path.is_dir():
+        disk.require_files([path], "file")
     if path.is_dir():
         made = Tree(path)
     elif path.suffix.lower() == ".npz":
@@ -351,7 +390,8 @@ def collect(path: Path) -> Collection:
     return made
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file below a folder is none that people see, such as ``.DS_Store``."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
@@ -379,6 +419,11 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is truncated or corrupted ({error}); copy it again") from error
+
+
+def _require_file(path: Path) -> None:
+    if (why := disk.trouble(path)) is not None:
+        raise ValueError(f"it {why}")
 
 
 def _require_small(num_bytes: int) -> None:

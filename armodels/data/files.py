@@ -12,6 +12,7 @@ from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 
+from armodels import disk
 from armodels.data.base import PARTS
 from armodels.data.dialect import FEW_ROWS, Text, is_whole, say_once, warn_once
 from armodels.data.marks import BLANKS, MISSING, WAYS, Numbers, Options, overrides
@@ -63,7 +64,7 @@ def read_columns(path: Path, array: str | None, options: Options) -> dict[str, C
             f"{ENDINGS[-1][1:]}; text may be packed as gz or zip"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"table {path} does not exist; name a file with data.path")
+        raise FileNotFoundError(f"table {path} {disk.trouble(path)}; name a file with data.path")
     if kind == ".parquet":
         return {"": _read_parquet(path)}
     if kind in (".npy", ".npz"):

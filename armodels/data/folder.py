@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
-from armodels import show
+from armodels import disk, show
 from armodels.checks import checked
 from armodels.data.base import PARTS, Source, Splits, data_root
 from armodels.data.cache import Cache, cached
@@ -167,7 +167,7 @@ class Folder(OwnPictures):
         place = Path(path).expanduser()
         super().__init__(
             place,
-            name or f"folder-{clean(place.resolve().stem)}",
+            name or f"folder-{stem_of(place)}",
             Format(size, channels, levels),
             Shares(valid, test),
             near=False,
@@ -178,7 +178,17 @@ class Folder(OwnPictures):
         )
 
     def missing(self) -> str:
-        return f"data.path is {self.path}, which does not exist; name a folder, zip or npz"
+        return (
+            f"data.path is {self.path}, which {disk.trouble(self.path)}; name a folder, zip or npz"
+        )
+
+
+def stem_of(path: Path) -> str:
+    """The last part of where a path leads, without its ending, for a name.
+
+    ``Path.resolve`` would raise an error for a link that leads back to itself.
+    """
+    return clean(Path(os.path.realpath(path)).stem)
 
 
 def clean(name: str) -> str:

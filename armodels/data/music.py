@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armodels import show
+from armodels import disk, show
 from armodels.checks import Count, Seed, Share, checked
 from armodels.data.audio import TEST, VALID, parts_of
 from armodels.data.base import PARTS, Source, Splits, data_root, read_files
 from armodels.data.collections import MAX_SHOWN, UNDECODABLE, Collection, Tree, Zip, first_line
-from armodels.data.folder import clean
+from armodels.data.folder import stem_of
 from armodels.data.images import Shares
 from armodels.data.midi import MIDIS, read_midi
 from armodels.data.rows import Rows
@@ -168,7 +168,7 @@ class Music(Source):
     def _name(self) -> str:
         name = self.corpus + "-voices" * self.voices
         if self.path is not None:
-            name = self._given_name or f"music-{clean(self.path.resolve().stem)}"
+            name = self._given_name or f"music-{stem_of(self.path)}"
             if not self._is_mat:
                 name += f"-{self.notes.per_beat}"
             if (self.shares.valid, self.shares.test) != (VALID, TEST):
@@ -215,9 +215,11 @@ class Music(Source):
             return read_cells(contents, name)
         if not self.path.exists():
             raise FileNotFoundError(
-                f"data.path is {self.path}, which does not exist; name a folder or zip of MIDI "
-                f"files, a .mid or a .mat"
+                f"data.path is {self.path}, which {disk.trouble(self.path)}; name a folder or zip "
+                f"of MIDI files, a .mid or a .mat"
             )
+        if not self.path.is_dir():
+            disk.require_files([self.path], "file")
         if self._is_mat:
             return read_cells(self.path.read_bytes(), str(self.path))
         if self.path.is_file() and MIDIS.takes(self.path.name):

@@ -15,9 +15,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from armodels import disk
 from armodels.alphabet import Alphabet, Unit, code_points
 from armodels.checks import Count, Share, checked
 from armodels.data.base import PARTS, Source, Splits, data_root, read_files
+from armodels.data.collections import is_hidden, walk
 from armodels.data.rows import Rows, Windows, as_rows
 from armodels.spec import DataSpec
 
@@ -216,7 +218,9 @@ class Text(_Text):
         if self.path is None:
             return _symbols_of(_library(), self.unit, "the standard library")
         if not self.path.exists():
-            raise FileNotFoundError(f"text {self.path} does not exist; name one with data.path")
+            raise FileNotFoundError(
+                f"text {self.path} {disk.trouble(self.path)}; name one with data.path"
+            )
         if self.path.is_file() and self.path.suffix != ".gz" and self.unit == "byte":
             if not self.path.stat().st_size:
                 raise ValueError(f"text {self.path} is empty")
@@ -226,6 +230,7 @@ class Text(_Text):
             files = files_of(self.path)
             if not files:
                 raise ValueError(f"folder {self.path} holds no files of text")
+        disk.require_files(files, "text")
         most, parts = most_bytes(self.unit), []
         for one in files:
             contents = _contents(one, most)
@@ -243,12 +248,15 @@ class Text(_Text):
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Those of a folder and its folders by name, hidden ones left out, such as ``.DS_Store``."""
-    found = (one for one in folder.rglob("*") if one.is_file())
-    return sorted(
-        one for one in found
-        if not any(part.startswith(".") for part in one.relative_to(folder).parts)
-    )  # fmt: skip
+    """Those of a folder and its folders by name, hidden ones left out, such as ``.DS_Store``.
+
+    Raises:
+        ValueError: One of them is none that can be read, such as a broken link.
+    """
+    names, _ = walk(folder)
+    found = sorted(folder / name for name in names if not is_hidden(name))
+    disk.require_files(found, "file")
+    return found
 
 
 def read_symbols(path: Path, unit: Unit, what: str = "text ") -> np.ndarray:

@@ -132,7 +132,9 @@ def chosen(log_weights: Tensor, uniform: Tensor) -> Tensor:
     return index.clamp_max(log_weights.shape[1] - 1)
 
 
-def disagreement(log_weights: Tensor, num_splits: int = 20) -> Tensor:
+def disagreement(
+    log_weights: Tensor, num_splits: int = 20, *, taken_off: Tensor | None = None
+) -> Tensor:
     """How far halves of the particles are from each other, nats: (B, M, N) -> (B,).
 
     The log of a mean weight estimates log p(known). Particles that all missed a mode agree with
@@ -143,6 +145,7 @@ def disagreement(log_weights: Tensor, num_splits: int = 20) -> Tensor:
     Args:
         log_weights: N particles of each of M components, not normalized, N > 1.
         num_splits: Random halves; their root mean square counts.
+        taken_off: Other log-weights of the same particles: of the ratio of both means.
     """
     half = log_weights.shape[2] // 2
     # A generator of its own: no draw may depend on whether a warning was computed.
@@ -151,11 +154,17 @@ def disagreement(log_weights: Tensor, num_splits: int = 20) -> Tensor:
     for _ in range(num_splits):
         order = torch.randperm(log_weights.shape[2], generator=generator).to(log_weights.device)
         first, second = (
-            log_weights[:, :, part].double().flatten(1).logsumexp(1)
+            _log_sum(log_weights[:, :, part])
+            - (0 if taken_off is None else _log_sum(taken_off[:, :, part]))
             for part in (order[:half], order[half : 2 * half])
         )
         squares.append((first - second).nan_to_num(math.inf).square())  # NaN: both are -inf
     return torch.stack(squares).mean(0).sqrt()
+
+
+def _log_sum(log_weights: Tensor) -> Tensor:
+    """(B, M, N) -> (B,)."""
+    return log_weights.double().flatten(1).logsumexp(1)
 
 
 class Weighted(Protocol):

@@ -14,6 +14,7 @@ from armodels.density.autoregressive import AutoregressiveModel
 from armodels.density.base import DensityModel
 from armodels.density.completion import Completion, as_mask, complete, known_first
 from armodels.density.samplers import Sampler
+from armodels.density.speculative import require_draft
 from armodels.density.walk import check_draw, draw_noise, sampling
 from armodels.objectives import MixtureOrder, Objective, for_orders
 from armodels.orders import Order, OrderName
@@ -103,10 +104,12 @@ class OrderMixture(DensityModel):
         """Each event is drawn under an order chosen at random, as that order's model draws."""
         check_draw(temperature, n)
         self.check_context(context, n)
+        sampler = Sampler.of(sampler)
+        self._require_draft(sampler, temperature, range(len(self.orders)))
         device = self.model.net.order_table.device
         which = (draw_noise((n,), generator, device) * len(self.orders)).long()
         options: dict[str, Any] = {"temperature": temperature, "generator": generator}
-        options |= {"progress": progress, "sampler": Sampler.of(sampler)}
+        options |= {"progress": progress, "sampler": sampler}
         options |= {"top_k": top_k, "top_p": top_p}
         x = self.model.empty(n)
         for i in which.unique().tolist():
@@ -115,6 +118,12 @@ class OrderMixture(DensityModel):
             x[rows] = self.component(i).sample(len(rows), context=own, **options)
         with sampling(self, naive=True):
             return x, self._log_prob(x, context)
+
+    def _require_draft(self, sampler: Sampler, temperature: float, which: Iterable[int]) -> None:
+        """Raise ValueError, before anything is drawn, unless a draft suits each of some orders."""
+        if sampler.name == "speculative":
+            for i in which:
+                require_draft(sampler.draft, self.component(i), temperature)
 
     def complete(
         self,
@@ -136,6 +145,8 @@ class OrderMixture(DensityModel):
         every = range(len(self.orders))
         fitting = [i for i in every if known_first(known, self.orders[i].table)]
         chosen = every if self.any_order else fitting or every
+        sampler = Sampler.of(sampler)
+        self._require_draft(sampler, temperature, () if self.any_order else chosen)
         done = complete(
             (self.component(i) for i in chosen),
             x,
@@ -145,7 +156,7 @@ class OrderMixture(DensityModel):
             temperature=temperature,
             generator=generator,
             progress=progress,
-            sampler=Sampler.of(sampler),
+            sampler=sampler,
         )
         return replace(done, order_chosen=done.order_chosen or len(chosen) < len(every))
 

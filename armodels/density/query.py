@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from armodels import objectives
 from armodels.checks import Range, require_types
-from armodels.density.completion import IMPOSSIBLE, as_mask, known_first
+from armodels.density.completion import IMPOSSIBLE, as_mask, disagreement, known_first
 from armodels.density.walk import Scored, draw, draw_noise, keep, one_thread, sampling, walk
 from armodels.heads import Head
 from armodels.networks.base import Network
@@ -24,6 +24,10 @@ PARTICLES = 100
 """Where nothing else is asked for."""
 
 
+FEW = 20.0
+"""Effective particles: by fewer, the variance that the standard error states is itself a guess."""
+
+
 class LogProbOf(NamedTuple):
     """The answer to a query.
 
@@ -32,11 +36,19 @@ class LogProbOf(NamedTuple):
         standard_error: (B,) nats; 0 where the answer is exact, infinite where no particle found
             the asked part possible, and of one particle.
         method: ``"exact"``, or ``"likelihood weighting"``: an estimate by particles.
+        effective_sample_size: (B,) so many particles of equal weight have as much error; infinite
+            where the answer is exact. Below ``FEW`` the standard error is no more than a guess.
     """
 
     log_prob: Tensor
     standard_error: Tensor
     method: str
+    effective_sample_size: Tensor
+
+    @property
+    def doubtful(self) -> Tensor:
+        """(B,) bool: too few particles count for the standard error to be trusted."""
+        return self.effective_sample_size < FEW
 
 
 @final
@@ -130,7 +142,12 @@ def answer(weights: Weights) -> LogProbOf:
 
     The log of the ratio of two means moves by ``a / mean(a) - b / mean(b)`` where a particle has
     the weights ``a`` and ``b``; its error is that of the mean of these, within each term.
-    Sources: Owen, 2013, https://artowen.su.domains/mc/ (ratios of importance-sampled means).
+    Where few particles count, the logarithm is far from straight, and one particle that outweighs
+    all others in both parts even seems to leave no error: there the larger of this error and of
+    that by which halves of the particles differ is stated.
+
+    Sources: Owen, 2013, https://artowen.su.domains/mc/ (ratios of importance-sampled means, and
+    the effective sample size); McCarthy, 1969, https://doi.org/10.2307/1402116 (half-samples).
 
     Args:
         weights: Of the query.
@@ -150,13 +167,31 @@ def answer(weights: Weights) -> LogProbOf:
         raise ValueError(IMPOSSIBLE)
     log_prob = found[0] - found[1]
     if weights.exact:
-        return LogProbOf(log_prob, torch.zeros_like(log_prob), "exact")
+        error, effective = torch.zeros_like(log_prob), torch.full_like(log_prob, torch.inf)
+        return LogProbOf(log_prob, error, "exact", effective)
     terms, particles = weights.both.shape[1:]
     if particles == 1:  # one tells nothing of how far others would lie from it
-        return LogProbOf(log_prob, torch.full_like(log_prob, torch.inf), "likelihood weighting")
+        error, effective = torch.full_like(log_prob, torch.inf), torch.ones_like(log_prob)
+        return LogProbOf(log_prob, error, "likelihood weighting", effective)
+    effective = torch.stack([_effective(one) for one in shares]).amin(0)
     moves = (shares[0] - shares[1]).var(2).sum(1) / (terms**2 * particles)
-    error = moves.sqrt().masked_fill(log_prob.isneginf(), torch.inf)
-    return LogProbOf(log_prob, error, "likelihood weighting")
+    error = moves.sqrt()
+    few = effective < FEW
+    both, known = weights.both[few], weights.known[few]
+    error[few] = error[few].maximum(disagreement(both, taken_off=known) / 2)
+    none = log_prob.isneginf()
+    error, effective = error.masked_fill(none, torch.inf), effective.masked_fill(none, 0)
+    return LogProbOf(log_prob, error, "likelihood weighting", effective)
+
+
+def _effective(shares: Tensor) -> Tensor:
+    """Effective sample size (B,) of weights (B, M, N) with the mean 1.
+
+    Of one term it is (sum w)^2 / sum w^2. What the means of terms differ by is no error.
+    """
+    terms, particles = shares.shape[1:]
+    variance = shares.var(2, correction=0).sum(1) / (terms**2 * particles)
+    return 1 / (variance + 1 / (terms * particles))
 
 
 def exactly(both: Tensor, known: Tensor) -> Weights:

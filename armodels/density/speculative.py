@@ -19,7 +19,7 @@ than drawn from p. The values of a step are accepted one by one, each by its own
 were drafted before it, and its own p given those that were chosen.
 """
 
-from typing import Any, Protocol, TypeGuard, final
+from typing import Any, Protocol, TypeGuard, cast, final
 
 import torch
 from torch import Tensor
@@ -55,8 +55,22 @@ def _has_steps(model: object) -> TypeGuard[Drafting]:
     return isinstance(network, Network) and isinstance(head, Head)
 
 
+def _single(draft: object) -> object:
+    """Of a mixture of orders of a model for all orders that model, whose walk may follow any."""
+    return getattr(draft, "model", draft) if getattr(draft, "any_order", False) else draft
+
+
+def _in_order_of(draft: Drafting, model: Drafting) -> Drafting:
+    """A draft for all orders under the model's own, where its steps write as many values."""
+    order, own = model.net.order, draft.net.order
+    if not getattr(draft, "any_order", False) or own.table.shape != order.table.shape:
+        return draft
+    view: Drafting = cast(Any, draft).with_order(order)
+    return view
+
+
 def require_draft(draft: object, model: Drafting, temperature: float) -> Drafting:
-    """A draft that suits a model.
+    """A draft that suits a model: one for all orders under the model's own.
 
     Args:
         draft: Some model.
@@ -67,6 +81,7 @@ def require_draft(draft: object, model: Drafting, temperature: float) -> Draftin
         ValueError: It is of other data, of another order, or conditioned on something else; or
             nothing that the model draws can be drafted.
     """
+    draft = _single(draft)
     if not _has_steps(draft):
         what = getattr(draft, "description", type(draft).__name__)
         raise ValueError(
@@ -96,10 +111,14 @@ def require_draft(draft: object, model: Drafting, temperature: float) -> Draftin
             f"draft is conditioned on {draft.context.name}, the run on {heard}; choose a draft "
             f"that is conditioned on the same or on nothing"
         )
-    if not reads and not draft.net.order_table.equal(model.net.order_table):
+    if reads or draft.net.order_table.equal(model.net.order_table):
+        return draft
+    draft = _in_order_of(draft, model)
+    if not draft.net.order_table.equal(model.net.order_table):
         raise ValueError(
             f"draft writes its values in another order ({draft.net.order.name}) than the run "
-            f"({model.net.order.name}); train one with the run's model.order and head"
+            f"({model.net.order.name}); train one with the run's model.order and head, or "
+            f"for all orders"
         )
     return draft
 

@@ -350,9 +350,10 @@ def draw(truth: Tensor, mask: Tensor, values: Tensor, spec: DataSpec) -> tuple[T
 
 
 def _drawn(config: Mapping) -> str:
-    """End of the name of what is drawn at another temperature than 1, or by a draft."""
-    heat = config["temperature"]
+    """End of the name of what is drawn at another temperature, of other orders, or by a draft."""
+    heat, num_orders = config["temperature"], config["eval"]["num_orders"]
     name = "" if heat == 1 else f"-t{heat:g}"
+    name += "" if num_orders is None else f"-orders{num_orders}"
     return name + "-speculative" * (config["sampler"] == "speculative")
 
 

@@ -33,8 +33,7 @@ def main(config: Mapping[str, Any]) -> None:
     require_together(config["overrides"], way, WAYS)
     learns = "adapt=true" if config["adapt"] else "a model as it is"
     require_together(config["overrides"], learns, RATES)
-    out = Path(config["out"] or f"{_stem(config)}.arm")
-    _require_new(out)
+    out = _require_new(config["out"] or f"{_stem(config)}.arm")
     restored = checkpoints.from_config({**config, "device": "cpu"})
     model = coding.require_codable(restored.model)
     _require_adaptable(restored, config)
@@ -70,11 +69,12 @@ def main(config: Mapping[str, Any]) -> None:
     show.say(f"  {show.command('decompress', **again, **trusting(restored.config))}")
 
 
-def _require_new(out: Path) -> None:
+def _require_new(out: str) -> Path:
     """Raise FileExistsError where something is: it may be all that is left of what was coded."""
     disk.require_place(out, mark=archive.MAGIC[1:].decode())
     if os.path.lexists(out):
         raise FileExistsError(f"out={out} is there already; remove it, or choose another name")
+    return Path(out)
 
 
 def _require_adaptable(restored: checkpoints.Restored, config: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from armodels import checkpoints, checks, construct, distilling, errors, names, show
+from armodels import checkpoints, checks, construct, disk, distilling, errors, names, show
 
 Compose = Callable[[Sequence[str], str], dict]
 """Words of a training, its directory -> its config."""
@@ -29,6 +29,7 @@ def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
     Raises:
         ValueError: There is no teacher, or what was typed does not suit one.
     """
+    disk.require_place(config["out"])
     words, coverage = list(config["words"]), config["coverage"]
     checks.require_types(config, {"coverage": Coverage | None})
     if config["resume"]:

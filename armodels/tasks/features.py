@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from armodels import checkpoints, disk, features, show
+from armodels.checks import require_together
 from armodels.data.base import PARTS
 from armodels.data.rows import Examples, Rows
 from armodels.examples import load_splits
@@ -17,12 +18,19 @@ from armodels.spec import ContextSpec, DataSpec
 
 COLUMNS = ("features", "width", "C", "valid_accuracy", "test_accuracy", "interval95")
 
+WAYS = {
+    "layers=[...]": ("out", "target", "probe", "num_examples", "eval.batch_size"),
+    "the list of layers": (),
+}
+"""What is written or shown, and the keys that say how."""
+
 
 def main(config: Mapping) -> None:
     """Write a file of features a layer, and the accuracy of a probe of each.
 
     Raises:
-        ValueError: The model has no network, a layer is none, or the data has no such label.
+        ValueError: The model has no network, a layer is none, the data has no such label, or what
+            is asked for does not go together.
     """
     disk.require_place(config["out"])
     if not config["probe"] and config["target"] is not None:
@@ -32,6 +40,8 @@ def main(config: Mapping) -> None:
         )
     if config["layers"] and len(config["layers"]) != len({*config["layers"]}):
         raise ValueError(f"layers is {config['layers']}; name each layer once")
+    way = "layers=[...]" if config["layers"] else "the list of layers"
+    require_together(config["overrides"], way, WAYS)
     restored = checkpoints.from_config(config)
     if restored.model.context is not None:
         raise ValueError(

@@ -14,12 +14,13 @@ from armodels import disk, imputation, show
 from armodels.checkpoints import Restored
 from armodels.checks import require_together
 from armodels.data.rows import Batch, Examples
+from armodels.density.query import FEW
 from armodels.examples import asked_for, load_split
 from armodels.parts import KNOWN, known_part, read_mask, require_word
 from armodels.spec import DataSpec
 
-COLUMNS = ("index", "nats", "standard_error", "method")
-OF_CELLS = ("method", "rmse", "nats_per_cell", "standard_error", "seconds")
+COLUMNS = ("index", "nats", "standard_error", "method", "effective_particles")
+OF_CELLS = ("method", "rmse", "nats_per_cell", "standard_error", "seconds", "effective_particles")
 
 LARGEST_BATCH = 10_000_000
 """So many values, each as often as it has particles, are asked about at a time: noise of 80 MB."""
@@ -29,6 +30,9 @@ LONGEST = 200
 
 DOUBTFUL = 0.5
 """Nats. A standard error above it says that few particles hold most of the weight."""
+
+Row = tuple[int, float, float, str, float | str]
+"""Of an example: its cells under ``COLUMNS``; an exact answer is by no particles."""
 
 WAYS = {
     "of=PART": ("of", "given", "keep"),
@@ -100,7 +104,7 @@ def _ask(restored: Restored, spec: DataSpec, examples: Examples, config: Mapping
     size = max(1, LARGEST_BATCH // (config["num_particles"] * spec.num_dims))
     generator = torch.Generator().manual_seed(config["seed"])
     log_det = spec.log_det_of(asked)
-    rows: list[tuple[int, float, float, str]] = []
+    rows: list[Row] = []
     for batch in _batches(examples, size):
         x, context = batch.to(restored.device)
         found = restored.model.log_prob_of(
@@ -112,16 +116,17 @@ def _ask(restored: Restored, spec: DataSpec, examples: Examples, config: Mapping
             generator=generator,
         )
         each = (-(found.log_prob.cpu() + log_det)).tolist()
-        errors = found.standard_error.tolist()
+        errors, sizes = found.standard_error.tolist(), found.effective_sample_size.tolist()
+        exact = found.method == "exact"
         rows += [
-            (len(rows) + i, *one, found.method)
-            for i, one in enumerate(zip(each, errors, strict=True))
+            (len(rows) + i, nats, error, found.method, "" if exact else size)
+            for i, (nats, error, size) in enumerate(zip(each, errors, sizes, strict=True))
         ]
     words = [*what, "given", *condition] if condition else what
     path = _path(restored, "-".join(words), spec, config)
     disk.write_csv(path, COLUMNS, rows)
     parts = " | ".join(", ".join(one) for one in (what, condition) if one)
-    _tell(restored, f"p({parts})", asked, rows)
+    _tell(restored, f"p({parts})", asked, rows, config["num_particles"])
     show.say(f"wrote  {path} ({len(rows)} examples)")
 
 
@@ -161,11 +166,14 @@ def _require_apart(asked: Tensor, known: Tensor, config: Mapping) -> None:
 
 
 def _tell(
-    restored: Restored, title: str, asked: Tensor, rows: list[tuple[int, float, float, str]]
+    restored: Restored, title: str, asked: Tensor, rows: list[Row], num_particles: int
 ) -> None:
     """The mean of the answers, and how far it can be trusted."""
     values = torch.tensor([row[1] for row in rows], dtype=torch.double)
     errors = torch.tensor([row[2] for row in rows], dtype=torch.double)
+    sizes = torch.tensor(
+        [float(row[4]) if row[4] != "" else torch.inf for row in rows], dtype=torch.double
+    )
     show.say(f"from   {restored.origin}")
     possible = values.isfinite()
     if not possible.all():
@@ -175,17 +183,26 @@ def _tell(
         )
     if possible.any():
         mean, number = float(values[possible].mean()), int(asked.sum())
-        how = "exact"
-        if rows[0][3] != "exact":
+        how, by = "exact", sizes[possible & sizes.isfinite()]
+        if len(by):
             error = float(errors[possible].square().sum().sqrt() / possible.sum())
-            how = f"estimated by particles, standard error {error:.4f} nats"
+            how = (
+                f"estimated by particles, standard error {error:.4f} nats, effective particles "
+                f"{by.mean():.1f} (least {by.min():.1f}) of {num_particles}"
+            )
         show.say(
             f"mean   {mean:.4f} nats of {title}, {number} value{'s' * (number != 1)} of an "
             f"example ({how})"
         )
-    if doubtful := int((errors[possible] > DOUBTFUL).sum()):
+    _warn(int((possible & ((errors > DOUBTFUL) | (sizes < FEW))).sum()))
+
+
+def _warn(doubtful: int) -> None:
+    """Say how many answers hang on few particles."""
+    if doubtful:
         show.warn(
-            f"of {doubtful} examples the standard error is above {DOUBTFUL:g} nats, so that their "
+            f"of {doubtful} example{'s' * (doubtful != 1)} fewer than {FEW:g} particles count, or "
+            f"the standard error is above {DOUBTFUL:g} nats, so that it cannot be trusted itself: "
             f"particles may have missed what is likeliest; raise num_particles, or ask a model "
             f"that is trained for all orders"
         )
@@ -226,14 +243,22 @@ def _impute(restored: Restored, spec: DataSpec, examples: Examples, config: Mapp
     )
     done = [own, *imputation.by_imputers(x, known, train)]
     path = _path(restored, f"impute-{config['impute']:g}", spec, config)
-    disk.write_csv(path, OF_CELLS, [["" if v is None else v for v in one] for one in done])
+    disk.write_csv(
+        path, OF_CELLS, [["" if v is None else v for v in one[: len(OF_CELLS)]] for one in done]
+    )
     show.say(f"from   {restored.origin}")
     show.say(
         f"hidden {int((~known).sum())} of {x.numel()} cells of {config['split']}, seed "
         f"{config['seed']}; RMSE is in standard deviations of train"
     )
+    _warn(own.doubtful)
     for one in done:
         cost = "" if one.nats is None else f"   {one.nats:.4f} nats a cell"
-        error = f" (standard error {one.standard_error:.4f})" if one.standard_error else ""
+        error = ""
+        if one.effective_particles is not None:
+            error = (
+                f" (standard error {one.standard_error:.4f}, effective particles at least "
+                f"{one.effective_particles:.1f} of {config['num_particles']})"
+            )
         show.say(f"{one.method:<17} RMSE {one.rmse:.4f}   {one.seconds:6.1f} s{cost}{error}")
     show.say(f"wrote  {path}")

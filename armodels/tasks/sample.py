@@ -91,6 +91,8 @@ def stem(config: Mapping, middle: str, spec: DataSpec) -> str:
     for key in ("top_k", "top_p"):
         if config[key] is not None:
             name += f"-{key}{config[key]:g}"
+    if (num_orders := config["eval"]["num_orders"]) is not None:
+        name += f"-orders{num_orders}"
     if config["label"] is not None:
         name += f"-label{config['label']}"
     if config["length"] is not None:

@@ -151,8 +151,9 @@ def own_files(restored: Restored, config: Mapping) -> list[Path]:
             f"train one that does, such as model={'frames' if spec.notes else 'rnn'}"
         )
     if not path.exists():
-        raise FileNotFoundError(f"file {path} does not exist")
+        raise FileNotFoundError(f"file {path} {disk.trouble(path)}")
     if not path.is_dir():
+        disk.require_files([path], "file")
         return [path]
     if spec.alphabet is not None:
         every = files_of(path)
@@ -162,6 +163,7 @@ def own_files(restored: Restored, config: Mapping) -> list[Path]:
     else:
         tree = Tree(path, CLIPS if spec.notes is None else MIDIS)
         found = [path / name for name in tree.names]
+        disk.require_files(found, "file")
         for sentence in tree.left_out:
             show.say(f"in {path}, left out are {sentence}")
     if not found:
