@@ -23,6 +23,9 @@ from armodels.training.settings import Settings
 NUM_DRAWS = 10_000
 """Of the student, by which its distance from the teacher is estimated."""
 
+COVERAGE = 0.1
+"""Share of log p(data) in what a student learns, where nothing else is asked for."""
+
 DRAWS = (64, 1000)
 """So many events are drawn by both, side by side, to say how much faster the student is."""
 
@@ -35,10 +38,12 @@ class Teacher:
     Attributes:
         path: Of its checkpoint.
         model: In evaluation mode, without gradients of its own.
+        coverage: Share of log p(data) in what its student learns.
     """
 
     path: str
     model: DensityModel
+    coverage: float
 
 
 @final
@@ -87,7 +92,8 @@ def take_up(
     config, named = dict(config), config.get("teacher")
     if named is None:
         return config, None
-    path = named["run"] if isinstance(named, Mapping) else named
+    known = named if isinstance(named, Mapping) else {"run": named, "coverage": COVERAGE}
+    path, coverage = known["run"], known.get("coverage", 0.0)  # older runs had none
     restored = checkpoints.restore(path, trust=config["trust"])
     model, own = restored.model, restored.spec
     if own.levels is not None:
@@ -107,15 +113,15 @@ def take_up(
             f"data to armodels distill"
         )
     found = checksum(model)
-    if isinstance(named, Mapping) and found != named["checksum"]:
+    if found != known.get("checksum", found):
         raise ValueError(
             f"teacher {path} has changed since the student began to learn from it (its weights "
-            f"have the checksum {found}, not {named['checksum']}); begin a new student"
+            f"have the checksum {found}, not {known['checksum']}); begin a new student"
         )
     model = placed(model, settings, device).eval().requires_grad_(False)
     _require_gradient(model, path)
-    config["teacher"] = {"run": os.path.abspath(path), "checksum": found}
-    return config, Teacher(str(path), model)
+    config["teacher"] = {"run": os.path.abspath(path), "coverage": coverage, "checksum": found}
+    return config, Teacher(str(path), model, coverage)
 
 
 def _require_gradient(model: DensityModel, path: str) -> None:
@@ -149,7 +155,7 @@ def taught(candidate: Candidate, teacher: Teacher | None) -> Candidate:
     """
     if teacher is None:
         return candidate
-    return replace(candidate, objective=partial(_objective, teacher.model))
+    return replace(candidate, objective=partial(_objective, teacher.model, teacher.coverage))
 
 
 def measured(teacher: Teacher | None) -> Callable[[DensityModel], Distillation] | None:
@@ -161,13 +167,13 @@ def measured(teacher: Teacher | None) -> Callable[[DensityModel], Distillation] 
     if teacher is None:
         return None
     copied = copy.deepcopy(teacher.model).to("cpu", torch.get_default_dtype())
-    return partial(_objective, copied)
+    return partial(_objective, copied, teacher.coverage)
 
 
-def _objective(teacher: DensityModel, model: DensityModel) -> Distillation:
+def _objective(teacher: DensityModel, coverage: float, model: DensityModel) -> Distillation:
     require_student(model)
     assert isinstance(model, InverseFlow)
-    return Distillation(model, teacher)
+    return Distillation(model, teacher, coverage)
 
 
 @torch.no_grad()

@@ -24,6 +24,9 @@ from armodels.spec import DataSpec
 LIMIT = 2.0
 """Of the log-scales of a layer: early in training too, draws stay finite and have an inverse."""
 
+REACH = 10.0
+"""Layers hear values clipped to ±REACH, so that an inverse does not grow from step to step."""
+
 RIDGE = 1e-3
 """Share of independent values in the covariance at which training starts."""
 
@@ -78,8 +81,9 @@ class InverseFlow(DensityModel):
         Neural Spline Flows (Durkan et al., 2019) https://arxiv.org/abs/1906.04032
 
     Differs from the papers: layers are MADEs, also of sequences; each bends values by a spline, so
-    that one layer has several modes; scales are exp(2 tanh(s / 2)); the last layer starts at
-    mean and covariance of the data.
+    that one layer has several modes; scales are exp(2 tanh(s / 2)); layers hear values clipped to
+    ±10, without which the recursion of the inverse may grow at each step, beyond what floats hold;
+    the last layer starts at mean and covariance of the data.
     """
 
     @checked
@@ -139,7 +143,8 @@ class InverseFlow(DensityModel):
 
     def _change(self, net: MADE, z: Tensor) -> Change:
         """What a layer does to each value, (B, D)."""
-        return _change_of(net(z).index_select(1, orders.ranks(net.order_table)))
+        heard = z.clamp(-REACH, REACH)
+        return _change_of(net(heard).index_select(1, orders.ranks(net.order_table)))
 
     def draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Events that normal noise becomes, and their log-probabilities, with gradients.
@@ -159,31 +164,47 @@ class InverseFlow(DensityModel):
         x = z * self.log_std.exp() + self.mean
         return x.view(-1, *self.spec.shape), log_prob - self.log_std.sum()
 
+    @torch.compiler.disable  # The compiler would write its steps out, one after another.
     def _inverse(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer made ``y`` of, and the log of its slope at each value: each (B, D).
 
-        With gradients by whole passes, each of which settles at least one more value, the next in
-        the order. Without them by the steps of the MADE, which take no more than a pass in all.
+        Without gradients by the steps of the MADE, which take no more than a pass in all. Their
+        gradients are those of z = f(z, y), where f is one pass: those of f, through the inverse
+        of the triangular I - df/dz. First derivatives alone are right.
         """
+        with torch.no_grad():
+            z, log_slope = self._inverse_by_steps(net, y)
         if not torch.is_grad_enabled():
-            return self._inverse_by_steps(net, y)
-        z, log_slope = y, torch.zeros_like(y)
-        for _ in range(self.spec.num_dims):
-            z, log_slope = _undone(self._change(net, z), y)
-        return z, log_slope
+            return z, log_slope
+        in_order, ranks = net.order_table[:, 0], orders.ranks(net.order_table)
+        heard = z.clamp(-REACH, REACH)
+        params = net(heard)
+        again, _ = _undone(_change_of(params), y[:, in_order])
+        free = params.detach().requires_grad_()  # Weights of a model may be frozen.
+        undone, _ = _undone(_change_of(free), y[:, in_order].detach())
+        (weights,) = torch.autograd.grad(undone.sum(), free)
+        slopes = net.slopes(heard, weights).to(z) * (z.abs() <= REACH)[:, None]
+        moved = torch.linalg.solve_triangular(
+            -slopes[:, :, in_order],
+            (again - again.detach())[..., None],
+            upper=False,
+            unitriangular=True,  # It is I - df/dz: ones stand for the diagonal.
+        )
+        z = z + moved[:, ranks, 0]
+        return z, _undone(self._change(net, z), y)[1]
 
     def _inverse_by_steps(self, net: MADE, y: Tensor) -> tuple[Tensor, Tensor]:
         in_order = y[:, net.order_table[:, 0]]
-        slopes: list[Tensor] = []
+        undone: list[tuple[Tensor, Tensor]] = []
 
         def choose(s: int, params: Tensor) -> Tensor:
-            z, log_slope = _undone(_change_of(params), in_order[:, s])
-            slopes.append(log_slope)
-            return z[:, None]
+            undone.append(_undone(_change_of(params), in_order[:, s]))
+            return undone[-1][0].clamp(-REACH, REACH)[:, None]
 
-        z = walk(net, len(y), choose)[..., 0]
+        walk(net, len(y), choose)
         ranks = orders.ranks(net.order_table)
-        return z[:, ranks], torch.stack(slopes, 1)[:, ranks]
+        z, log_slope = (torch.stack(values, 1)[:, ranks] for values in zip(*undone, strict=True))
+        return z, log_slope
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         return self._tempered(x, 1.0)

@@ -430,23 +430,26 @@ class Distillation(Objective):
     """log p(x) under a teacher less log p(x) under the model, at draws x of the model.
 
     Its mean is -KL(model || teacher), in nats: 0 at most, and reached where the two are the same;
-    less the data's ``log_det``, so that what training reports as nats is the divergence.
-    Of the data only the number of examples counts, and no more.
+    less the data's ``log_det``, so that what training reports as nats is the divergence. A model
+    that leaves out modes of the teacher pays little there, but much in log p(data), which is mixed
+    in by ``coverage``: what is reported are the divergence and the nats of the data, by shares.
 
     Source: van den Oord et al., 2017, https://arxiv.org/abs/1711.10433.
     Differs from the paper: the log-probability of one draw stands for the cross-entropy of each
-    conditional; no other losses.
+    conditional; the likelihood of data, exact, in place of losses of power and of contrast.
 
     Args:
         model: It turns noise into events.
         teacher: Stays as it is, and where it is.
+        coverage: Share of log p(data), 0 to 1; at 0 of the data their number alone counts.
     """
 
     model: Drawing
 
-    def __init__(self, model: Drawing, teacher: Trained) -> None:
+    def __init__(self, model: Drawing, teacher: Trained, coverage: float = 0.0) -> None:
         super().__init__(model)
         self._teacher = (teacher,)  # no part of what is trained, saved or switched to training
+        self.coverage = coverage
 
     def _estimate(self, x: Tensor, context: Tensor | None) -> Tensor:
         like = next(iter(self.model.parameters()))
@@ -458,7 +461,10 @@ class Distillation(Objective):
         drawn, own = self.model.draw(draws.drawn(normal, len(x)))
         log_ratio = self._teacher[0]._log_prob(drawn, None).to(own) - own
         # What is reported adds it to log-probabilities, of which a ratio is none.
-        return log_ratio - self.model.spec.log_det
+        log_ratio = log_ratio - self.model.spec.log_det
+        if not self.coverage:
+            return log_ratio
+        return torch.lerp(log_ratio, self.model._log_prob(x, None), self.coverage)
 
 
 @final

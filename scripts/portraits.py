@@ -38,7 +38,7 @@ SMALL = {
     "pixelcnn_pp": {"num_channels": 16},
     "pixel_snail": {"num_channels": 16},
     "masked_transformer": {"num_layers": 2, "hidden_size": 64},
-    "inverse_flow": {"num_layers": 2},  # without a teacher each step takes 64 passes of a layer
+    "inverse_flow": {"num_layers": 2},  # without a teacher each step takes 64 steps of each layer
     "gmm": {"covariance_type": "diag"},
     "rnn": {"hidden_size": 128},
     "wavenet": {"num_layers": 6},

@@ -5,11 +5,13 @@ import json
 import math
 import re
 import shutil
+from importlib import resources
 
 import pytest
 import torch
 from cases import data
 from command import QUICK, armodels, done
+from omegaconf import OmegaConf
 from test_select import same
 
 from armodels import distilling
@@ -77,6 +79,43 @@ def test_the_objective_is_the_gap_with_its_sign():
     assert each.shape == (4000,)
     expected = divergence(*SHIFTED, *WIDE)
     assert abs(float(each.mean()) + expected) < 4 * float(each.std()) / math.sqrt(4000)
+
+
+def test_coverage_mixes_in_the_likelihood_of_the_data_by_its_share():
+    student, teacher = plain(*SHIFTED), gaussian(*WIDE)
+    x = torch.randn(30, 2, dtype=torch.double)
+
+    def each(coverage):
+        torch.manual_seed(0)
+        return Distillation(student, teacher, coverage)(x)
+
+    mixed = 0.75 * each(0.0) + 0.25 * student.log_prob(x)
+    torch.testing.assert_close(each(0.25), mixed, rtol=0, atol=1e-12)
+    torch.testing.assert_close(each(1.0), student.log_prob(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 0.5])
+def test_a_student_keeps_modes_by_coverage_alone(coverage):
+    """Of two Gaussians eight deviations apart, where it starts at one."""
+    teacher = GMM(PLANE, num_components=2).double()
+    teacher.initialize([torch.randn(50, 2, dtype=torch.double)])
+    teacher.means.copy_(torch.tensor([[-4.0, 0.0], [4.0, 0.0]]))
+    teacher.scale.copy_(torch.eye(2).expand(2, 2, 2))
+    teacher.log_weights.fill_(math.log(0.5))
+    data = teacher.eval().sample(2000, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    student = InverseFlow(PLANE, num_layers=2, hidden_sizes=[8]).double()
+    with torch.no_grad():
+        student.mean.copy_(teacher.means[0])
+    objective = Distillation(student, teacher, coverage)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    for step in range(80):
+        optimizer.zero_grad()
+        (-objective(data[torch.arange(100) + 100 * (step % 20)]).mean()).backward()
+        optimizer.step()
+    drawn = student.eval().sample(2000, generator=torch.Generator().manual_seed(0))
+    share = float((drawn[:, 0] > 0).double().mean())
+    assert share > 0.2 if coverage else share < 0.01
 
 
 def test_the_teacher_is_no_part_of_what_is_trained():
@@ -148,6 +187,26 @@ def test_a_student_says_how_far_it_is_and_how_fast(taught):
         done(folder, *line.split(), *([] if "compare" in line else [TRUST]))
 
 
+def test_a_student_has_the_coverage_that_was_asked_for(taught, tmp_path):
+    """At coverage 1 it learns from the data alone, which is what train says of its first batch."""
+    folder, _ = taught
+    shipped = resources.files("armodels.configs").joinpath("distill.yaml").read_text()
+    assert f"null: {distilling.COVERAGE}\n" in shipped
+    usual = OmegaConf.load(folder / "student/config.yaml")
+    assert usual.teacher.coverage == distilling.COVERAGE
+    words = (*STUDENT, "trainer.max_steps=1", "trainer.max_epochs=null", "out=other")
+    done(tmp_path, "distill", f"teacher={folder / 'teacher'}", *words, TRUST, "coverage=1")
+    config = OmegaConf.load(tmp_path / "other/config.yaml")
+    assert config.teacher.coverage == 1
+    assert "coverage=1" in config.overrides
+    done(tmp_path, "train", *REAL, "model=inverse_flow", *words[:-1], "out=alone")
+    whole, alone = (load_checkpoint(tmp_path / name / "checkpoints/last.pt")["model"]
+                    for name in ("other", "alone"))  # fmt: skip
+    assert whole.keys() == alone.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(weight, alone[name], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_student_goes_on_bit_for_bit(taught, tmp_path):
     folder, _ = taught
@@ -189,6 +248,8 @@ def test_a_teacher_that_has_changed_is_refused(taught, tmp_path):
         (("teacher", "trust=null"), "if you know that code and trust it, add trust=tiny.Tiny"),
         (("teacher", "-m", "seed=1,2"), "armodels distill trains one student; leave -m away"),
         (("teacher", "resume=student"), "a student's run knows its teacher; leave teacher away"),
+        (("teacher", "coverage=1.5"), "coverage is 1.5; it must be"),
+        (("resume=student", "coverage=0.5"), "a student's run knows its coverage; leave coverage"),
         (("nowhere",), "nowhere"),
         (("teacher", "trainer.max_step=3", TRUST), "did you mean trainer.max_steps?"),
     ],
@@ -234,7 +295,15 @@ def test_the_gap_is_told_where_data_are_impossible(taught, monkeypatch, tmp_path
 
     monkeypatch.setattr(InverseFlow, "_log_prob", nowhere)
     teacher = str(taught[0] / "teacher")
-    words = ("distill", teacher, *STUDENT, TRUST, "trainer.max_steps=3", "out=student")
+    words = (
+        "distill",
+        teacher,
+        *STUDENT,
+        TRUST,
+        "trainer.max_steps=3",
+        "coverage=0",
+        "out=student",
+    )
     result = armodels(tmp_path, *words)
     assert result.code != 0
     assert re.search(r"^gap    KL\(student \|\| teacher\) ", result.out, re.M)

@@ -39,6 +39,54 @@ def test_the_log_probability_of_a_draw_is_that_of_the_event(num_bins):
         torch.testing.assert_close(model.log_prob(x), log_prob, rtol=0, atol=1e-9)
 
 
+def by_whole_passes(model, x):
+    """log p(x) with gradients, by passes each of which settles one more value."""
+    z = (x - model.mean) * torch.exp(-model.log_std)
+    log_prob = -model.log_std.sum()
+    for net in reversed(model.nets):
+        y, z = z, torch.zeros_like(z)
+        for _ in range(x.shape[1] + 1):
+            change = model._change(net, z)
+            bent = (y - change.shift) * torch.exp(-change.log_scale)
+            z, log_slope = splines.inverse(bent, change.spline)
+        log_prob = log_prob - (log_slope + change.log_scale).sum(1)
+    return log_prob + torch.distributions.Normal(0, 1).log_prob(z).sum(1)
+
+
+@pytest.mark.parametrize("num_bins", [0, 5])
+@pytest.mark.parametrize("hidden_sizes", [[], [8], [8, 7]])
+def test_gradients_go_through_the_inverse(num_bins, hidden_sizes):
+    """Those of weights and of events, of which some are beyond what layers hear."""
+    model = flow(num_layers=3, num_bins=num_bins, hidden_sizes=hidden_sizes, scale=0.4)
+    x = (6 * noise_of(40)).requires_grad_()
+    of = [x, *model.parameters()]
+    log_prob, expected = model.log_prob(x), by_whole_passes(model, x)
+    torch.testing.assert_close(log_prob, expected, rtol=1e-9, atol=0)
+    weights = noise_of(1, 40)[0]
+    found = torch.autograd.grad(log_prob, of, weights)
+    wanted = torch.autograd.grad(expected, of, weights)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+    model.requires_grad_(False)
+    (alone,) = torch.autograd.grad(model.log_prob(x), x, weights)
+    torch.testing.assert_close(alone, found[0], rtol=1e-9, atol=1e-9)
+    assert not model.log_prob(x.detach()).requires_grad
+
+
+def test_no_event_is_impossible():
+    """A recursion that grows by 2.7 a step would reach e^100 in the first of two layers."""
+    model = InverseFlow(data("vector", 100, levels=None), num_layers=2, num_bins=0)
+    with torch.no_grad():
+        for net in model.nets:
+            net.direct.weight.fill_(math.e)
+        x = 30 * noise_of(20, 100).float()
+        log_prob = model.log_prob(x)
+    assert log_prob.isfinite().all()
+    torch.testing.assert_close(
+        log_prob.double(), model.double().log_prob(x.double()).detach(), rtol=1e-3, atol=0
+    )
+
+
 def test_the_log_probability_is_by_the_jacobian():
     """log p(x) = log p(z) - log |det dx/dz|, the Jacobian by automatic differentiation."""
     model = flow(num_layers=3)

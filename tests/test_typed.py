@@ -143,7 +143,7 @@ def test_every_key_of_a_config_that_takes_any_text_is_known_as_text(path):
 
 
 NUMBERS = {"label", "num_orders", "num_particles", "batch_size", "impute", "num_examples"}
-NUMBERS |= {"block", "draft_steps", "temperatures", "film"}
+NUMBERS |= {"block", "draft_steps", "temperatures", "film", "coverage"}
 NUMBERS |= {"num_completions", "top_k", "top_p", "length"}  # or seconds, such as 2s
 
 

@@ -193,6 +193,46 @@ class MADE(FreeOrderNetwork):
         params = params.view(-1, self.num_steps, self.num_params)
         return params.index_select(1, self.slots)  # (B, S, P)
 
+    def slopes(self, x: Tensor, weights: Tensor) -> Tensor:
+        """How a weighted sum of the parameters of each step moves with each real value.
+
+        Without dropout, context and gradients. Automatic differentiation, which goes back from
+        each step by itself, takes some times as long.
+
+        Args:
+            x: (B, *event), real values.
+            weights: (B, S, P), of the parameters.
+
+        Returns:
+            (B, S, D), steps in generation order, values as in events.
+        """
+        h, moves = x.detach().flatten(1).to(self.bias), None
+        found = weights.new_zeros(len(x), self.num_steps, h.shape[1])
+        with torch.no_grad():
+            if self.direct is not None:
+                found += self._weighted(self.direct.weight * self.mask_direct, weights)
+            for i, layer in enumerate(self.hidden):
+                weight = layer.weight * self.get_buffer(f"mask_{i}")
+                h, slope = self._activated(F.linear(h, weight, layer.bias))
+                moves = slope[..., None] * (weight if moves is None else weight @ moves)
+            if self.output is not None and moves is not None:
+                found += self._weighted(self.output.weight * self.mask_output, weights) @ moves
+        return found
+
+    def _weighted(self, weight: Tensor, weights: Tensor) -> Tensor:
+        """Rows (S P, I) of a layer, summed by weights (B, S, P): (B, S, I)."""
+        return torch.einsum(
+            "bsp,spi->bsi", weights, weight.unflatten(0, (-1, self.num_params))[self.slots]
+        )
+
+    def _activated(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden units (B, H) and their slopes."""
+        with torch.enable_grad():
+            total = total.detach().requires_grad_()
+            units = self.activation(total)
+            (slope,) = torch.autograd.grad(units.sum(), total)
+        return units.detach(), slope
+
     def pack(self) -> MADEPack:
         """Sort every weight by when its input is known."""
         inputs = self.encode.columns(self.order_table)

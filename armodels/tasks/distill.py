@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from armodels import checkpoints, construct, disk, errors, names, show
+from armodels import checkpoints, checks, construct, disk, distilling, errors, names, show
 
 Compose = Callable[[Sequence[str], str], dict]
 """Words of a training, its directory -> its config."""
 
 Train = Callable[[Mapping[str, Any]], float]
 """What trains a config."""
+
+Coverage = Annotated[float, checks.Range(0, 1)]
+"""A share of what a student learns."""
 
 STUDENT = "model=inverse_flow"
 
@@ -27,10 +30,13 @@ def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
         ValueError: There is no teacher, or what was typed does not suit one.
     """
     disk.require_place(config["out"])
-    words = list(config["words"])
+    words, coverage = list(config["words"]), config["coverage"]
+    checks.require_types(config, {"coverage": Coverage | None})
     if config["resume"]:
         if config["teacher"]:
             raise ValueError("a student's run knows its teacher; leave teacher away")
+        if coverage is not None:
+            raise ValueError("a student's run knows its coverage; leave coverage away")
         path = os.path.abspath(config["resume"])
         train(_composed(compose, [f"resume={show.hydra(path)}", *words], path))
         return
@@ -38,6 +44,7 @@ def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
         raise ValueError(
             "teacher=... is missing; name the run to learn from: armodels distill RUN"
         )
+    coverage = distilling.COVERAGE if coverage is None else coverage
     for word in words:
         key = word.partition("=")[0].lstrip("+~")
         if key.split(".")[0] == "data":
@@ -50,9 +57,13 @@ def main(config: Mapping[str, Any], compose: Compose, train: Train) -> None:
     # The teacher's run may be a stranger's: its data are not what this command names itself.
     construct.source(taken.config["data"], taken.trust)
     choices = {**first["choices"], "data": taken.config["choices"]["data"]}
-    name = names.run_name(first["overrides"], first["seed"], name=first["name"])
+    own = [] if config["coverage"] is None else [f"coverage={coverage:g}"]
+    typed = [*first["overrides"], *own]
+    name = names.run_name(typed, first["seed"], name=first["name"])
     place = config["out"] or os.path.join("outputs", choices["data"], choices["model"], name)
-    train({**first, "data": taken.config["data"], "choices": choices, "directory": place})
+    known = {"run": teacher, "coverage": coverage}
+    changed = {"teacher": known, "data": taken.config["data"], "choices": choices}
+    train({**first, **changed, "overrides": typed, "directory": place})
 
 
 def _composed(compose: Compose, words: Sequence[str], directory: str) -> dict:
