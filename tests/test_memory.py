@@ -91,7 +91,7 @@ def test_it_counts_what_a_batch_keeps():
 
 
 def test_a_student_is_measured_by_its_draws():
-    """Its draws take a pass of each layer, and events of others as many as they have values."""
+    """Its draws take a pass of each layer; the inverse of other events takes slopes, too."""
     model = flows.InverseFlow(data("vector", 20, levels=None), hidden_sizes=[4])
     teacher = GMM(model.spec, num_components=1)
     teacher.initialize([torch.randn(50, 20, dtype=torch.double)])
@@ -99,4 +99,4 @@ def test_a_student_is_measured_by_its_draws():
         memory.of_training(model, 100, averaged=False, objective=objective)
         for objective in (None, lambda one: Distillation(one, teacher))
     )
-    assert 3 * drawn < whole
+    assert 2 * drawn < whole
