@@ -242,16 +242,17 @@ def auprc(own: np.ndarray, other: np.ndarray) -> Area:
         own: (N,) scores of the negative class.
         other: (M,) scores of the positive class.
     """
+    from scipy.special import expit
     from sklearn.metrics import average_precision_score
 
     labels = _labels(own, other)
-    value = float(average_precision_score(labels, np.concatenate([own, other])))
+    # Its sum may miss 1 by a last digit.
+    value = round(float(average_precision_score(labels, np.concatenate([own, other]))), 12)
     if not 0 < value < 1:
         return Area(value, value, value)
     logit = math.log(value / (1 - value))
     wide = 1.96 / math.sqrt(len(other) * value * (1 - value))
-    low, high = (1 / (1 + math.exp(-(logit + side * wide))) for side in (-1, 1))
-    return Area(value, low, high)
+    return Area(value, float(expit(logit - wide)), float(expit(logit + wide)))
 
 
 def _labels(own: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -83,6 +83,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path: Nothing, or an empty folder.
 
     Raises:
+        FileExistsError: Something has been put there meanwhile.
         OSError: It could not be written; where the disk is full, says what it takes.
     """
     made = [one for one in path.parents if not one.exists()]
@@ -99,9 +100,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         finally:
             written = sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
-        if path.is_dir():
-            path.rmdir()  # where it is empty: Windows renames onto none
-        os.rename(part, path)
+        try:
+            if path.is_dir():
+                path.rmdir()  # where it is empty: Windows renames onto none
+            os.rename(part, path)
+        except OSError as error:
+            if os.path.lexists(path):
+                raise FileExistsError(
+                    f"{path} has been made by another program meanwhile; name another folder"
+                ) from error
+            raise
     except OSError as error:
         _tell_if_full(error, path, written)
         raise

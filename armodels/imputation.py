@@ -30,6 +30,7 @@ class Filled(NamedTuple):
         seconds: It took.
         effective_particles: The least of a row; None where the answers are exact, or none.
         doubtful: Rows of which too few particles count for the error to be trusted.
+        num_particles: Of each row, of every order or component; 0 where the answers are exact.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Filled(NamedTuple):
     seconds: float
     effective_particles: float | None = None
     doubtful: int = 0
+    num_particles: int = 0
 
 
 def hide(x: Tensor, share: float, seed: int) -> Tensor:
@@ -156,4 +158,5 @@ def by_model(
         time.perf_counter() - start,
         None if least == math.inf else least,
         doubtful,
+        found.num_particles,
     )

@@ -19,11 +19,14 @@ from armodels.data.collections import (
     as_grey_or_rgb,
     first_line,
     is_animated,
+    is_hidden,
     open_picture,
+    some,
+    walk,
 )
 from armodels.data.images import quantize
 from armodels.data.midi import MIDIS
-from armodels.data.sound import CLIPS
+from armodels.data.sound import CLIPS, is_same
 from armodels.data.text import files_of, read_symbols
 from armodels.prompts import levels_of
 from armodels.spec import DataSpec
@@ -88,12 +91,22 @@ def read(path: Path, spec: DataSpec, *, resize: bool = False) -> Originals:
         events.append(event)
         changed += not same
     if changed:
+        what, knows = _known_of(spec)
         notes.append(
-            f"{changed} of {len(files)} pictures were changed to what the model knows (size, "
-            f"colours, {spec.levels} levels), and come back so"
+            f"{changed} of {len(files)} {what} were changed to what the model knows ({knows}), "
+            f"and come back so"
         )
     size = sum(one.stat().st_size for one in files)
     return Originals(names, events, size, tuple(notes))
+
+
+def _known_of(spec: DataSpec) -> tuple[str, str]:
+    """What files are, and what a model knows of them."""
+    if spec.waveform is not None:
+        return "sounds", f"one channel of {spec.waveform.rate:,} Hz, {spec.levels} levels"
+    if spec.notes is not None:
+        return "files of music", "which notes sound in each frame"
+    return "pictures", f"size, colours, {spec.levels} levels"
 
 
 def _suffix(spec: DataSpec) -> str | None:
@@ -111,11 +124,13 @@ def _files(path: Path, spec: DataSpec) -> tuple[list[Path], list[str]]:
     """The files that are read, and what is said of the others."""
     if not path.is_dir():
         return [path], []
+    hidden = [name for name in walk(path)[0] if is_hidden(name)]
+    left_out = [f"hidden files: {some(hidden)}"] if hidden else []
     if spec.alphabet is not None:
-        return files_of(path), []
+        return files_of(path), left_out
     wanted = CLIPS if spec.waveform is not None else PICTURES if spec.notes is None else MIDIS
     tree = Tree(path, wanted)
-    return [path / name for name in tree.names], tree.left_out
+    return [path / name for name in tree.names], [*tree.left_out, *left_out]
 
 
 def _renamed(names: Sequence[PurePosixPath], suffix: str) -> tuple[str, ...]:
@@ -133,7 +148,9 @@ def _read_one(file: Path, spec: DataSpec, resize: bool) -> tuple[Tensor, bool]:
         return _text(file, spec), True
     if spec.waveform is None and spec.notes is None:
         return _picture(file, spec, resize)
-    return torch.from_numpy(levels_of(file, spec, "path")).to(spec.dtype), True
+    event = torch.from_numpy(levels_of(file, spec, "path")).to(spec.dtype)
+    original, back = file.read_bytes(), contents(event, spec)
+    return event, original == back or (spec.waveform is not None and is_same(original, back))
 
 
 def _text(file: Path, spec: DataSpec) -> Tensor:

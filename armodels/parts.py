@@ -99,7 +99,11 @@ def known_names(known: list, spec: DataSpec, key: str = "known") -> Tensor:
         ValueError: There is none of such a name.
     """
     if not spec.names and spec.kind != "vector":
-        raise ValueError(f"{key} is {known}, but {spec.name} has no named columns")
+        raise ValueError(
+            f"{key} is {known}, but {spec.name} has no named columns"
+            + (" or voices; train on data.voices=true" if spec.notes else "")
+            + f"; name a part by a mask (png or npy), or by {', '.join(KNOWN)}"
+        )
     what = "voices" if spec.notes else "columns"
     there = spec.names or [str(i) for i in range(spec.num_dims)]
     names = [str(name) for name in known]

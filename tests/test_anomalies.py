@@ -53,6 +53,7 @@ def test_the_interval_of_auprc_by_hand():
     low, high = 1 / (1 + 3 * odds), odds / (odds + 3)
     assert found == pytest.approx((0.25, low, high))
     assert anomalies.auprc(np.zeros(30), np.ones(10)) == pytest.approx((1, 1, 1))
+    assert anomalies.auprc(np.arange(500) - 1000.0, np.arange(10)) == (1, 1, 1)  # though sums err
     apart = anomalies.auprc(np.arange(30) + 20.0, np.arange(10))  # on the wrong side, all
     assert 0 < apart.low < apart.value < apart.high < 1
 

@@ -282,7 +282,8 @@ BAD = {
     "no-mask": (("complete", "run=run", "mask=no.png"), "mask no.png does not exist"),
     "no-columns": (
         ("complete", "run=run", "known=[pH]"),
-        "known is ['pH'], but tiny-image has no named columns",
+        "known is ['pH'], but tiny-image has no named columns; name a part by a mask (png or "
+        "npy), or by top, bottom",
     ),
     "checkpoint": (
         ("eval", "run=run", "checkpoint=first"),

@@ -120,6 +120,14 @@ def test_every_model_comes_back_from_its_tensors(case, tmp_path):
                           if t.is_floating_point()}  # fmt: skip
 
 
+def test_an_exported_model_has_no_curves_to_compare(folder, tmp_path):
+    told = "is an exported model, without a run's curves; name the run, or see the numbers in "
+    for words in (["out"], ["ema", "out"]):
+        assert armodels(folder, "compare", *words).error == f"out {told}out/README.md"
+    error = armodels(folder, "compare", "ema", str(tmp_path)).error
+    assert error == f"no run in {tmp_path}; train something first"
+
+
 def test_a_folder_is_the_run(folder):
     require_the_same(load_model(folder / "ema"), load_model(folder / "out"))
     for one in ("ema", "out"):

@@ -20,6 +20,7 @@ from armodels.data.folder import Folder
 from armodels.data.music import Music
 from armodels.data.text import Text, files_of
 from armodels.originals import read
+from armodels.spec import DataSpec
 from armodels.waveform import write_wav
 
 
@@ -261,3 +262,24 @@ def test_a_file_has_no_trouble(tmp_path):
     assert disk.trouble(tmp_path / "a") is disk.trouble(tmp_path / "b") is None
     assert disk.trouble(tmp_path) == "is a folder, no file"
     assert disk.trouble(tmp_path / "c") == disk.trouble(tmp_path / "a/c") == "does not exist"
+
+
+def test_a_folder_that_another_program_made_meanwhile_is_named(tmp_path):
+    place, told = tmp_path / "new", "new has been made by another program meanwhile; name another"
+    writing = disk.atomic_folder(place)
+    (writing.__enter__() / "mine").write_text("1")
+    place.mkdir()
+    (place / "theirs").write_text("2")
+    with pytest.raises(FileExistsError, match=told):
+        writing.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "theirs"]
+
+
+def test_hidden_files_of_pictures_and_texts_are_named(tmp_path):
+    (tmp_path / "a/.b").mkdir(parents=True)
+    for name in ("a/one.png", "a/.two.png", "a/.b/three.png"):
+        Image.new("L", (4, 3)).save(tmp_path / name)
+    spec = DataSpec("grey", "image", (1, 3, 4), 256, "probability")
+    found = read(tmp_path / "a", spec)
+    assert found.names == ("one.png",)
+    assert f"in {tmp_path / 'a'}, left out are hidden files: .b/three.png, .two.png" in found.notes

@@ -29,7 +29,7 @@ def back(folder, run, path, *keys):
 @pytest.mark.slow
 def test_own_sounds_come_back(tmp_path):
     """Sample for sample, in folders, of any length; what is no sound is refused."""
-    pytest.importorskip("soundfile")
+    soundfile = pytest.importorskip("soundfile")
     rng, wave = np.random.default_rng(0), Waveform.of(RATE, "linear8")
     levels = [rng.integers(0, 256, size) for size in (200, 31, 64, 90)]
     (tmp_path / "clips/deep").mkdir(parents=True)
@@ -43,6 +43,21 @@ def test_own_sounds_come_back(tmp_path):
         name = f"{'deep/' * (i % 2)}{i}.wav"
         assert np.array_equal(wave.encoded(read_clip(found / name, RATE)), one)
         assert (found / name).read_bytes() == (tmp_path / "clips" / name).read_bytes()
+    # What is lost is said: a rate, a channel, finer samples; nothing is by another kind of file.
+    (tmp_path / "more/.deep").mkdir(parents=True)
+    samples = wave.decoded(levels[0])
+    for name, values, rate in (
+        ("fast.wav", samples, 2 * RATE),
+        ("two.wav", np.stack([samples, -samples], 1), RATE),
+        ("fine.wav", samples + 0.001, RATE),
+        ("same.flac", samples, RATE),
+        (".deep/hidden.wav", samples, RATE),
+    ):
+        soundfile.write(tmp_path / "more" / name, values, rate)
+    out = done(tmp_path, "compress", "rnn", "path=more", "out=more.arm")
+    lost = "(one channel of 8,000 Hz, 256 levels), and come back so"
+    assert f"3 of 4 sounds were changed to what the model knows {lost}" in out
+    assert "in more, left out are hidden files: .deep/hidden.wav" in out
     (tmp_path / "no.wav").write_bytes(b"RIFF")
     error = armodels(tmp_path, "compress", "rnn", "path=no.wav", "out=no.arm").error
     assert "no.wav" in error

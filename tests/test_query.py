@@ -162,8 +162,11 @@ def test_errors_of_a_mixture_are_those_of_its_terms():
     z = (found.log_prob - truth) / found.standard_error
     assert float(z.std()) == pytest.approx(1, abs=0.08)
     assert abs(float(z.mean())) < 0.15
+    assert found.num_particles == 400  # of both orders
+    assert model.log_prob_of(x, asked, num_particles=1).num_particles == 2
     exact = OrderMixture(made, several[:1]).log_prob_of(x, asked)
     assert exact.method == "exact"
+    assert exact.num_particles == 0
     assert float(exact.log_prob) == pytest.approx(enumerated(made, x, asked), abs=1e-12)
 
 

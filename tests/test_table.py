@@ -231,8 +231,16 @@ BAD = [
     ("\n", {}, "table {} is empty"),
     ("# nothing\n", {}, "table {} is empty"),
     ('a,b\n1,"2\n3,4\n', {}, "table {} cannot be read as text: "),
-    ("a,b\n1,2\n", {"columns": ["c"]}, "column 'c' is not in {}; it has a, b"),
-    ("a,b\n1,2\n", {"drop": ["c"]}, "column 'c' is not in {}; it has a, b"),
+    (
+        "a,b\n1,2\n",
+        {"columns": ["c"]},
+        "column 'c' is not in {}; it has a, b. Name some of these in data.columns, or add it",
+    ),
+    (
+        "a,b\n1,2\n",
+        {"drop": ["c"]},
+        "column 'c' is not in {}; it has a, b. Name some of these in data.drop, or leave it away",
+    ),
     ("a,b\n1,2\n", {"drop": ["ab"]}, "column 'ab' is not in {}; it has a, b"),
     ("a,b\n1,2\n", {"columns": ["a"], "drop": ["a"]}, "data.columns and data.drop keep the col"),
     (b"a\0b\n1\n", {}, "table {} is no text: it holds NUL characters"),
@@ -963,6 +971,8 @@ def test_a_table_is_filled(stars, folder):
     assert {row[2] for row in filled[:200]} == {"-1", "2", "3", "9"}
     assert {row[3] for row in filled[:200]} == {"2"}
     assert {tuple(row[2:]) for row in filled[200:400]} == {("9", "3")}
+    told = armodels(stars, "complete", "run", "table=none.csv", "num_completions=1").error
+    assert told == "table none.csv does not exist; name a file with table"
     told = armodels(stars, "complete", "run", "table=t.csv", "num_completions=1").err
     assert "no row of table t.csv lacks a cell" in told
     done(stars, "train", "data=tiny", "model=independent", *QUICK, "out=tiny")

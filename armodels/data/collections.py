@@ -132,7 +132,7 @@ class Wanted:
             return []
         kinds = Counter(PurePosixPath(name).suffix.lower() or "(no ending)" for name in others)
         most = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
-        shown = _some([f"{count} {kind}" for kind, count in most])
+        shown = some([f"{count} {kind}" for kind, count in most])
         return [f"files that are no {self.words}: {shown}"]
 
 
@@ -244,7 +244,7 @@ class Tree(Collection):
         self.classes = _folders(self.names)
         self.left_out = wanted.left_out(found)
         if loops:
-            shown = _some(loops)
+            shown = some(loops)
             self.left_out.append(f"links to a folder that they lie in, not followed: {shown}")
         # A link that leads nowhere counts as itself; decoding names it.
         stats = [
@@ -286,7 +286,7 @@ class Zip(Collection):
         found = [pair for pair in found if pair[0] not in links]
         self.left_out = wanted.left_out([name for name, _ in found])
         if links:
-            self.left_out.append(f"links, which lead nowhere from a zip: {_some(links)}")
+            self.left_out.append(f"links, which lead nowhere from a zip: {some(links)}")
         found = [pair for pair in found if wanted.takes(pair[0])]
         self.names = [name for name, _ in found]
         self._infos = [info for _, info in found]  # Two of one name are two pictures.
@@ -395,7 +395,8 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names, for a sentence."""
     return ", ".join(names[:MAX_SHOWN]) + (" ..." if len(names) > MAX_SHOWN else "")
 
 

@@ -108,6 +108,16 @@ def _mono(contents: bytes, rate: int) -> np.ndarray:
     return resample(samples, own_rate, rate).clip(-1, 1)
 
 
+def is_same(one: bytes, other: bytes) -> bool:
+    """Whether two files that can be read have the same samples, channels and rate."""
+    soundfile = require_soundfile()
+    (a, rate), (b, other_rate) = (
+        soundfile.read(io.BytesIO(contents), dtype="float64", always_2d=True)
+        for contents in (one, other)
+    )
+    return rate == other_rate and np.array_equal(a, b)
+
+
 def _require_whole(log: str) -> None:
     """Raise ValueError where a header states more bytes than there are, by libsndfile's log.
 

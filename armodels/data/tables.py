@@ -304,9 +304,12 @@ class Table(Source):
         names = list(table.cells)
         for name in [*(self.columns or ()), *self.drop]:
             if name not in names:
+                out = "data.drop, or leave it away"
+                if name not in self.drop:
+                    out = "data.columns, or add it, with empty cells where nothing is known of it"
                 raise ValueError(
-                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}. Add it, "
-                    f"with empty cells where nothing is known of it"
+                    f"column {name!r} is not in {self.path}; it has {', '.join(names)}. Name some "
+                    f"of these in {out}"
                 )
         kept = names if self.columns is None else self.columns
         chosen = [n for n in kept if n not in self.drop]

@@ -38,12 +38,14 @@ class LogProbOf(NamedTuple):
         method: ``"exact"``, or ``"likelihood weighting"``: an estimate by particles.
         effective_sample_size: (B,) so many particles of equal weight have as much error; infinite
             where the answer is exact. Below ``FEW`` the standard error is no more than a guess.
+        num_particles: All of them, of every order or component; 0 where the answer is exact.
     """
 
     log_prob: Tensor
     standard_error: Tensor
     method: str
     effective_sample_size: Tensor
+    num_particles: int
 
     @property
     def doubtful(self) -> Tensor:
@@ -168,11 +170,11 @@ def answer(weights: Weights) -> LogProbOf:
     log_prob = found[0] - found[1]
     if weights.exact:
         error, effective = torch.zeros_like(log_prob), torch.full_like(log_prob, torch.inf)
-        return LogProbOf(log_prob, error, "exact", effective)
+        return LogProbOf(log_prob, error, "exact", effective, 0)
     terms, particles = weights.both.shape[1:]
     if particles == 1:  # one tells nothing of how far others would lie from it
         error, effective = torch.full_like(log_prob, torch.inf), torch.ones_like(log_prob)
-        return LogProbOf(log_prob, error, "likelihood weighting", effective)
+        return LogProbOf(log_prob, error, "likelihood weighting", effective, terms)
     effective = torch.stack([_effective(one) for one in shares]).amin(0)
     moves = (shares[0] - shares[1]).var(2).sum(1) / (terms**2 * particles)
     error = moves.sqrt()
@@ -181,7 +183,7 @@ def answer(weights: Weights) -> LogProbOf:
     error[few] = error[few].maximum(disagreement(both, taken_off=known) / 2)
     none = log_prob.isneginf()
     error, effective = error.masked_fill(none, torch.inf), effective.masked_fill(none, 0)
-    return LogProbOf(log_prob, error, "likelihood weighting", effective)
+    return LogProbOf(log_prob, error, "likelihood weighting", effective, terms * particles)
 
 
 def _effective(shares: Tensor) -> Tensor:

@@ -76,18 +76,27 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
     """Every run directory in or below the folders.
 
     Raises:
-        FileNotFoundError: A folder does not exist, or there is no run.
+        FileNotFoundError: A folder does not exist, or there is no run in it.
+        ValueError: It is what ``armodels export`` wrote.
     """
     found: dict[Path, RunDirectory] = {}
-    for folder in map(Path, folders):
+    for typed in folders:
+        folder = Path(typed)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} does not exist; name folders that hold runs")
         marks = [*folder.rglob("status.json")]
         marks += [p for p in folder.rglob("config.yaml") if (p.parent / "checkpoints").is_dir()]
+        if not marks:
+            from armodels import exported
+
+            if exported.is_exported(folder):
+                raise ValueError(
+                    f"{folder} is an exported model, without a run's curves; name the run, or see "
+                    f"the numbers in {folder / exported.CARD}"
+                )
+            raise FileNotFoundError(f"no run in {typed}; train something first")
         for path in sorted(marks, key=lambda path: path.parent):
             found[path.parent.resolve()] = RunDirectory(path.parent)
-    if not found:
-        raise FileNotFoundError(f"no run in {', '.join(map(str, folders))}; train something first")
     return list(found.values())
 
 

@@ -97,6 +97,8 @@ def fill_table(config: Mapping, restored: checkpoints.Restored) -> None:
     config = _with_particles(config, spec)
     if spec.columns is None or restored.model.context is not None:
         raise ValueError(f"table=FILE is for a model of a table, not one of {spec.name}")
+    if not (path := Path(config["table"])).is_file():
+        raise FileNotFoundError(f"table {path} {disk.trouble(path)}; name a file with table")
     source = {**restored.config["data"], "path": config["table"]}
     source |= {"columns": list(spec.columns), "drop": []}
     _, rows = construct.source(source, restored.trust).whole(missing=True)

@@ -126,7 +126,7 @@ def _ask(restored: Restored, spec: DataSpec, examples: Examples, config: Mapping
     path = _path(restored, "-".join(words), spec, config)
     disk.write_csv(path, COLUMNS, rows)
     parts = " | ".join(", ".join(one) for one in (what, condition) if one)
-    _tell(restored, f"p({parts})", asked, rows, config["num_particles"])
+    _tell(restored, f"p({parts})", asked, rows, found.num_particles)
     show.say(f"wrote  {path} ({len(rows)} examples)")
 
 
@@ -258,7 +258,7 @@ def _impute(restored: Restored, spec: DataSpec, examples: Examples, config: Mapp
         if one.effective_particles is not None:
             error = (
                 f" (standard error {one.standard_error:.4f}, effective particles at least "
-                f"{one.effective_particles:.1f} of {config['num_particles']})"
+                f"{one.effective_particles:.1f} of {one.num_particles})"
             )
         show.say(f"{one.method:<17} RMSE {one.rmse:.4f}   {one.seconds:6.1f} s{cost}{error}")
     show.say(f"wrote  {path}")
