@@ -166,7 +166,8 @@ def pack(header: Header) -> bytes:
         machine.place,
     )
     joined = "\0".join(header.names).encode("utf-8", "surrogateescape")
-    names = zlib.compress(joined, 9, -zlib.MAX_WBITS) if header.kind == FILES else joined
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    names = packer.compress(joined) + packer.flush() if header.kind == FILES else joined
     parts = [fixed, _varint(header.batch), _varint(header.count), _varint(len(names)), names]
     parts += _packed_sizes(header.sizes)
     for length, crc, value_crc in zip(header.lengths, header.sums, header.value_sums, strict=True):
