@@ -75,11 +75,13 @@ class RunSummary:
 def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
     """Every run directory in or below the folders.
 
+    A folder without one is named, and left out where others have some.
+
     Raises:
-        FileNotFoundError: A folder does not exist, or there is no run in it.
-        ValueError: It is what ``armodels export`` wrote.
+        FileNotFoundError: A folder does not exist, or there is no run in any.
     """
     found: dict[Path, RunDirectory] = {}
+    without: list[str] = []
     for typed in folders:
         folder = Path(typed)
         if not folder.is_dir():
@@ -87,17 +89,26 @@ def find_runs(folders: Sequence[str]) -> list[RunDirectory]:
         marks = [*folder.rglob("status.json")]
         marks += [p for p in folder.rglob("config.yaml") if (p.parent / "checkpoints").is_dir()]
         if not marks:
-            from armodels import exported
-
-            if exported.is_exported(folder):
-                raise ValueError(
-                    f"{folder} is an exported model, without a run's curves; name the run, or see "
-                    f"the numbers in {folder / exported.CARD}"
-                )
-            raise FileNotFoundError(f"no run in {typed}; train something first")
+            without.append(_without(typed))
         for path in sorted(marks, key=lambda path: path.parent):
             found[path.parent.resolve()] = RunDirectory(path.parent)
+    if not found:
+        raise FileNotFoundError("; ".join(without))
+    for why in without:
+        show.warn(why)
     return list(found.values())
+
+
+def _without(folder: str) -> str:
+    """Why a folder has nothing to compare."""
+    from armodels import exported
+
+    if exported.is_exported(Path(folder)):
+        return (
+            f"{folder} is an exported model, without a run's curves; name the run, or see the "
+            f"numbers in {Path(folder) / exported.CARD}"
+        )
+    return f"no run in {folder}; train something first"
 
 
 @dataclass(frozen=True)
